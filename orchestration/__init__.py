@@ -1,0 +1,1 @@
+"""Ray, Optuna and MLflow around soflow: clusters, warm workers, sweeps and tracking."""

@@ -1,0 +1,94 @@
+"""Connecting to a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestration.config import LaunchConfig
+from soflow.config import ConfigError
+
+CONNECT_TIMEOUT_S = 10
+RAY_SETTINGS = {
+    # The watcher is one more process per worker group to start; lost workers are noticed without it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its default
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # processes start one after another on a busy laptop
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",  # how much an abrupt end of the driver costs
+}
+
+
+def check_fits(config: LaunchConfig, groups: int, cpus: float, gpus: float, where: str) -> None:
+    """Make sure that `groups` worker groups fit at a time.
+
+    Raises:
+        ConfigError: saying what is needed and what there is.
+    """
+    resources = config.resources
+    for kind, each, there in (("CPUs", resources.cpus_per_worker, cpus), ("GPUs", resources.gpus_per_worker, gpus)):
+        needed = groups * resources.num_workers * each
+        if needed > there:
+            raise ConfigError(
+                f"resources = {groups} x {resources.num_workers} workers x {each:g} {kind}: need {needed:g} {kind}, "
+                f"{where} has {there:g}; lower max_concurrent, resources.num_workers or the {kind} per worker"
+            )
+
+
+def check_address(address: str) -> None:
+    """Make sure that something answers at a cluster's address.
+
+    Raises:
+        ConfigError: if nothing does within 10 seconds.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"address = {address}: must read HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
+            "address out to use this machine alone"
+        ) from None
+
+
+@contextmanager
+def connected(config: LaunchConfig, groups: int) -> Iterator[None]:
+    """A connection to the configured cluster, with room for `groups` worker groups; a cluster of our own ends with it.
+
+    Raises:
+        ConfigError: if the cluster cannot be reached or is too small.
+    """
+    if config.address is None:
+        check_fits(config, groups, os.cpu_count() or 1, float("inf"), "this machine")
+    else:
+        check_address(config.address)
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    options = {"address": config.address} if config.address else {"dashboard_host": "127.0.0.1"}
+    try:
+        ray.init(
+            **options,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {**RAY_SETTINGS, "PYTHONWARNINGS": "ignore"}},
+        )
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"address = {config.address or 'local'}: cannot connect to Ray ({reason})") from None
+    try:
+        total = ray.cluster_resources()
+        check_fits(config, groups, total.get("CPU", 0), total.get("GPU", 0), "the cluster")
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,126 @@
+"""From the command line and YAML files to a validated configuration, or one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+from pydantic import ValidationError
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from soflow.config import OBJECTIVE_CONFIGS, ConfigError, Section, describe, read_yaml
+from soflow.data import SOURCES, DataError
+from soflow.networks import NETWORKS
+
+Config = TypeVar("Config", bound=Section)
+NAMES = {"objective": OBJECTIVE_CONFIGS, "dataset": SOURCES, "network": NETWORKS}
+
+
+def read_command_line(model: type[Config], description: str, arguments: list[str] | None = None) -> Config:
+    """The configuration from defaults, then `--config` files in order, then flags.
+
+    Ends the program with exit code 2 after one line on stderr if anything is wrong with them.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _read(model, description, arguments)
+    except (ConfigError, DataError) as error:
+        fail(error)
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """Say what is wrong and exit with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _read(model: type[Config], description: str, arguments: list[str]) -> Config:
+    short = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    short.add_argument("--config", action="append", default=[])
+    for name in NAMES:
+        short.add_argument(f"--{name}")
+    chosen, arguments = short.parse_known_args(arguments)
+
+    values: dict[str, Any] = {}
+    for file in chosen.config:
+        values = _merge(values, read_yaml(file))
+    for name, known in NAMES.items():
+        if (wanted := getattr(chosen, name)) is not None:
+            if wanted not in known:
+                raise ConfigError(f"{name} = {wanted}: must be one of {', '.join(sorted(known))}")
+            # Another objective has other fields: those of the one in the file do not carry over.
+            same = values.get(name, {}).get("name", getattr(model(), name).name) == wanted
+            values[name] = (values.get(name, {}) if same else {}) | {"name": wanted}
+
+    given, unknown = tyro.cli(
+        model,
+        args=arguments,
+        default=_unvalidated(model, values),
+        description=f"{description}\n\n{SHORT_FORMS}",
+        registry=_sections_as_dictionaries(),
+        return_unknown_args=True,
+    )
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unknown flag or stray value; --help lists what there is")
+    return validate(model, _merge(values, given))
+
+
+SHORT_FORMS = (
+    f"Short forms: --objective {{{','.join(OBJECTIVE_CONFIGS)}}}, --dataset {{{','.join(SOURCES)}}} and --network NAME "
+    "choose by name; --config FILE reads YAML (repeatable; later files and flags win). Every other flag is a path into "
+    "the configuration tree, the same in YAML files and search spaces."
+)
+
+
+def validate(model: type[Config], values: dict[str, Any]) -> Config:
+    """Raises ConfigError with one line per fault."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, model)) from None
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, section by section; a section of another name replaces the old one."""
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
+            merged[key] = _merge(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _unvalidated(model: type[Section], values: dict[str, Any], path: str = "") -> Section:
+    """`values` over the model's defaults, checked only as far as the command line's flags need."""
+    model = OBJECTIVE_CONFIGS.get(values.get("name"), model) if path == "objective" else model
+    filled = {}
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        filled[name] = values.get(name, default)
+        if isinstance(default, Section):
+            if not isinstance(filled[name], (dict, Section)):
+                raise ConfigError(f"{name} = {filled[name]}: must be a mapping of configuration keys")
+            filled[name] = _unvalidated(type(default), values.get(name, {}), name)
+    return model.model_construct(**filled)
+
+
+def _sections_as_dictionaries() -> ConstructorRegistry:
+    """Let tyro return nested dictionaries: then every fault is found and worded in one place, `describe`."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def section(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not isinstance(info.default, Section):
+            return None
+        fields = []
+        for name, field in type(info.default).model_fields.items():
+            value = getattr(info.default, name)
+            kind = type(value) if isinstance(value, Section) else field.annotation
+            fields.append(StructFieldSpec(name=name, type=kind, default=value, helptext=field.description))
+        return StructConstructorSpec(instantiate=lambda **values: values, fields=tuple(fields))
+
+    return registry

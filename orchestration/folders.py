@@ -1,0 +1,71 @@
+"""Folders of sweeps and runs in `storage`: never overwritten, found again by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from orchestration.config import LaunchConfig, SweepConfig
+from soflow.config import ConfigError
+
+SWEEP_FILE = "sweep.yaml"
+RUN_FILE = "run.yaml"
+
+
+def check_storage(storage: Path) -> None:
+    """Make sure that `storage` exists and can be written.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe = storage / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"storage = {storage}: must be a folder that can be written ({error.strerror})") from None
+
+
+def new_folder(config: LaunchConfig) -> Path:
+    """The folder of a new sweep or run.
+
+    Raises:
+        ConfigError: if the name is taken.
+    """
+    started = time.strftime("%Y%m%d-%H%M%S")
+    folder = config.storage / (config.name or f"{config.objective.name}-{config.dataset.name}-{started}")
+    if folder.exists():
+        raise ConfigError(f"name = {folder.name}: is taken in {config.storage}; choose another or use --resume")
+    return folder
+
+
+def resumable_sweep(config: SweepConfig) -> Path:
+    """The folder of the sweep to resume.
+
+    Raises:
+        ConfigError: if there is no sweep of this name.
+    """
+    folder = config.storage / config.resume
+    if not (folder / SWEEP_FILE).exists():
+        there = sorted(path.parent.name for path in config.storage.glob(f"*/{SWEEP_FILE}"))
+        known = f"there are {', '.join(there)}" if there else "there is none"
+        raise ConfigError(f"resume = {config.resume}: no sweep of this name in {config.storage}; {known}")
+    return folder
+
+
+def resumable_run(folder: Path) -> Path:
+    """The folder of the run to resume.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if not (folder / RUN_FILE).exists():
+        raise ConfigError(f"resume = {folder}: must be the folder of a run, which holds {RUN_FILE}")
+    return folder
+
+
+def trial_folder(sweep: Path, number: int) -> Path:
+    """Where a trial's checkpoints and grids are, by its number in the study."""
+    return sweep / "trials" / f"{number:04d}"

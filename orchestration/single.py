@@ -1,0 +1,114 @@
+"""One training run, by the same workers, checkpoints and writer as a sweep's trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from orchestration.cluster import connected
+from orchestration.config import EXPERIMENT, FLUSH_S, TrainConfig
+from orchestration.folders import RUN_FILE, check_storage, new_folder, resumable_run
+from orchestration.tracking import Tracker, check_tracking, environment_tags
+from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
+from soflow.data import open_source
+
+
+def train(config: TrainConfig) -> bool:
+    """Run or resume one training run to its end, with progress on the terminal.
+
+    Returns:
+        Whether it reached its last step; False if it failed or was interrupted, after saying why and how to go on.
+
+    Raises:
+        ConfigError, DataError, TrackingError: before anything starts, in one line.
+    """
+    if config.resume is None:
+        folder = new_folder(config)
+    else:
+        folder = resumable_run(config.resume)
+        config = TrainConfig.model_validate(read_yaml(folder / RUN_FILE))
+    check_storage(config.storage)
+    open_source(config.dataset)
+    check_tracking(config.resolved_tracking_uri)
+    with connected(config, groups=1):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(to_yaml(config))
+        print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
+        return _Run(config, folder.absolute()).execute()
+
+
+class _Run:
+    """The driver's side of one run: asks the workers for report after report and records them."""
+
+    def __init__(self, config: TrainConfig, folder: Path):
+        self.config, self.folder, self.key = config, folder, folder.name
+        self.console = Console()
+        self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
+
+    def execute(self) -> bool:
+        from orchestration.workers import WorkerGroup
+
+        run = self.config.run
+        tags = environment_tags() | {
+            "soflow.kind": "run",
+            "objective": run.objective.name,
+            "dataset": run.dataset.name,
+            "config_hash": config_hash(run),
+            "folder": str(self.folder),
+        }
+        self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
+        group = WorkerGroup(self.config.resources, self.folder, "workers")
+        status = "KILLED"
+        try:
+            status = "FINISHED" if self._follow(group) else "FAILED"
+        except KeyboardInterrupt:
+            self._say(f"interrupted; go on with: python experiments/train.py --resume {self.folder}")
+        finally:
+            group.close()
+            self.tracker.end_run(self.key, status)
+            if undelivered := self.tracker.close(FLUSH_S):
+                self._say(f"{undelivered} records wait in {self.folder / 'spool'}; --resume {self.folder} sends them")
+        return status == "FINISHED"
+
+    def _follow(self, group) -> bool:
+        """Ask for reports until the run is over; False if it failed."""
+        from orchestration.workers import Request
+        from soflow import checkpoints
+
+        total = self.config.training.total_steps
+        step = checkpoints.latest_step(self.folder)
+        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
+            task = progress.add_task("starting the training workers", total=total, completed=step)
+            while step < total:
+                answer = group.ask(Request(to_dict(self.config.run), str(self.folder), step))
+                if answer.failure:
+                    self.tracker.set_tags(self.key, {"failure": answer.failure})
+                    self._say(f"failed at step {answer.step}: {answer.failure}")
+                    return False
+                step = answer.step
+                self._record(answer, final=answer.finished)
+                progress.update(task, completed=step, description=f"step {step}, FID {answer.metrics['fid']:.4g}")
+                self._say(_line(step, answer.metrics))
+        self._say(f"samples: {self.folder / 'grids'}; more: python experiments/sample.py {self.folder}")
+        return True
+
+    def _record(self, answer, final: bool) -> None:
+        self.tracker.set_tags(self.key, answer.facts)
+        self.tracker.log_metrics(self.key, answer.metrics, answer.step)
+        self.tracker.log_image(self.key, Path(answer.grid), "samples", answer.step)
+        if final:
+            self.tracker.log_metrics(
+                self.key, {f"final/{name}": value for name, value in answer.metrics.items()}, answer.step
+            )
+            self.tracker.log_artifact(self.key, self.folder / "config.yaml")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+
+def _line(step: int, metrics: dict[str, float]) -> str:
+    shown = {name: value for name, value in metrics.items() if not name.startswith(("throughput/", "kid"))}
+    return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

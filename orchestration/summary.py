@@ -1,0 +1,99 @@
+"""What a sweep leaves behind: the ranking as a table and CSV, the best configuration, pointers to the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from ray.tune.experiment import Trial
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.config import SweepConfig
+from orchestration.folders import trial_folder
+from orchestration.live import format_value, short_name
+from orchestration.search import RESULT_REASON, RESULT_STATUS
+from orchestration.search_space import trial_config
+from soflow.config import to_yaml
+
+STATES = {"finished": "finished", "running": "stopped", "failed": "failed"}
+METRICS = ("fid", "kid", "class_consistency", "fid_floor", "time/train_s", "time/step_ms", "memory/peak_mib")
+
+
+def ranking(folder: Path, trials: list[Trial]) -> pd.DataFrame:
+    """One row per trial: finished ones by FID, then stopped ones by step and FID, then failed ones."""
+    rows = []
+    for trial in trials:
+        result = trial.last_result or {}
+        rows.append(
+            {
+                "trial": trial.config["number"],
+                **trial.config["point"],
+                "state": STATES.get(result.get(RESULT_STATUS), "failed") if trial.status != Trial.ERROR else "failed",
+                "step": result.get("step", 0),
+                **{name: result[name] for name in METRICS if name in result},
+                "reason": result.get(RESULT_REASON, ""),
+                "folder": str(trial_folder(folder, trial.config["number"])),
+            }
+        )
+    table = pd.DataFrame(rows)
+    order = table["state"].map({"finished": 0, "stopped": 1, "failed": 2})
+    return (
+        table.assign(_order=order, _step=-table["step"])
+        .sort_values(["_order", "_step", "fid"])
+        .drop(columns=["_order", "_step"])
+        .reset_index(drop=True)
+    )
+
+
+def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> list[Path]:
+    """Write trials.csv and best.yaml, print the ranking and what to do next; return the written files."""
+    table = ranking(folder, trials)
+    written = [folder / "trials.csv"]
+    table.to_csv(written[0], index=False)
+    console = Console()
+    console.print(_as_rich(table, list(trials[0].config["point"])))
+    best = table.iloc[0]
+    if best["state"] == "finished":
+        written.append(folder / "best.yaml")
+        point = {path: best[path] for path in trials[0].config["point"]}
+        point = {path: value.item() if hasattr(value, "item") else value for path, value in point.items()}
+        written[-1].write_text(to_yaml(trial_config(config.run, point)))
+        _say_best(console, best, written[-1])
+    console.print(f"all trials:  {written[0]}", soft_wrap=True, highlight=False)
+    console.print(
+        f"compare:     mlflow ui --backend-store-uri {config.resolved_tracking_uri}", soft_wrap=True, highlight=False
+    )
+    return written
+
+
+def _say_best(console: Console, best: pd.Series, path: Path) -> None:
+    grids = sorted((Path(best["folder"]) / "grids").glob("*.png"))
+    floor = f", {best['fid'] / best['fid_floor']:.1f} times the real data's own {best['fid_floor']:.3g}"
+    for line in (
+        f"best:        trial {best['trial']}, FID {best['fid']:.4g}{floor}",
+        f"its samples: {grids[-1]}",
+        f"train it:    python experiments/train.py --config {path}",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _as_rich(table: pd.DataFrame, paths: list[str]) -> Table:
+    view = Table(title="ranking", title_justify="left")
+    shown = {
+        "trial": "trial",
+        **{path: short_name(path) for path in paths},
+        "step": "step",
+        "fid": "FID",
+        "kid": "KID",
+        "class_consistency": "consistency",
+        "time/train_s": "train s",
+        "memory/peak_mib": "MiB",
+        "state": "state",
+    }
+    shown = {column: title for column, title in shown.items() if column in table}
+    for title in shown.values():
+        view.add_column(title, justify="right")
+    for _, row in table.iterrows():
+        view.add_row(*(format_value(row[column]) for column in shown))
+    return view

@@ -1,0 +1,121 @@
+"""A sweep: Optuna suggests, Ray Tune schedules, warm worker groups train, one writer records."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from orchestration import search_space
+from orchestration.cluster import connected
+from orchestration.config import SweepConfig
+from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep
+from orchestration.tracking import check_tracking
+from soflow.config import read_yaml, to_yaml
+from soflow.data import open_source
+
+TUNE_FOLDER = "tune"
+
+
+def run_sweep(config: SweepConfig) -> bool:
+    """Run or resume a sweep to its end, with live progress on the terminal and a summary at the end.
+
+    Returns:
+        Whether it ended; False if it was interrupted, after saying how to go on.
+
+    Raises:
+        ConfigError, DataError, TrackingError: before anything starts, in one line.
+    """
+    resuming = config.resume is not None
+    folder = resumable_sweep(config) if resuming else new_folder(config)
+    if resuming:
+        config = SweepConfig.model_validate(read_yaml(folder / SWEEP_FILE))
+    space = search_space.build(config)
+    check_storage(config.storage)
+    open_source(config.dataset)
+    check_tracking(config.resolved_tracking_uri)
+    with connected(config, groups=config.max_concurrent):
+        _silence_libraries()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SWEEP_FILE).write_text(to_yaml(config))
+        print(
+            f"sweep {folder.name}: {config.num_trials} trials, {config.max_concurrent} at a time, in {folder}",
+            flush=True,
+        )
+        tuner = _restored_tuner(config, folder) if resuming else _new_tuner(config, space, folder)
+        results = tuner.fit()
+        finished = all(trial.is_finished() for trial in results._experiment_analysis.trials)
+    if not finished:
+        print(f"interrupted; go on with: python experiments/sweep_schedule.py {resume_flags(config, folder)}")
+    return finished
+
+
+def resume_flags(config: SweepConfig, folder: Path) -> str:
+    storage = "" if config.storage == Path("results") else f" --storage {config.storage}"
+    return f"--resume {folder.name}{storage}"
+
+
+def _silence_libraries() -> None:
+    """Keep their log lines off the terminal, which the live table has."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _slot(config: SweepConfig, folder: Path):
+    from ray import tune
+
+    from orchestration.slot import TrialSlot
+
+    settings = {"base": config.run, "resources": config.resources, "sweep_folder": folder.absolute()}
+    # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
+    return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
+
+
+def _new_tuner(config: SweepConfig, space: search_space.SearchSpace, folder: Path):
+    from ray import tune
+
+    from orchestration.monitor import SweepMonitor
+    from orchestration.search import StudySearch
+
+    return tune.Tuner(
+        _slot(config, folder),
+        tune_config=tune.TuneConfig(
+            metric="fid",
+            mode="min",
+            search_alg=StudySearch(space, metric="fid", seed=config.seed, journal=folder / "study.journal"),
+            scheduler=_scheduler(config),
+            num_samples=config.num_trials,
+            max_concurrent_trials=config.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(folder.absolute()),
+            callbacks=[SweepMonitor(config, folder.absolute())],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=3),
+            verbose=0,
+        ),
+    )
+
+
+def _restored_tuner(config: SweepConfig, folder: Path):
+    from ray import tune
+
+    return tune.Tuner.restore(str(folder.absolute() / TUNE_FOLDER), _slot(config, folder), resume_unfinished=True)
+
+
+def _scheduler(config: SweepConfig):
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    training = config.training
+    if not config.early_stopping:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="step",
+        max_t=training.total_steps,
+        grace_period=min(config.grace_reports * training.report_every, training.total_steps),
+        reduction_factor=2,
+    )

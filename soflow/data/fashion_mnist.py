@@ -1,0 +1,56 @@
+"""Fashion-MNIST: 60,000 training images of 28x28 pixels in 10 classes (arXiv 1708.07747)."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from soflow.config import DatasetConfig
+from soflow.data import DataError
+from soflow.data.in_memory import InMemorySource
+
+DEBIAN_PACKAGE = Path("/usr/share/datasets/fashion-mnist")
+
+
+def open_source(config: DatasetConfig) -> InMemorySource:
+    return open_split(config, "train")
+
+
+def open_split(config: DatasetConfig, split: str) -> InMemorySource:
+    """The "train" split (60,000 images) or the "t10k" split (10,000 images kept for testing)."""
+    if config.download:
+        _download(config)
+    images = _read_idx(_find(config, f"{split}-images-idx3-ubyte"))
+    labels = _read_idx(_find(config, f"{split}-labels-idx1-ubyte"))
+    return InMemorySource(images[:, None], labels.astype(np.int64), num_classes=10)
+
+
+def _download(config: DatasetConfig) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    if config.root is None:
+        raise DataError("dataset.download = True: needs dataset.root, the folder to download to")
+    FashionMNIST(config.root, download=True)
+
+
+def _find(config: DatasetConfig, name: str) -> Path:
+    folders = [config.root, config.root / "FashionMNIST" / "raw"] if config.root else [DEBIAN_PACKAGE]
+    for path in (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz")):
+        if path.exists():
+            return path
+    raise DataError(
+        f"dataset.root = {config.root}: no file {name}[.gz] in {' or '.join(map(str, folders))}; give the folder of "
+        "Fashion-MNIST's IDX files, install Debian's package dataset-fashion-mnist, or set dataset.download"
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array from the IDX format: two zero bytes, a type byte, the rank, big-endian sizes, then the bytes."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rank = content[3] if len(content) > 3 else 0
+    shape = np.frombuffer(content, ">u4", rank, offset=4) if len(content) >= 4 + 4 * rank else np.zeros(0)
+    if content[:3] != b"\x00\x00\x08" or len(content) != 4 + 4 * rank + shape.prod():
+        raise DataError(f"{path}: is not a complete IDX file of bytes; fetch it again")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape.astype(int))

@@ -1,0 +1,29 @@
+"""Sample quality through torch-fidelity: FID, KID and class consistency on the features of a chosen network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class FeatureNetworkInfo:
+    """What is known of a feature network before it is loaded."""
+
+    extractor: str
+    """Its name in torch-fidelity's registry."""
+    layer: str
+    """Layer whose output FID and KID compare."""
+    image_shape: tuple[int, int, int] | None = None
+    """The one (channels, height, width) it takes; None for any size of grey or RGB images."""
+    dataset: str | None = None
+    """Data set whose classes its logits tell apart."""
+
+
+FEATURE_NETWORKS = {
+    "digits-cnn": FeatureNetworkInfo("digits-cnn", "features", (1, 8, 8), "digits"),
+    "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", (1, 28, 28), "fashion_mnist"),
+    "inception": FeatureNetworkInfo("inception-v3-compat", "2048"),
+}

@@ -1,0 +1,38 @@
+"""Training-time classifier-free guidance: the velocity target v_mix (SoFlow, arXiv 2512.15657)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from soflow.interpolants import per_sample
+
+DECAY_RATE = 0.025
+"""k in the decay of guidance; the paper gives no value, this one is in the authors' published code."""
+
+
+def decay(t: Tensor, decay_time: float, rate: float = DECAY_RATE) -> Tensor:
+    """c(t) in [0, 1]: 1 up to T = decay_time, then falling steeply (0.38 at t = 0.81 for T = 0.8) to 0 at t = 1.
+
+    c(t) = 1 − exp(−k d / (1 − d)), d = (1 − t) / (1 − T) clamped to [0, 1 − 1e-6]. T = 1 switches the decay off.
+    """
+    if decay_time >= 1:
+        return torch.ones_like(t)
+    d = ((1 - t) / (1 - decay_time)).clamp(0, 1 - 1e-6)
+    return torch.where(t <= decay_time, 1.0, 1 - torch.exp(-rate * d / (1 - d)))
+
+
+def mixed_velocity(
+    v_t: Tensor, v_null: Tensor, v_label: Tensor, t: Tensor, strength: float, mix: float, decay_time: float
+) -> Tensor:
+    """v_mix = m (v_t + c(t)(w − 1)(v_t − v_θ(x_t, t, null))) + (1 − m) v_θ(x_t, t, label).
+
+    Args:
+        v_t: conditional velocity [B, ...].
+        v_null, v_label: the network's velocities under the null label and the sample's label [B, ...].
+        t: times [B].
+        strength, mix, decay_time: w ≥ 1, m in [0, 1], T in [0, 1].
+    """
+    excess = per_sample(decay(t, decay_time) * (strength - 1), v_t)
+    guided = v_t + excess * (v_t - v_null)
+    return mix * guided + (1 - mix) * v_label

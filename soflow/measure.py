@@ -1,0 +1,74 @@
+"""Time per optimiser step and peak memory, on the CPU and on CUDA devices."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+WARMUP_STEPS = 5
+"""Steps at the start of a process's run that are not counted: allocators and kernels settle in them."""
+
+
+class StepClock:
+    """Median time of the steps between `start_step` calls and `stop`, without synchronising inside the loop."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seen = 0
+        self._marks: list = []
+        self._steps_ms: list[float] = []
+
+    def start_step(self) -> None:
+        self._marks.append(self._now())
+
+    def stop(self) -> None:
+        marks, self._marks = [*self._marks, self._now()], []
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            steps = [a.elapsed_time(b) for a, b in pairwise(marks)]
+        else:
+            steps = [(b - a) * 1e3 for a, b in pairwise(marks)]
+        settling = min(max(WARMUP_STEPS - self._seen, 0), len(steps) - 1)
+        self._seen += len(steps)
+        self._steps_ms = steps[settling:]
+
+    def median_ms(self) -> float:
+        """Milliseconds per step over the last stretch, its warm-up left out."""
+        return statistics.median(self._steps_ms)
+
+    def _now(self):
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            return event
+        return time.perf_counter()
+
+
+class PeakMemory:
+    """Peak since `reset`: memory allocated on a CUDA device, else the process's resident memory."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to the current resident size
+
+    def peak_mib(self) -> float:
+        """MiB. Where the system cannot reset a process's peak, this is the peak of its whole life."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        try:
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+        except (OSError, IndexError):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

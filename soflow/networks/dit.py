@@ -1,0 +1,136 @@
+"""Diffusion transformer (arXiv 2212.09748) conditioned on a time t and the gap t − s, as SoFlow and MeanFlow use it.
+
+Parameter names follow the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+
+NUM_FREQUENCIES = 128
+
+
+class DiT(nn.Module):
+    """F_θ(x, t, s, y) for square images.
+
+    Args:
+        image_size: side in pixels, divisible by patch.
+        num_classes: the label table has one row more, the null label.
+    """
+
+    def __init__(
+        self, image_size: int, channels: int, num_classes: int, patch: int, width: int, depth: int, heads: int
+    ):
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.x_embedder = PatchEmbed(image_size, patch, channels, width)
+        self.register_buffer("pos_embed", position_table(width, image_size // patch))
+        self.t_embedder = TimeEmbedder(width)
+        self.s_embedder = TimeEmbedder(width)
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes + 1, width)})
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.final_layer = FinalLayer(width, patch * patch * channels)
+        self._initialize()
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """The backbone's output, shaped as x.
+
+        Args:
+            x: images [B, C, H, W].
+            t, s: start and end time [B], s ≤ t in [0, 1].
+            labels: classes [B] int64; num_classes is the null label.
+        """
+        tokens = self.x_embedder(x) + self.pos_embed
+        condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder["embedding_table"](labels)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        return self._unpatchify(self.final_layer(tokens, condition))
+
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, G·G, p·p·C], channel fastest, to images [B, C, G·p, G·p]."""
+        grid, patch = math.isqrt(tokens.shape[1]), self.patch
+        x = tokens.view(-1, grid, grid, patch, patch, self.channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, grid * patch, grid * patch)
+
+    def _initialize(self) -> None:
+        """Xavier for linear layers, 0.02 for t and label embeddings, zeros for modulations and the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder["embedding_table"].weight, std=0.02)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):  # the gap's embedder stays Xavier
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (
+            *(block.adaLN_modulation[1] for block in self.blocks),
+            self.final_layer.adaLN_modulation[1],
+        ):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+class TimeEmbedder(nn.Module):
+    """A scalar time in [0, 1] to a vector: 128 cosines and 128 sines, then two linear layers."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        exponents = torch.arange(NUM_FREQUENCIES, dtype=time.dtype, device=time.device) / NUM_FREQUENCIES
+        angles = time[:, None] * torch.exp(-math.log(10000) * exponents)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class Block(nn.Module):
+    """Transformer block with adaLN-Zero modulation."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        modulation = self.adaLN_modulation(condition)[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        tokens = tokens + gate1 * self.attn(self.norm1(tokens) * (1 + scale1) + shift1)
+        return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the linear layer to pixels."""
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(self.norm_final(tokens) * (1 + scale) + shift)
+
+
+def position_table(width: int, grid: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions [1, grid², width], row-major tokens, the column's half first.
+
+    Computed in float64 and stored in float32, as published checkpoints hold it.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    half = torch.cat([angles.sin(), angles.cos()], dim=1)
+    column, row = half[None, :].expand(grid, -1, -1), half[:, None].expand(-1, grid, -1)
+    return torch.cat([column, row], dim=2).reshape(1, grid * grid, width).float()
+
+
+build = DiT

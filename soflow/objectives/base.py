@@ -1,0 +1,119 @@
+"""What every objective offers: its random draws, its losses, its solution map and its velocity."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from soflow.interpolants import Interpolant
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one optimiser step and each sample's part in the loss.
+
+    Drawn for the whole batch on every worker, which then takes its share: so the numbers, and with them the run, do
+    not depend on how many workers there are. The samples of the flow-matching part (t = l = s) come first.
+    """
+
+    noise: Tensor
+    """x_1, [B, C, H, W]."""
+    t: Tensor
+    l: Tensor
+    s: Tensor
+    """Times [B], s ≤ l ≤ t. Objectives without a middle time set l = t."""
+    drop: Tensor
+    """[B] bool, samples that get the null label."""
+    weight: Tensor
+    """[B], summing to 1 over the whole batch: the loss is the weighted sum of the samples' losses."""
+    num_flow_matching: int
+    """Size of the leading part with s = t."""
+
+    def share(self, rank: int, world_size: int) -> Draws:
+        """Every world_size-th sample from `rank` on: an even share of both parts, still in order."""
+        own = slice(rank, None, world_size)
+        return Draws(
+            noise=self.noise[own],
+            t=self.t[own],
+            l=self.l[own],
+            s=self.s[own],
+            drop=self.drop[own],
+            weight=self.weight[own],
+            num_flow_matching=len(range(rank, self.num_flow_matching, world_size)),
+        )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-sample results of one batch."""
+
+    loss: Tensor
+    """[B], what is minimised, before the samples' weights. Its value may mean nothing (see each objective)."""
+    terms: dict[str, Tensor]
+    """Named quantities worth watching, each [n] over the samples that it exists for."""
+
+
+class Objective(ABC):
+    """One way to train F_θ.
+
+    Args:
+        config: the objective's section of the configuration.
+        num_classes: the null label's index.
+        conditional: whether labels are used at all; if not, guidance is off.
+    """
+
+    interpolant: Interpolant
+    default_nfe: tuple[int, ...] = (1, 2)
+    """Numbers of network evaluations to measure unless the configuration names others."""
+    default_sampler: str = "renoise"
+    attention: str = "fused where available"
+    """Which attention kernels a step uses."""
+
+    def __init__(self, config, num_classes: int, conditional: bool):
+        self.config, self.num_classes, self.conditional = config, num_classes, conditional
+
+    @abstractmethod
+    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
+        """Random numbers for a batch of `shape` [B, C, H, W] at progress k/K in [0, 1]."""
+
+    @abstractmethod
+    def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
+        """Per-sample losses for data [B, C, H, W] in [−1, 1] and labels [B]."""
+
+    @abstractmethod
+    def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """f_θ(x, t, s): the state at times s [B] of the trajectory through x [B, ...] at times t [B]."""
+
+    @abstractmethod
+    def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """v_θ(x, t): the marginal velocity at x [B, ...] and times t [B]."""
+
+    def draw_drop(self, batch: int, generator: torch.Generator) -> Tensor:
+        """[B] bool: where the label gives way to the null label."""
+        chance = self.config.label_drop if self.conditional else 0.0
+        return torch.rand(batch, generator=generator, device=generator.device) < chance
+
+    def given_labels(self, labels: Tensor, drop: Tensor) -> Tensor:
+        """The labels that the network sees: the null label where `drop`."""
+        return labels.masked_fill(drop, self.num_classes)
+
+
+def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:
+    """Standard normal draws on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def part_weights(batch: int, leading: int, leading_share: float) -> Tensor:
+    """[B] weights: the first `leading` samples share `leading_share`, the others the rest, each part evenly."""
+    weight = torch.empty(batch, dtype=torch.float64)
+    weight[:leading] = leading_share / max(leading, 1)
+    weight[leading:] = (1 - leading_share) / max(batch - leading, 1)
+    return weight.float()
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of squares over each sample's elements, [B, ...] to [B]."""
+    return x.square().flatten(1).mean(1)

@@ -1,0 +1,93 @@
+"""Flow matching with training-time guidance: SoFlow's flow-matching part alone (arXiv 2512.15657)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from soflow.guidance import mixed_velocity
+from soflow.interpolants import INTERPOLANTS, per_sample
+from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal
+from soflow.parameterizations import PARAMETERIZATIONS
+from soflow.times import logit_normal
+
+
+class FlowMatching(Objective):
+    default_nfe = (50, 1)
+    default_sampler = "compose"
+
+    def __init__(self, config, num_classes: int, conditional: bool):
+        super().__init__(config, num_classes, conditional)
+        self.interpolant = INTERPOLANTS[config.interpolant]
+        self.parameterization = PARAMETERIZATIONS[config.parameterization]
+        self.guided = conditional and config.guidance_strength > 1
+
+    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
+        batch = shape[0]
+        noise = normal(shape, generator)
+        t = logit_normal(self.config.time_mean, self.config.time_std, normal(batch, generator))
+        weight = torch.full_like(t, 1 / batch)
+        return Draws(noise, t, t, t, self.draw_drop(batch, generator), weight, num_flow_matching=batch)
+
+    def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
+        x_t = self.interpolant.x_t(data, draws.noise, draws.t)
+        v_t = self.interpolant.v_t(data, draws.noise, draws.t)
+        output = network(x_t, draws.t, draws.t, self.given_labels(labels, draws.drop))
+        target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
+        loss, error = self.flow_matching_loss(output, target)
+        return Losses(loss, {"flow_matching": error})
+
+    def flow_matching_loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """weight · mean δ² and mean δ², each [B], with δ = v_θ(x_t, t, label) − v_mix.
+
+        weight = 1 / (|∂_s b(t, t)| (mean δ² + ε)^p), without gradient.
+
+        Args:
+            output: F_θ(x_t, t, t, label) [B, ...].
+            target: v_mix [B, ...], without gradient.
+        """
+        error = mean_square(self.parameterization.velocity(output) - target)
+        weight = adaptive_weight(error, self.config) / abs(self.parameterization.velocity_scale)
+        return weight * error, error.detach()
+
+    @torch.no_grad()
+    def target_velocity(
+        self, network: nn.Module, x_t: Tensor, v_t: Tensor, output: Tensor, labels: Tensor, draws: Draws
+    ) -> Tensor:
+        """v_mix [B, ...]; plain v_t for dropped samples, or for all when guidance is off.
+
+        Args:
+            output: F_θ(x_t, t, s, label) [B, ...] without gradient. In the flow-matching part, where s = t, it holds
+                the conditional velocity already; only the rest needs another call.
+        """
+        if not self.guided:
+            return v_t
+        known = draws.num_flow_matching
+        times = torch.cat([draws.t, draws.t[known:]])
+        labels = torch.cat([torch.full_like(labels, self.num_classes), labels[known:]])
+        extra = network(torch.cat([x_t, x_t[known:]]), times, times, labels)
+        v_null, v_rest = self.parameterization.velocity(extra).split([len(x_t), len(x_t) - known])
+        v_label = torch.cat([self.parameterization.velocity(output[:known]), v_rest])
+        config = self.config
+        v_mix = mixed_velocity(
+            v_t,
+            v_null,
+            v_label,
+            draws.t,
+            config.guidance_strength,
+            config.velocity_mix,
+            config.guidance_decay_time,
+        )
+        return torch.where(per_sample(draws.drop, v_t), v_t, v_mix)
+
+    def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """One Euler step x + (s − t) v_θ(x, t): the objective learns no solution map."""
+        return x + per_sample(s - t, x) * self.velocity(network, x, t, labels)
+
+    def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.parameterization.velocity(network(x, t, t, labels))
+
+
+def adaptive_weight(error: Tensor, config) -> Tensor:
+    """(error + ε)^−p without gradient, for errors [B]."""
+    return (error.detach() + config.weight_eps) ** -config.weight_power
