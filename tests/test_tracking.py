@@ -334,7 +334,6 @@ def test_status_must_be_known(tmp_path):
         ("sqlite://", "must be http"),
         ("sqlite:///:memory:", "must be http"),
         ("http://user:secret@127.0.0.1:{free_port}", "cannot be reached.*refused"),
-        ("http://name.invalid:5000", "cannot be reached"),
         ("http://", "cannot be reached"),
         ("sqlite:////proc/nowhere/mlflow.db", "cannot be written.*give a folder that can"),
         ("sqlite:///{file}/mlflow.db", "cannot be written"),
@@ -444,7 +443,8 @@ def test_server_killed_in_the_middle(server, experiment, tmp_path, image, caplog
             threading.Thread(target=start).start()
     tracker.end_run("run", "FINISHED")
     assert tracker.close(120) == 0
-    assert [message.split(" takes ")[1][:10] for message in caplog.messages] == ["no reports", "reports ag"]
+    assert "takes no reports" in caplog.messages[0]
+    assert "takes reports again" in caplog.messages[-1]
 
     runs = runs_of(uri, experiment)
     run = runs.pop("run")

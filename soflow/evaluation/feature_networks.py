@@ -125,10 +125,11 @@ def load(name: str, layers: list[str], weights: Path, device: torch.device) -> F
     Raises:
         ConfigError: if the file does not hold Inception's weights.
     """
-    with torch.random.fork_rng():  # initial weights, overwritten at once, must not advance the caller's random numbers
+    # Initial weights, overwritten at once, must not advance the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
         try:
             if name == "inception":
-                # torch-fidelity unpickles without restriction, so a file must first load with it.
+                # torch-fidelity unpickles anything; a file that loads under restriction first is safe there too.
                 torch.load(weights, map_location="cpu", weights_only=True)
             extractor = create_feature_extractor(
                 FEATURE_NETWORKS[name].extractor,

@@ -15,7 +15,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from soflow.config import ConfigError, RunConfig
 from soflow.data import SOURCES, DataSource
-from soflow.evaluation import FEATURE_NETWORKS, feature_networks
+from soflow.evaluation import FEATURE_NETWORKS, FeatureNetworkInfo, feature_networks
 from soflow.evaluation.files import cached, sha256
 
 KID_SUBSETS, KID_SUBSET_SIZE = 10, 1000
@@ -46,7 +46,6 @@ class Evaluator:
         self.weights_sha256 = sha256(weights)
         layers = [self.layer, "logits"] if self.classifies else [self.layer]
         self.extractor = feature_networks.load(self.network, layers, weights, device)
-        # Classes are split evenly in the floor's halves, so labels matter; the fingerprint covers them.
         made_from = (source.fingerprint, self.network, self.weights_sha256, torch_fidelity.__version__, CACHE_FORMAT)
         key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]
         self.reference = cached(cache / f"{key}.safetensors", self._measure_source)
@@ -80,8 +79,8 @@ class Evaluator:
         """`fid_floor` and `kid_floor`: the same distances between two disjoint halves of the real images.
 
         Every class is split evenly and at random with a fixed seed: chance differences in class frequencies would
-        otherwise outweigh all others. The halves are smaller than the sets compared by `evaluate`, so a generator as
-        good as the data can score a little below the floor.
+        otherwise outweigh all others. FID grows as sets shrink and a half is smaller than the sets of `evaluate`, so
+        samples as good as the data can score below `fid_floor`. KID has no such bias and scatters around zero.
         """
         fid, kid = self.reference["floor"].tolist()
         return {"fid_floor": fid, "kid_floor": kid}
@@ -98,7 +97,7 @@ class Evaluator:
             "torch_fidelity_version": torch_fidelity.__version__,
         }
 
-    def _info(self):
+    def _info(self) -> FeatureNetworkInfo:
         if self.network not in FEATURE_NETWORKS:
             raise ConfigError(
                 f"evaluation.feature_network = {self.network}: must be one of {', '.join(sorted(FEATURE_NETWORKS))}"
