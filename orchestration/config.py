@@ -86,7 +86,7 @@ class SweepConfig(LaunchConfig):
     """What is searched, each PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C; by default what the objective needs."""
     early_stopping: bool = True
     """Stop the worse half of the trials early (ASHA on the optimiser step)."""
-    grace_reports: Count = 2
+    grace_reports: Count = 3
     """Reports that every trial makes before it may be stopped."""
     resume: str | None = None
     """Name of an interrupted sweep in `storage` to go on with; its own configuration is used."""

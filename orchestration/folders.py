@@ -69,3 +69,9 @@ def resumable_run(folder: Path) -> Path:
 def trial_folder(sweep: Path, number: int) -> Path:
     """Where a trial's checkpoints and grids are, by its number in the study."""
     return sweep / "trials" / f"{number:04d}"
+
+
+def resume_flags(config: SweepConfig, folder: Path) -> str:
+    """What to add to the sweep's command to go on with it."""
+    storage = "" if config.storage == Path("results") else f" --storage {config.storage}"
+    return f"--resume {folder.name}{storage}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,49 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestration.config import EXPERIMENT, FLUSH_S, SweepConfig
-from orchestration.folders import trial_folder
+from orchestration.folders import resume_flags, trial_folder
 from orchestration.live import LiveTable, Row
 from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
+from orchestration.summary import Summary
 from orchestration.tracking import Tracker, environment_tags
 from soflow.config import config_hash, flatten, to_dict
+
+SPOOL = "spool"
+
+
+@functools.cache
+def the_tracker(uri: str, folder: Path) -> Tracker:
+    """The one writer of a sweep in this process, for the sweep itself and for the monitor that Tune holds."""
+    return Tracker(uri, EXPERIMENT, folder / SPOOL)
+
+
+def sweep_tags(config: SweepConfig, folder: Path) -> dict[str, str]:
+    """Tags that a sweep's run and those of its trials share."""
+    names = {"objective": config.objective.name, "dataset": config.dataset.name, "sweep": folder.name}
+    return environment_tags() | names
+
+
+def start_record(config: SweepConfig, folder: Path) -> None:
+    """Open the sweep's own run in MLflow, the parent of its trials' runs."""
+    tags = sweep_tags(config, folder) | {"soflow.kind": "sweep", "config_hash": config_hash(config.run)}
+    tracker = the_tracker(config.resolved_tracking_uri, folder)
+    tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
+
+
+def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary | None) -> None:
+    """Close the sweep's own run with its summary, if there is one; say so if records could not be delivered."""
+    tracker = the_tracker(config.resolved_tracking_uri, folder)
+    if summary is not None:
+        tracker.log_metrics(folder.name, summary.metrics, step=summary.num_trials)
+        for path in summary.files:
+            tracker.log_artifact(folder.name, path)
+    tracker.end_run(folder.name, status)
+    if undelivered := tracker.close(FLUSH_S):
+        print(
+            f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are kept in {folder / SPOOL} "
+            f"and sent by: python experiments/sweep_schedule.py {resume_flags(config, folder)}"
+        )
 
 
 @dataclass
@@ -30,15 +68,8 @@ class SweepMonitor(tune.Callback):
         return {"config": self.config, "folder": self.folder, "rows": {}}
 
     def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
-        self.tracker = Tracker(self.config.resolved_tracking_uri, EXPERIMENT, self.folder / "spool")
-        self.common_tags = environment_tags() | {
-            "objective": self.config.objective.name,
-            "dataset": self.config.dataset.name,
-            "sweep": self.folder.name,
-        }
-        run = self.config.run
-        tags = self.common_tags | {"soflow.kind": "sweep", "config_hash": config_hash(run)}
-        self.tracker.start_run(self.folder.name, self.folder.name, flatten(to_dict(self.config)), tags)
+        self.tracker = the_tracker(self.config.resolved_tracking_uri, self.folder)
+        self.common_tags = sweep_tags(self.config, self.folder)
         self.table = LiveTable(self.config.num_trials, self.config.training.total_steps)
         self.table.start()
 
@@ -91,21 +122,9 @@ class SweepMonitor(tune.Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.table.stop()
-        interrupted = [trial for trial in trials if not trial.is_finished()]
-        for trial in interrupted:
-            if trial.trial_id in self.rows:
+        for trial in trials:
+            if not trial.is_finished() and trial.trial_id in self.rows:
                 self.tracker.end_run(self._key(trial), "KILLED")
-        if not interrupted:
-            from orchestration.summary import write_summary
-
-            for path in write_summary(self.config, self.folder, trials):
-                self.tracker.log_artifact(self.folder.name, path)
-        self.tracker.end_run(self.folder.name, "KILLED" if interrupted else "FINISHED")
-        if undelivered := self.tracker.close(FLUSH_S):
-            print(
-                f"{undelivered} records have not reached {self.config.resolved_tracking_uri}; they are kept in "
-                f"{self.folder / 'spool'} and sent by: python experiments/sweep_schedule.py --resume {self.folder.name}"
-            )
 
     def _key(self, trial: Trial) -> str:
         return f"{self.folder.name}/{trial.config['number']:04d}"

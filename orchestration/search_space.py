@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 DEFAULT_SEARCH = {
     "soflow": (
-        "objective.flow_matching_fraction=0.25:0.9",
+        "objective.flow_matching_fraction=0.2:0.9",
         "objective.gap_schedule=constant,linear,cosine,exponential",
         "objective.r_init=0.05:1:log",
-        "objective.r_end=0.001:0.1:log",
-        "objective.guidance_strength=1:4",
+        "objective.r_end=0.001:0.05:log",
+        "objective.guidance_strength=1:3",
         "objective.velocity_mix=0.1:1",
     ),
     "meanflow": (

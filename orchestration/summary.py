@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -46,25 +47,33 @@ def ranking(folder: Path, trials: list[Trial]) -> pd.DataFrame:
     )
 
 
-def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> list[Path]:
-    """Write trials.csv and best.yaml, print the ranking and what to do next; return the written files."""
+@dataclass(frozen=True)
+class Summary:
+    """A sweep's end, for its record."""
+
+    num_trials: int
+    metrics: dict[str, float]
+    files: list[Path]
+
+
+def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Summary:
+    """Write trials.csv and best.yaml, print the ranking and what to do next."""
     table = ranking(folder, trials)
-    written = [folder / "trials.csv"]
-    table.to_csv(written[0], index=False)
+    paths = list(trials[0].config["point"])
+    summary = Summary(len(table), {}, [folder / "trials.csv"])
+    table.to_csv(summary.files[0], index=False)
     console = Console()
-    console.print(_as_rich(table, list(trials[0].config["point"])))
+    console.print(_as_rich(table, paths))
     best = table.iloc[0]
     if best["state"] == "finished":
-        written.append(folder / "best.yaml")
-        point = {path: best[path] for path in trials[0].config["point"]}
-        point = {path: value.item() if hasattr(value, "item") else value for path, value in point.items()}
-        written[-1].write_text(to_yaml(trial_config(config.run, point)))
-        _say_best(console, best, written[-1])
-    console.print(f"all trials:  {written[0]}", soft_wrap=True, highlight=False)
-    console.print(
-        f"compare:     mlflow ui --backend-store-uri {config.resolved_tracking_uri}", soft_wrap=True, highlight=False
-    )
-    return written
+        by_number = {trial.config["number"]: trial.config["point"] for trial in trials}
+        summary.files.append(folder / "best.yaml")
+        summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]])))
+        summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
+        _say_best(console, best, summary.files[-1])
+    for line in (f"all trials:  {summary.files[0]}", f"compare:     {config.mlflow_ui}"):
+        console.print(line, soft_wrap=True, highlight=False)
+    return summary
 
 
 def _say_best(console: Console, best: pd.Series, path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestration import search_space
 from orchestration.cluster import connected
 from orchestration.config import SweepConfig
-from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep
+from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep, resume_flags
 from orchestration.tracking import check_tracking
 from soflow.config import read_yaml, to_yaml
 from soflow.data import open_source
@@ -35,23 +35,31 @@ def run_sweep(config: SweepConfig) -> bool:
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=config.max_concurrent):
         _silence_libraries()
+        folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SWEEP_FILE).write_text(to_yaml(config))
-        print(
-            f"sweep {folder.name}: {config.num_trials} trials, {config.max_concurrent} at a time, in {folder}",
-            flush=True,
-        )
+        trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
+        print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
         tuner = _restored_tuner(config, folder) if resuming else _new_tuner(config, space, folder)
-        results = tuner.fit()
-        finished = all(trial.is_finished() for trial in results._experiment_analysis.trials)
-    if not finished:
+        return _execute(tuner, config, folder)
+
+
+def _execute(tuner, config: SweepConfig, folder: Path) -> bool:
+    from orchestration.monitor import end_record, start_record
+    from orchestration.summary import write_summary
+
+    start_record(config, folder)
+    status, summary = "FAILED", None
+    try:
+        trials = tuner.fit()._experiment_analysis.trials
+        status = "FINISHED" if all(trial.is_finished() for trial in trials) else "KILLED"
+        if status == "FINISHED":
+            summary = write_summary(config, folder, trials)
+    finally:
+        end_record(config, folder, status, summary)
+    if status == "KILLED":
         print(f"interrupted; go on with: python experiments/sweep_schedule.py {resume_flags(config, folder)}")
-    return finished
-
-
-def resume_flags(config: SweepConfig, folder: Path) -> str:
-    storage = "" if config.storage == Path("results") else f" --storage {config.storage}"
-    return f"--resume {folder.name}{storage}"
+    return status == "FINISHED"
 
 
 def _silence_libraries() -> None:
@@ -68,7 +76,7 @@ def _slot(config: SweepConfig, folder: Path):
 
     from orchestration.slot import TrialSlot
 
-    settings = {"base": config.run, "resources": config.resources, "sweep_folder": folder.absolute()}
+    settings = {"base": config.run, "resources": config.resources, "sweep_folder": folder}
     # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
     return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
 
@@ -89,11 +97,12 @@ def _new_tuner(config: SweepConfig, space: search_space.SearchSpace, folder: Pat
             num_samples=config.num_trials,
             max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
+            trial_dirname_creator=_trial_number,
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,
-            storage_path=str(folder.absolute()),
-            callbacks=[SweepMonitor(config, folder.absolute())],
+            storage_path=str(folder),
+            callbacks=[SweepMonitor(config, folder)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=3),
             verbose=0,
@@ -101,10 +110,14 @@ def _new_tuner(config: SweepConfig, space: search_space.SearchSpace, folder: Pat
     )
 
 
+def _trial_number(trial) -> str:
+    return f"{trial.config['number']:04d}"
+
+
 def _restored_tuner(config: SweepConfig, folder: Path):
     from ray import tune
 
-    return tune.Tuner.restore(str(folder.absolute() / TUNE_FOLDER), _slot(config, folder), resume_unfinished=True)
+    return tune.Tuner.restore(str(folder / TUNE_FOLDER), _slot(config, folder), resume_unfinished=True)
 
 
 def _scheduler(config: SweepConfig):

@@ -114,14 +114,14 @@ class WorkerGroup:
     """A TorchTrainer whose workers serve requests until `close`. Used in any process connected to Ray.
 
     Args:
-        storage: folder for Ray Train's own records, seen by all nodes.
-        name: of the group, unique in `storage`.
+        folder: absolute path of the sweep or run, seen by all nodes. Reference features are cached beside it.
+        name: of the group, unique in `folder`.
     """
 
-    def __init__(self, resources: ResourcesConfig, storage: Path, name: str):
+    def __init__(self, resources: ResourcesConfig, folder: Path, name: str):
         self._mailbox = Mailbox.remote()
         self._error: BaseException | None = None
-        trainer = _trainer(resources, storage, name, self._mailbox)
+        trainer = _trainer(resources, folder, name, self._mailbox)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
         self._thread.start()
 
@@ -150,7 +150,7 @@ class WorkerGroup:
             self._error = error
 
 
-def _trainer(resources: ResourcesConfig, storage: Path, name: str, mailbox):
+def _trainer(resources: ResourcesConfig, folder: Path, name: str, mailbox):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -161,7 +161,7 @@ def _trainer(resources: ResourcesConfig, storage: Path, name: str, mailbox):
         train_loop_config={
             "mailbox": mailbox,
             "threads": resources.cpus_per_worker,
-            "cache": str(storage.absolute() / "reference"),
+            "cache": str(folder.parent / "reference"),
         },
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
@@ -169,7 +169,7 @@ def _trainer(resources: ResourcesConfig, storage: Path, name: str, mailbox):
         torch_config=TorchConfig(backend="nccl" if use_gpu and resources.gpus_per_worker >= 1 else "gloo"),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage.absolute() / "workers"),
+            storage_path=str(folder / "workers"),
             failure_config=FailureConfig(max_failures=GROUP_RESTARTS),
         ),
     )

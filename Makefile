@@ -1,0 +1,27 @@
+# Two commands on a fresh machine: `make sweep` and `make test`. Both set up .venv themselves, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: sweep test lint ui
+
+sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
+	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
+
+test: lint  ## lint, then everything; ARGS="-m 'not slow'" for the quick part
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+ui: $(READY)  ## compare runs in the browser, http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/mlflow.db $(ARGS)
+
+# Made anew when the requirements change; an interrupted installation is taken up again.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(READY)
+

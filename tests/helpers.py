@@ -1,0 +1,117 @@
+"""What several test files share: the golden numbers, tiny networks, tiny configurations."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from soflow.config import OBJECTIVE_CONFIGS, RunConfig, parse
+from soflow.networks.dit import DiT
+from soflow.objectives.base import Draws
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+CPU = torch.device("cpu")
+NUM_CLASSES = 10
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """The tensors of one golden file."""
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def hyper_parameters(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / "cases.json").read_text())[f"{name}.safetensors"]
+
+
+def golden_schedules() -> dict[str, list[dict[str, Any]]]:
+    return json.loads((GOLDEN / "schedules.json").read_text())
+
+
+def golden_dit(dtype: torch.dtype = torch.float64) -> DiT:
+    """The golden network: 8x8 images of 4 channels, 10 classes, every parameter random."""
+    network = DiT(image_size=8, channels=4, num_classes=NUM_CLASSES, patch=2, width=32, depth=2, heads=4)
+    stored = golden("dit_tiny")
+    network.load_state_dict({name: value for name, value in stored.items() if not name.startswith("io.")})
+    return network.to(dtype)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """max |actual − expected| / max |expected|."""
+    assert actual.shape == expected.shape
+    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+class SmoothNetwork(nn.Module):
+    """A small, smooth F(x, t, s, y) with random weights for images [B, 1, 2, 2]; nothing in it is zero."""
+
+    def __init__(self, num_classes: int = NUM_CLASSES, width: int = 16, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.table = nn.Embedding(num_classes + 1, width, dtype=dtype)
+            self.first = nn.Linear(6, width, dtype=dtype)
+            self.second = nn.Linear(width, 4, dtype=dtype)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        features = torch.cat([x.flatten(1), t[:, None], s[:, None]], 1)
+        return self.second(torch.tanh(self.first(features) + self.table(labels))).view_as(x)
+
+
+def count_calls(network: nn.Module) -> list[int]:
+    """A list that grows by one batch size per call of the network."""
+    calls: list[int] = []
+    network.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    return calls
+
+
+def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """d loss / d parameter by parameter name."""
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True))
+
+
+def given_draws(
+    noise: Tensor, t: Tensor, l: Tensor, s: Tensor, drop: Tensor | None = None, num_flow_matching: int = 0
+) -> Draws:
+    """Draws with these numbers and equal weights."""
+    batch = len(noise)
+    drop = torch.zeros(batch, dtype=torch.bool) if drop is None else drop
+    return Draws(noise, t, l, s, drop, torch.full((batch,), 1 / batch, dtype=noise.dtype), num_flow_matching)
+
+
+def random_batch(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Data [B, ...] in [−1, 1] and labels [B]."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1
+    return data, torch.randint(NUM_CLASSES, (shape[0],), generator=generator)
+
+
+def tiny_config(objective: str = "soflow", **sections: dict[str, Any]) -> RunConfig:
+    """A run on digits that takes milliseconds a step: a patch covers a quarter of the image, four tokens."""
+    values: dict[str, Any] = {
+        "network": {"name": "DiT-XXS/4"},
+        "objective": {"name": objective},
+        "training": {"total_steps": 6, "batch_size": 8, "report_every": 3, "ema_decay": 0.9},
+        "evaluation": {"num_samples": 16, "batch_size": 8},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return parse(values)
+
+
+def objective_config(name: str, **fields: Any):
+    return OBJECTIVE_CONFIGS[name](**fields)
+
+
+def slope(xs: list[float], ys: list[float]) -> float:
+    """Least-squares slope of log y over log x."""
+    x, y = ([math.log(value) for value in values] for values in (xs, ys))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)

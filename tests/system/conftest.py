@@ -1,0 +1,117 @@
+"""Real sweeps and runs, started as users start them, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Small enough for a test, large enough for three reports: 12 steps of a tiny batch, FID of few samples.
+SMALL = [
+    *("--training.total-steps", "12", "--training.report-every", "4", "--training.batch-size", "32"),
+    *("--evaluation.num-samples", "64"),
+]
+
+
+class Session:
+    """Runs the project's programs with their storage in one temporary folder."""
+
+    def __init__(self, storage: Path):
+        self.storage = storage
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.storage / 'mlflow.db'}"
+
+    def start(self, program: str, *arguments: str) -> subprocess.Popen:
+        """A program of experiments/ in a process group of its own, as a terminal would start it."""
+        command = [sys.executable, str(ROOT / "experiments" / program), *arguments]
+        if program != "sample.py":
+            command += ["--storage", str(self.storage)]
+        return subprocess.Popen(
+            command,
+            cwd=self.storage,
+            env=os.environ | {"COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, program: str, *arguments: str, timeout_s: float = 240) -> tuple[int, str]:
+        """Exit code and all that it printed."""
+        process = self.start(program, *arguments)
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output
+
+    def runs(self) -> dict[str, object]:
+        """MLflow's runs by name."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.tracking_uri)
+        experiment = client.get_experiment_by_name("soflow")
+        found = client.search_runs([experiment.experiment_id], max_results=1000)
+        assert len({run.info.run_name for run in found}) == len(found), "a run was recorded twice"
+        return {run.info.run_name: run for run in found}
+
+    def history(self, name: str, metric: str) -> list[tuple[int, float]]:
+        from mlflow import MlflowClient
+
+        run = self.runs()[name]
+        return [
+            (point.step, point.value)
+            for point in MlflowClient(self.tracking_uri).get_metric_history(run.info.run_id, metric)
+        ]
+
+    def study_states(self, sweep: str) -> list[str]:
+        import optuna
+
+        from orchestration.search import open_journal
+
+        study = optuna.load_study(study_name="sweep", storage=open_journal(self.storage / sweep / "study.journal"))
+        return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(tmp_path)
+
+
+def ray_processes() -> list[int]:
+    """Processes of any local Ray cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if any(name in command for name in ("ray::", "raylet", "gcs_server", "/ray/dashboard", "ray/_private/workers")):
+            found.append(int(folder.name))
+    return found
+
+
+def assert_no_ray_processes(within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while (left := ray_processes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, f"Ray processes were left behind: {left}"
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> list[str]:
+    """Read a program's output up to the first line that contains `text`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"ended without printing {text!r}:\n{''.join(lines)}")
