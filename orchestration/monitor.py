@@ -123,7 +123,8 @@ class SweepMonitor(tune.Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.table.stop()
         for trial in trials:
-            if not trial.is_finished() and trial.trial_id in self.rows:
+            row = self.rows.get(trial.trial_id)
+            if row is not None and row.state in ("starting", "running"):
                 self.tracker.end_run(self._key(trial), "KILLED")
 
     def _key(self, trial: Trial) -> str:

@@ -14,6 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestration.search_space import SearchSpace
 
+STUDY = "sweep"
 RESULT_STATUS, RESULT_REASON = "status", "reason"
 """Keys of a trial's results: "running", "finished" or "failed", and why."""
 
@@ -32,7 +33,7 @@ class StudySearch(OptunaSearch):
             mode="min",
             points_to_evaluate=[space.base_point],
             sampler=optuna.samplers.TPESampler(seed=seed),
-            study_name="sweep",
+            study_name=STUDY,
             storage=open_journal(journal),
         )
 
@@ -78,3 +79,9 @@ class StudySearch(OptunaSearch):
 
 def open_journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def trial_states(journal: Path) -> dict[int, TrialState]:
+    """States of a sweep's trials by number: what is over and what is not, whatever Tune made of an interruption."""
+    study = optuna.load_study(study_name=STUDY, storage=open_journal(journal))
+    return {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}

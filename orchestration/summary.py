@@ -63,6 +63,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
     summary = Summary(len(table), {}, [folder / "trials.csv"])
     table.to_csv(summary.files[0], index=False)
     console = Console()
+    console = console if console.is_terminal else Console(width=160)  # a file has no width to keep to
     console.print(_as_rich(table, paths))
     best = table.iloc[0]
     if best["state"] == "finished":
@@ -102,7 +103,7 @@ def _as_rich(table: pd.DataFrame, paths: list[str]) -> Table:
     }
     shown = {column: title for column, title in shown.items() if column in table}
     for title in shown.values():
-        view.add_column(title, justify="right")
+        view.add_column(title, justify="right", no_wrap=True)
     for _, row in table.iterrows():
         view.add_row(*(format_value(row[column]) for column in shown))
     return view

@@ -14,6 +14,7 @@ from soflow.config import read_yaml, to_yaml
 from soflow.data import open_source
 
 TUNE_FOLDER = "tune"
+STUDY_FILE = "study.journal"
 
 
 def run_sweep(config: SweepConfig) -> bool:
@@ -46,19 +47,23 @@ def run_sweep(config: SweepConfig) -> bool:
 
 def _execute(tuner, config: SweepConfig, folder: Path) -> bool:
     from orchestration.monitor import end_record, start_record
+    from orchestration.search import trial_states
     from orchestration.summary import write_summary
 
     start_record(config, folder)
     status, summary = "FAILED", None
     try:
         trials = tuner.fit()._experiment_analysis.trials
-        status = "FINISHED" if all(trial.is_finished() for trial in trials) else "KILLED"
+        states = trial_states(folder / STUDY_FILE)
+        over = sum(state.is_finished() for state in states.values())
+        status = "FINISHED" if over == len(states) >= config.num_trials else "KILLED"
         if status == "FINISHED":
             summary = write_summary(config, folder, trials)
     finally:
         end_record(config, folder, status, summary)
     if status == "KILLED":
-        print(f"interrupted; go on with: python experiments/sweep_schedule.py {resume_flags(config, folder)}")
+        command = f"python experiments/sweep_schedule.py {resume_flags(config, folder)}"
+        print(f"interrupted with {over} of {config.num_trials} trials over; go on with: {command}")
     return status == "FINISHED"
 
 
@@ -92,7 +97,7 @@ def _new_tuner(config: SweepConfig, space: search_space.SearchSpace, folder: Pat
         tune_config=tune.TuneConfig(
             metric="fid",
             mode="min",
-            search_alg=StudySearch(space, metric="fid", seed=config.seed, journal=folder / "study.journal"),
+            search_alg=StudySearch(space, metric="fid", seed=config.seed, journal=folder / STUDY_FILE),
             scheduler=_scheduler(config),
             num_samples=config.num_trials,
             max_concurrent_trials=config.max_concurrent,

@@ -93,11 +93,11 @@ def random_batch(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = tor
     return data, torch.randint(NUM_CLASSES, (shape[0],), generator=generator)
 
 
-def tiny_config(objective: str = "soflow", **sections: dict[str, Any]) -> RunConfig:
+def tiny_config(objective_name: str = "soflow", /, **sections: dict[str, Any]) -> RunConfig:
     """A run on digits that takes milliseconds a step: a patch covers a quarter of the image, four tokens."""
     values: dict[str, Any] = {
         "network": {"name": "DiT-XXS/4"},
-        "objective": {"name": objective},
+        "objective": {"name": objective_name},
         "training": {"total_steps": 6, "batch_size": 8, "report_every": 3, "ema_decay": 0.9},
         "evaluation": {"num_samples": 16, "batch_size": 8},
     }

@@ -342,7 +342,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("name", "settings", "conditional", "expected"), CALLS)
 def test_guidance_costs_network_calls_only_where_it_acts(name, settings, conditional, expected):
-    config = tiny_config(name, objective={"name": name, **settings}, dataset={"conditional": conditional})
+    config = tiny_config(name, objective=settings, dataset={"conditional": conditional})
     objective, network = objectives.build(config, NUM_CLASSES), SmoothNetwork()
     data, labels = random_batch((8, 1, 2, 2))
     known = 8 if name == "flow_matching" else 4
@@ -445,7 +445,7 @@ def test_draws_follow_the_interface(name):
 
 
 def test_labels_are_dropped_as_often_as_configured(name):
-    config = tiny_config(name, objective={"name": name, "label_drop": 0.3})
+    config = tiny_config(name, objective={"label_drop": 0.3})
     draws = objectives.build(config, NUM_CLASSES).draw((10_000, 1, 1, 1), 0.5, torch.Generator().manual_seed(0))
     # 10,000 draws scatter by 0.0046; the drop must not prefer either part of the batch.
     assert draws.drop.double().mean().item() == pytest.approx(0.3, abs=0.02)
@@ -497,7 +497,7 @@ def test_a_sample_s_loss_does_not_depend_on_its_neighbours(name):
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_solution_starts_at_x_with_the_velocity(name, parameterization):
     settings = {} if name == "meanflow" else {"parameterization": parameterization}
-    objective = objectives.build(tiny_config(name, objective={"name": name, **settings}), NUM_CLASSES)
+    objective = objectives.build(tiny_config(name, objective=settings), NUM_CLASSES)
     network, (x, labels) = SmoothNetwork(), random_batch((6, 1, 2, 2))
     t = torch.linspace(0, 1, 6, dtype=torch.float64)
     torch.testing.assert_close(objective.solution(network, x, t, t, labels), x, rtol=0, atol=0)

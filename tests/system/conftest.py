@@ -24,6 +24,39 @@ class Session:
 
     def __init__(self, storage: Path):
         self.storage = storage
+        self.token = f"SOFLOW_TEST_SESSION={storage}"
+        """In the environment of every process that a program of this session starts, Ray's included."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        name, value = self.token.split("=")
+        return os.environ | {"COLUMNS": "200", name: value}
+
+    def processes(self, title: str = "") -> list[int]:
+        """Living processes of this session whose command contains `title`."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = self.token.encode() in (folder / "environ").read_bytes().split(b"\0")
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it ended meanwhile
+                continue
+            if ours and title in command:
+                found.append(int(folder.name))
+        return found
+
+    def kill(self, title: str) -> None:
+        """SIGKILL the one process with this title."""
+        found = self.processes(title)
+        assert len(found) == 1, f"{title}: {found}"
+        os.kill(found[0], signal.SIGKILL)
+
+    def assert_nothing_left(self, within_s: float = 20) -> None:
+        """Every process that was started has ended, or ends soon."""
+        deadline = time.monotonic() + within_s
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left, f"processes were left behind: {left}"
 
     @property
     def tracking_uri(self) -> str:
@@ -37,7 +70,7 @@ class Session:
         return subprocess.Popen(
             command,
             cwd=self.storage,
-            env=os.environ | {"COLUMNS": "200"},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -85,26 +118,6 @@ class Session:
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
     return Session(tmp_path)
-
-
-def ray_processes() -> list[int]:
-    """Processes of any local Ray cluster."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if any(name in command for name in ("ray::", "raylet", "gcs_server", "/ray/dashboard", "ray/_private/workers")):
-            found.append(int(folder.name))
-    return found
-
-
-def assert_no_ray_processes(within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while (left := ray_processes()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left, f"Ray processes were left behind: {left}"
 
 
 def wait_for_line(process: subprocess.Popen, text: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import yaml
-from conftest import SMALL, assert_no_ray_processes
+from conftest import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def test_a_sweep_is_recorded_whole(session):
 
     code, output = session.run("sweep_schedule.py", *SMALL, "--name", "one", "--num-trials", "4", "--no-early-stopping")
     assert code == 0, output
-    assert_no_ray_processes()
+    session.assert_nothing_left()
     runs = session.runs()
     parent = runs.pop("one")
     assert sorted(runs) == [f"one-{number:04d}" for number in range(4)]

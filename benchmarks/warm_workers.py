@@ -1,0 +1,131 @@
+"""How long does a slot of a sweep wait between two trials? Warm worker groups against a TorchTrainer per trial.
+
+Both designs train the same tiny digits trials, one at a time, side by side in one run on one machine:
+
+- nested: Ray's documented way, a Tune function trainable that builds a TorchTrainer with a TuneReportCallback;
+- warm: this project's, a Tune class trainable that keeps one TorchTrainer's workers from trial to trial.
+
+Measured: seconds from a trial's last report on its worker to the moment before the next trial's first optimiser step.
+
+    python benchmarks/warm_workers.py --trials 6
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from orchestration.cluster import connected
+from orchestration.config import SweepConfig
+from orchestration.search_space import trial_config
+from orchestration.sweep import run_sweep
+from soflow.config import to_dict
+
+
+def tiny(folder: Path, trials: int) -> SweepConfig:
+    return SweepConfig.model_validate(
+        {
+            "name": "warm",
+            "storage": folder,
+            "num_trials": trials,
+            "max_concurrent": 1,
+            "early_stopping": False,
+            "training": {"total_steps": 10, "report_every": 5, "batch_size": 32},
+            "evaluation": {"num_samples": 64},
+        }
+    )
+
+
+def warm_gaps(config: SweepConfig) -> list[float]:
+    """Seconds, from what the workers measured themselves."""
+    from mlflow import MlflowClient
+
+    run_sweep(config)
+    client = MlflowClient(config.resolved_tracking_uri)
+    experiment = client.get_experiment_by_name("soflow")
+    runs = client.search_runs([experiment.experiment_id], "tags.`soflow.kind` = 'trial'")
+    runs.sort(key=lambda run: int(run.data.tags["optuna_number"]))
+    return [run.data.metrics["time/handover_s"] for run in runs[1:]]  # the first trial waits for the group's start
+
+
+def nested_worker(loop_config: dict) -> None:
+    import ray.train
+    import torch
+
+    from soflow.config import parse
+    from soflow.data import open_source
+    from soflow.evaluation.fidelity import Evaluator
+    from soflow.run import TrainingRun
+
+    torch.set_num_threads(1)
+    config, device, folder = parse(loop_config["config"]), torch.device("cpu"), Path(loop_config["folder"])
+    source = open_source(config.dataset)
+    run = TrainingRun(config, source, folder, device, Evaluator(source, config, device, folder.parent / "reference"))
+    started = time.time()
+    while not run.finished:
+        report = run.advance()
+        ray.train.report({"fid": report.metrics["fid"], "started": started, "reported": time.time()})
+
+
+def nested_trial(tune_config: dict) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trial = tune_config["trial"]
+    TorchTrainer(
+        nested_worker,
+        train_loop_config=trial,
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name=Path(trial["folder"]).name, storage_path=trial["storage"], callbacks=[TuneReportCallback()]
+        ),
+    ).fit()
+
+
+def nested_gaps(config: SweepConfig, folder: Path) -> list[float]:
+    from ray import tune
+
+    base = to_dict(trial_config(config.run, {}))
+    trials = [
+        {"config": base, "folder": str(folder / f"run-{i}"), "storage": str(folder / "train")}
+        for i in range(config.num_trials)
+    ]
+    with connected(config, groups=1):
+        results = tune.Tuner(
+            tune.with_resources(nested_trial, {"CPU": 0, "memory": 1}),
+            param_space={"trial": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=1),
+            run_config=tune.RunConfig(name="nested", storage_path=str(folder / "tune"), verbose=0),
+        ).fit()
+        ends = sorted((result.metrics["started"], result.metrics["reported"]) for result in results)
+    return [start - end for (_, end), (start, _) in itertools.pairwise(ends)]
+
+
+def row(name: str, gaps: list[float]) -> str:
+    return f"| {name} | {statistics.median(gaps):.2f} | {min(gaps):.2f} | {max(gaps):.2f} | {len(gaps)} |"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--trials", type=int, default=6, help="trials of each design, at least 2 (default 6)")
+    trials = options.parse_args().trials
+    with tempfile.TemporaryDirectory() as folder:
+        config = tiny(Path(folder), trials)
+        warm = warm_gaps(config)
+        nested = nested_gaps(config, Path(folder) / "nested")
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| design | median s between trials | min | max | gaps |\n|---|---|---|---|---|")
+    print(row("warm worker group", warm))
+    print(row("TorchTrainer per trial", nested))
+    print(f"\nratio of medians: {statistics.median(nested) / statistics.median(warm):.0f}")
+
+
+if __name__ == "__main__":
+    main()

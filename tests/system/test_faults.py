@@ -1,0 +1,164 @@
+"""What happens when something is taken away: a worker, a trial's process, the driver, the servers, the storage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+ONE_AT_A_TIME = [*SMALL, "--num-trials", "3", "--max-concurrent", "1", "--no-early-stopping"]
+NUMBERS = ["fid", "kid", "class_consistency", "step", "state"]
+
+
+@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::ResourceTrainable"])
+def test_a_killed_process_costs_time_but_changes_nothing(session, victim):
+    undisturbed = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "undisturbed")
+    assert undisturbed.wait(240) == 0, undisturbed.stdout.read()
+
+    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "disturbed")
+    wait_for_line(sweep, "trial 1 running, step 4/")
+    session.kill(victim)
+    rest, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, rest
+    session.assert_nothing_left()
+    tables = [pd.read_csv(session.storage / name / "trials.csv")[NUMBERS] for name in ("undisturbed", "disturbed")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert session.study_states("disturbed") == ["COMPLETE"] * 3
+    for number in range(3):
+        assert [step for step, _ in session.history(f"disturbed-{number:04d}", "fid")] == [4, 8, 12]
+
+
+def test_ctrl_c_stops_cleanly_and_resume_goes_on(session):
+    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--no-early-stopping"]
+    sweep = session.start("sweep_schedule.py", *flags, "--name", "cut")
+    wait_for_line(sweep, "step 8/")
+    os.kill(sweep.pid, signal.SIGINT)
+    output, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, output
+    assert f"--resume cut --storage {session.storage}" in output
+    session.assert_nothing_left()
+    before = session.runs()
+    assert before["cut"].info.status == "KILLED"
+    assert {run.info.status for run in before.values()} <= {"KILLED", "FINISHED"}
+
+    code, output = session.run("sweep_schedule.py", "--resume", "cut")
+    assert code == 0, output
+    assert session.study_states("cut") == ["COMPLETE"] * 3
+    runs = session.runs()
+    assert len(runs) == 4
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for number in range(3):
+        assert [step for step, _ in session.history(f"cut-{number:04d}", "fid")] == list(range(4, 41, 4))
+    assert before["cut-0000"].info.run_id == runs["cut-0000"].info.run_id
+
+
+def test_a_killed_driver_resumes_to_the_same_numbers(session):
+    undisturbed = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "undisturbed")
+    assert undisturbed.wait(240) == 0, undisturbed.stdout.read()
+    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--training.report-every", "4", "--name", "killed")
+    wait_for_line(sweep, "trial 1 running, step 8/")
+    time.sleep(6)  # longer than Tune waits between its snapshots
+    os.kill(sweep.pid, signal.SIGKILL)
+    session.assert_nothing_left()  # the cluster ends with its driver
+    code, output = session.run("sweep_schedule.py", "--resume", "killed")
+    assert code == 0, output
+    tables = [pd.read_csv(session.storage / name / "trials.csv") for name in ("undisturbed", "killed")]
+    tables = [table[table["state"] == "finished"][NUMBERS].reset_index(drop=True) for table in tables]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert "RUNNING" not in session.study_states("killed")
+
+
+def test_a_single_run_is_interrupted_and_resumed(session):
+    flags = [*SMALL, "--training.total-steps", "40"]
+    code, output = session.run("train.py", *flags, "--name", "whole")
+    assert code == 0, output
+    run = session.start("train.py", *flags, "--name", "cut")
+    wait_for_line(run, "step 8: ")
+    os.kill(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 1, output
+    assert "go on with: python experiments/train.py --resume" in output
+    session.assert_nothing_left()
+    code, output = session.run("train.py", "--resume", str(session.storage / "cut"))
+    assert code == 0, output
+    whole, cut = (session.history(name, "fid") for name in ("whole", "cut"))
+    assert whole == cut
+    assert session.runs()["cut"].info.status == "FINISHED"
+
+
+@pytest.fixture
+def cluster(session):
+    """A Ray cluster that somebody else started, with 4 CPUs."""
+    ray = Path(sys.executable).parent / "ray"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=4", "--dashboard-host=127.0.0.1"]
+    subprocess.run(
+        [*start, "--disable-usage-stats"], check=True, capture_output=True, timeout=120, env=session.environment
+    )
+    yield f"127.0.0.1:{port}"
+    for process in session.processes():
+        os.kill(process, signal.SIGKILL)
+    session.assert_nothing_left()
+
+
+def test_on_a_shared_cluster_nothing_of_ours_is_left(session, cluster):
+    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "shared", "--address", cluster)
+    wait_for_line(sweep, "trial 1 running, step 4/")
+    session.kill("ray::ResourceTrainable")
+    rest, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, rest
+    # A second process asks the cluster, so that this one stays free of Ray.
+    script = """
+import ray, time
+ray.init(address=%r, logging_level="ERROR", log_to_driver=False)
+from ray.util.state import list_actors, list_placement_groups
+for attempt in range(40):
+    groups = [group for group in list_placement_groups() if group.state != "REMOVED"]
+    actors = [actor for actor in list_actors() if actor.state != "DEAD"]
+    if not groups and not actors and ray.available_resources().get("CPU") == 4:
+        break
+    time.sleep(0.5)
+print([group.name for group in groups], [actor.class_name for actor in actors], ray.available_resources().get("CPU"))
+"""
+    asked = subprocess.run([sys.executable, "-c", script % cluster], capture_output=True, text=True, timeout=120)
+    assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--address", "127.0.0.1:1"], "address = 127.0.0.1:1: no Ray cluster answers there"),
+        (["--tracking-uri", "http://127.0.0.1:1"], "tracking_uri = http://127.0.0.1:1: cannot be reached"),
+        (["--storage", "/dev/null/here"], "storage = /dev/null/here: must be a folder that can be written"),
+        (["--max-concurrent", "500"], "resources = 500 x 1 workers x 1 CPUs: need 500 CPUs"),
+        (["--resume", "nothing"], "resume = nothing: no sweep of this name"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_ray_starts(session, flags, message):
+    begin = time.monotonic()
+    code, output = session.run("sweep_schedule.py", *flags, timeout_s=60)
+    assert code == 2
+    assert output.startswith(f"error: {message}"), output
+    assert len(output.splitlines()) == 1, output
+    assert time.monotonic() - begin < 15  # the promise is an answer within 15 s
+    assert not session.processes()
+
+
+def test_a_name_is_never_used_twice(session):
+    code, output = session.run("sweep_schedule.py", *ONE_AT_A_TIME, "--num-trials", "1", "--name", "taken")
+    assert code == 0, output
+    code, output = session.run("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "taken")
+    assert code == 2
+    assert output.startswith("error: name = taken: is taken in")
