@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: sweep test lint ui
 
-sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
+sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
 test: lint  ## lint, then everything; ARGS="-m 'not slow'" for the quick part

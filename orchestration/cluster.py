@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orchestration.config import LaunchConfig
+from orchestration.config import LaunchConfig, ResourcesConfig
 from soflow.config import ConfigError
 
 CONNECT_TIMEOUT_S = 10
@@ -24,20 +24,28 @@ RAY_SETTINGS = {
 }
 
 
-def check_fits(config: LaunchConfig, groups: int, cpus: float, gpus: float, where: str) -> None:
-    """Make sure that `groups` worker groups fit at a time.
+def check_fits(resources: ResourcesConfig, groups: int, there: dict[str, float], where: str) -> None:
+    """Make sure that `groups` worker groups fit at a time into CPUs and GPUs that are `there`.
 
     Raises:
         ConfigError: saying what is needed and what there is.
     """
-    resources = config.resources
-    for kind, each, there in (("CPUs", resources.cpus_per_worker, cpus), ("GPUs", resources.gpus_per_worker, gpus)):
+    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker or 0)):
         needed = groups * resources.num_workers * each
-        if needed > there:
+        if needed > there.get(kind, 0):
             raise ConfigError(
-                f"resources = {groups} x {resources.num_workers} workers x {each:g} {kind}: need {needed:g} {kind}, "
-                f"{where} has {there:g}; lower max_concurrent, resources.num_workers or the {kind} per worker"
+                f"resources = {groups} x {resources.num_workers} workers x {each:g} {kind}s: need {needed:g} {kind}s, "
+                f"{where} has {there.get(kind, 0):g}; lower max_concurrent, resources.num_workers or "
+                f"resources.{kind.lower()}s_per_worker"
             )
+
+
+def share_gpus(resources: ResourcesConfig, groups: int, gpus: float) -> ResourcesConfig:
+    """Give every worker its share of the GPUs that there are, unless the configuration says how much it gets."""
+    if resources.gpus_per_worker is not None:
+        return resources
+    share = min(1.0, gpus / (groups * resources.num_workers))
+    return resources.model_copy(update={"gpus_per_worker": share})
 
 
 def check_address(address: str) -> None:
@@ -61,14 +69,17 @@ def check_address(address: str) -> None:
 
 
 @contextmanager
-def connected(config: LaunchConfig, groups: int) -> Iterator[None]:
-    """A connection to the configured cluster, with room for `groups` worker groups; a cluster of our own ends with it.
+def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
+    """A connection to the configured cluster, with what each of `groups` worker groups gets of it.
+
+    A cluster of our own ends with the connection.
 
     Raises:
         ConfigError: if the cluster cannot be reached or is too small.
     """
     if config.address is None:
-        check_fits(config, groups, os.cpu_count() or 1, float("inf"), "this machine")
+        there = {"CPU": os.cpu_count() or 1, "GPU": float("inf")}  # GPUs are counted once Ray has found them
+        check_fits(config.resources, groups, there, "this machine")
     else:
         check_address(config.address)
     for name, value in RAY_SETTINGS.items():
@@ -81,14 +92,14 @@ def connected(config: LaunchConfig, groups: int) -> Iterator[None]:
             **options,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {**RAY_SETTINGS, "PYTHONWARNINGS": "ignore"}},
+            runtime_env={"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}},
         )
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"address = {config.address or 'local'}: cannot connect to Ray ({reason})") from None
     try:
-        total = ray.cluster_resources()
-        check_fits(config, groups, total.get("CPU", 0), total.get("GPU", 0), "the cluster")
-        yield
+        there = ray.cluster_resources()
+        check_fits(config.resources, groups, there, "the cluster")
+        yield share_gpus(config.resources, groups, there.get("GPU", 0))
     finally:
         ray.shutdown()

@@ -20,8 +20,8 @@ class ResourcesConfig(Section):
     """Training workers per run; the batch is divided among them."""
     cpus_per_worker: Count = 1
     """CPUs per worker, also the number of threads that it computes with."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs per worker; a fraction lets several workers share one."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs per worker, a fraction to share one; by default an even share of what there is, at most one."""
 
 
 class LaunchConfig(RunConfig):
@@ -78,7 +78,7 @@ class TrainConfig(LaunchConfig):
 class SweepConfig(LaunchConfig):
     """A search over the configuration of training runs."""
 
-    num_trials: Count = 12
+    num_trials: Count = 16
     """Configurations to try."""
     max_concurrent: Count = 2
     """Trials at a time; each has its own group of workers."""
@@ -86,7 +86,7 @@ class SweepConfig(LaunchConfig):
     """What is searched, each PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C; by default what the objective needs."""
     early_stopping: bool = True
     """Stop the worse half of the trials early (ASHA on the optimiser step)."""
-    grace_reports: Count = 3
+    grace_reports: Count = 4
     """Reports that every trial makes before it may be stopped."""
     resume: str | None = None
     """Name of an interrupted sweep in `storage` to go on with; its own configuration is used."""

@@ -20,7 +20,7 @@ DEFAULT_SEARCH = {
         "objective.gap_schedule=constant,linear,cosine,exponential",
         "objective.r_init=0.05:1:log",
         "objective.r_end=0.001:0.05:log",
-        "objective.guidance_strength=1:3",
+        "objective.guidance_strength=1:2.5",
         "objective.velocity_mix=0.1:1",
     ),
     "meanflow": (

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
-from orchestration.config import EXPERIMENT, FLUSH_S, TrainConfig
+from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig, TrainConfig
 from orchestration.folders import RUN_FILE, check_storage, new_folder, resumable_run
 from orchestration.tracking import Tracker, check_tracking, environment_tags
 from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
@@ -32,11 +32,11 @@ def train(config: TrainConfig) -> bool:
     check_storage(config.storage)
     open_source(config.dataset)
     check_tracking(config.resolved_tracking_uri)
-    with connected(config, groups=1):
+    with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN_FILE).write_text(to_yaml(config))
         print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
-        return _Run(config, folder.absolute()).execute()
+        return _Run(config, folder.absolute()).execute(resources)
 
 
 class _Run:
@@ -47,7 +47,7 @@ class _Run:
         self.console = Console()
         self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
 
-    def execute(self) -> bool:
+    def execute(self, resources: ResourcesConfig) -> bool:
         from orchestration.workers import WorkerGroup
 
         run = self.config.run
@@ -59,7 +59,7 @@ class _Run:
             "folder": str(self.folder),
         }
         self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
-        group = WorkerGroup(self.config.resources, self.folder, "workers")
+        group = WorkerGroup(resources, self.folder, "workers")
         status = "KILLED"
         try:
             status = "FINISHED" if self._follow(group) else "FAILED"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestration import search_space
 from orchestration.cluster import connected
-from orchestration.config import SweepConfig
+from orchestration.config import ResourcesConfig, SweepConfig
 from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep, resume_flags
 from orchestration.tracking import check_tracking
 from soflow.config import read_yaml, to_yaml
@@ -34,14 +34,15 @@ def run_sweep(config: SweepConfig) -> bool:
     check_storage(config.storage)
     open_source(config.dataset)
     check_tracking(config.resolved_tracking_uri)
-    with connected(config, groups=config.max_concurrent):
+    with connected(config, groups=config.max_concurrent) as resources:
         _silence_libraries()
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SWEEP_FILE).write_text(to_yaml(config))
         trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
         print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
-        tuner = _restored_tuner(config, folder) if resuming else _new_tuner(config, space, folder)
+        slot = _slot(config, resources, folder)
+        tuner = _restored_tuner(slot, folder) if resuming else _new_tuner(slot, config, space, folder)
         return _execute(tuner, config, folder)
 
 
@@ -76,24 +77,24 @@ def _silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _slot(config: SweepConfig, folder: Path):
+def _slot(config: SweepConfig, resources: ResourcesConfig, folder: Path):
     from ray import tune
 
     from orchestration.slot import TrialSlot
 
-    settings = {"base": config.run, "resources": config.resources, "sweep_folder": folder}
+    settings = {"base": config.run, "resources": resources, "sweep_folder": folder}
     # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
     return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
 
 
-def _new_tuner(config: SweepConfig, space: search_space.SearchSpace, folder: Path):
+def _new_tuner(slot, config: SweepConfig, space: search_space.SearchSpace, folder: Path):
     from ray import tune
 
     from orchestration.monitor import SweepMonitor
     from orchestration.search import StudySearch
 
     return tune.Tuner(
-        _slot(config, folder),
+        slot,
         tune_config=tune.TuneConfig(
             metric="fid",
             mode="min",
@@ -119,10 +120,10 @@ def _trial_number(trial) -> str:
     return f"{trial.config['number']:04d}"
 
 
-def _restored_tuner(config: SweepConfig, folder: Path):
+def _restored_tuner(slot, folder: Path):
     from ray import tune
 
-    return tune.Tuner.restore(str(folder / TUNE_FOLDER), _slot(config, folder), resume_unfinished=True)
+    return tune.Tuner.restore(str(folder / TUNE_FOLDER), slot, resume_unfinished=True)
 
 
 def _scheduler(config: SweepConfig):

@@ -77,7 +77,7 @@ class DatasetConfig(Section):
 
 
 class NetworkConfig(Section):
-    name: str = "DiT-XXS/2"
+    name: str = "DiT-XXS/4"
     """Backbone by size name, DiT-<size>/<patch>: XXS, XS for small images, S, B, M, L, XL as published."""
 
     _name = field_validator("name")(one_of(NETWORKS))
@@ -202,11 +202,11 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    total_steps: Count = 1000
+    total_steps: Count = 1600
     """K, number of optimiser steps."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Samples per optimiser step, over all workers together."""
-    report_every: Count = 125
+    report_every: Count = 200
     """Optimiser steps between reports; each report evaluates, draws a sample grid and writes a checkpoint."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay per step of the weights' exponential moving average, which is what gets evaluated and sampled."""
@@ -241,7 +241,7 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that determines one training run. The defaults suit digits, a minute and a half on one CPU core."""
+    """Everything that determines one training run. The defaults suit digits, a minute on one CPU core."""
 
     seed: int = 0
     """Fixes data order, noise, times, initial weights and evaluation noise."""

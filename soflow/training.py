@@ -75,7 +75,7 @@ class Trainer:
         for _ in range(steps):
             self._clock.start_step()
             loss, terms = self._optimizer_step()
-            # No host synchronisation in the loop: sums and the first bad step stay on the device.
+            # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), self.step, first_bad)
             for name, values in terms.items():
                 pair = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
@@ -124,7 +124,7 @@ class Trainer:
         step = int(self._reduce(first_bad, torch.distributed.ReduceOp.MAX if self.world_size > 1 else None))
         if step >= 0:
             raise NonFiniteLoss(
-                f"the loss became infinite or NaN at step {step + 1}; try a lower optimizer.learning_rate "
+                f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or a larger objective.weight_eps"
             )
 

@@ -1,0 +1,160 @@
+"""Two workers compute what one does: gradients, weights, metrics and evaluation images, for every objective."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU, tiny_config
+from torch import distributed
+
+from soflow.data.in_memory import InMemorySource
+from soflow.objectives import OBJECTIVES
+from soflow.run import TrainingRun
+from soflow.training import NonFiniteLoss, Trainer
+
+WORKERS = 2
+
+
+def cases() -> dict[str, tuple[str, dict, int]]:
+    """Objective, its settings and the batch size: parts that do not divide evenly, and workers without one of them."""
+    found = {f"{name}, defaults": (name, {}, 10) for name in OBJECTIVES}
+    for fraction, batch in ((0.75, 10), (0.75, 4), (0.25, 4), (0.0, 6), (1.0, 6)):  # 7 + 3, 3 + 1, 1 + 3, 0 + 6, 6 + 0
+        settings = {"flow_matching_fraction": fraction}
+        found[f"soflow, {fraction} of {batch}"] = ("soflow", settings | {"guidance_strength": 3}, batch)
+        found[f"meanflow, {fraction} of {batch}"] = ("meanflow", settings, batch)
+    for jvp in ("with_gradient", "separate"):
+        found[f"meanflow, {jvp}"] = ("meanflow", {"jvp": jvp}, 10)
+    trigonometric = {"interpolant": "trigonometric", "parameterization": "trigonometric"}
+    found["soflow, trigonometric, no guidance"] = ("soflow", trigonometric | {"guidance_strength": 1}, 10)
+    return found
+
+
+def disturb(network: torch.nn.Module) -> None:
+    """Random weights everywhere: a fresh network is zero in most places, and so are its gradients."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random, dtype=parameter.dtype)
+
+
+def source() -> InMemorySource:
+    """Twenty images of noise, shaped as digits are."""
+    random = np.random.default_rng(0)
+    return InMemorySource(random.integers(0, 256, (20, 1, 8, 8), np.uint8), np.arange(20) % 10, num_classes=10)
+
+
+def steps(name: str, settings: dict, batch: int, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Gradients of the first step, weights after three, and the losses reported."""
+    config = tiny_config(name, objective=settings, training={"batch_size": batch})
+    trainer = Trainer(config, source(), CPU, rank, world_size)
+    disturb(trainer.network)
+    metrics = trainer.advance(1)
+    result = {f"gradient/{name}": p.grad.clone() for name, p in trainer.network.named_parameters()}
+    metrics |= {f"{key}/later": value for key, value in trainer.advance(2).items()}
+    result |= {f"weight/{name}": p.detach().clone() for name, p in trainer.network.named_parameters()}
+    return result | {key: torch.tensor(value) for key, value in metrics.items() if key.startswith("loss/")}
+
+
+def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # networks, draws and sums, so that only rounding of 1e-16 is left
+    try:
+        return {case: steps(*inputs, rank, world_size) for case, inputs in cases().items()}
+    finally:
+        torch.set_default_dtype(before)
+
+
+def images(directory: Path, sampler: str, rank: int, world_size: int) -> torch.Tensor:
+    """Evaluation images of weights that make some: 5 batches, the last of them smaller, shared by the workers."""
+    config = tiny_config(evaluation={"num_samples": 22, "batch_size": 5, "sampler": sampler})
+    run = TrainingRun(config, source(), directory, CPU, None, rank=rank, world_size=world_size)
+    disturb(run.trainer.ema.module)
+    return run._generate(4)[0]
+
+
+def divergence(rank: int, world_size: int) -> str:
+    config = tiny_config(optimizer={"learning_rate": 1e30})
+    try:
+        Trainer(config, source(), CPU, rank, world_size).advance(4)
+    except NonFiniteLoss as error:
+        return str(error)
+    return "converged"
+
+
+SAMPLERS = ("renoise", "compose", "heun")
+
+
+def everything(directory: Path, rank: int = 0, world_size: int = 1) -> dict:
+    return {
+        "cases": all_cases(rank, world_size),
+        "images": {sampler: images(directory / sampler, sampler, rank, world_size) for sampler in SAMPLERS},
+        "divergence": divergence(rank, world_size),
+    }
+
+
+def worker(rank: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory / 'rendezvous'}",
+        rank=rank,
+        world_size=WORKERS,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        torch.save(everything(directory, rank, WORKERS), directory / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Everything from one worker, and from each of two."""
+    directory = tmp_path_factory.mktemp("workers")
+    processes = torch.multiprocessing.spawn(worker, (directory,), nprocs=WORKERS, join=False)
+    single = everything(directory / "single")
+    while not processes.join():
+        pass
+    return single, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_two_workers_take_the_steps_of_one(case, results):
+    single, several = results
+    expected = single["cases"][case]
+    gradients = [name for name in expected if name.startswith("gradient/")]
+    assert all(expected[name].abs().max() > 0 for name in gradients)
+    assert any(name.startswith("loss/") for name in expected)
+    for found in (result["cases"][case] for result in several):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # float64 sums in another order; Adam divides by gradients, so weights inherit their relative error.
+            difference = ((found[name] - value).abs().max() / value.abs().max()).item()
+            assert difference < 1e-10, (name, difference)
+
+
+def test_workers_hold_the_same_bits(results):
+    _, (first, second) = results
+    for case, values in first["cases"].items():
+        for name, value in values.items():
+            assert torch.equal(value, second["cases"][case][name]), (case, name)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_evaluation_images_do_not_depend_on_the_number_of_workers(sampler, results):
+    single, several = results
+    expected = single["images"][sampler]
+    assert len({image.numpy().tobytes() for image in expected}) == 22
+    assert expected.float().std() > 10  # grey levels: something is on them
+    for found in several:
+        assert torch.equal(found["images"][sampler], expected)
+
+
+def test_all_workers_stop_at_the_same_diverging_step(results):
+    single, several = results
+    assert "at step 2;" in single["divergence"]
+    assert [found["divergence"] for found in several] == [single["divergence"]] * WORKERS
