@@ -74,7 +74,10 @@ def test_the_paths_of_a_run_are_frozen():
 MEANFLOW = {"name": "meanflow"}
 FAULTS = [
     # the values, and what the one line must say: field, value, what is allowed
-    ({"objective": {"flow_matching_fraction": 1.5}}, "objective.flow_matching_fraction = 1.5: .*less than or equal to 1"),
+    (
+        {"objective": {"flow_matching_fraction": 1.5}},
+        "objective.flow_matching_fraction = 1.5: .*less than or equal to 1",
+    ),
     ({"objective": {"flow_matching_fraction": -0.1}}, "objective.flow_matching_fraction = -0.1: .*or equal to 0"),
     ({"objective": MEANFLOW | {"flow_matching_fraction": 2}}, "objective.flow_matching_fraction = 2: .*or equal to 1"),
     ({"objective": {"r_init": 0.1, "r_end": 0.2}}, "objective: r_end = 0.2 must not exceed r_init = 0.1"),
@@ -160,9 +163,7 @@ def test_the_edges_of_what_is_allowed():
 
 def test_the_batch_must_divide_among_the_workers():
     values = {"training": {"batch_size": 10}, "resources": {"num_workers": 3}}
-    with pytest.raises(
-        ValueError, match="training.batch_size = 10: must be divisible by resources.num_workers = 3"
-    ):
+    with pytest.raises(ValueError, match=r"training.batch_size = 10: must be divisible by resources.num_workers = 3"):
         LaunchConfig.model_validate(values)
     assert LaunchConfig.model_validate(values | {"resources": {"num_workers": 5}}).run.training.batch_size == 10
 
@@ -314,7 +315,9 @@ SEARCH_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("search", "message"), SEARCH_FAULTS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("search", "message"), SEARCH_FAULTS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_faulty_search_is_refused_in_one_line(search, message):
     with pytest.raises(ConfigError) as caught:
         space(*search, objective={"r_init": 0.1})

@@ -113,12 +113,17 @@ def worker(rank: int, directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Everything from one worker, and from each of two."""
+    """Everything from one worker, and from each of two: this process and another."""
     directory = tmp_path_factory.mktemp("workers")
-    processes = torch.multiprocessing.spawn(worker, (directory,), nprocs=WORKERS, join=False)
-    single = everything(directory / "single")
-    while not processes.join():
-        pass
+    other = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, directory))
+    other.start()
+    try:
+        single = everything(directory / "single")  # while the other one imports
+        worker(0, directory)
+        other.join(60)
+        assert other.exitcode == 0
+    finally:
+        other.kill()
     return single, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 

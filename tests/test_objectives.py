@@ -503,9 +503,7 @@ def test_solution_starts_at_x_with_the_velocity(name, parameterization):
     torch.testing.assert_close(objective.solution(network, x, t, t, labels), x, rtol=0, atol=0)
     velocity = objective.velocity(network, x, t, labels)
     assert velocity.shape == x.shape
-    _, derivative = torch.func.jvp(
-        lambda s: objective.solution(network, x, t, s, labels), (t,), (torch.ones_like(t),)
-    )
+    _, derivative = torch.func.jvp(lambda s: objective.solution(network, x, t, s, labels), (t,), (torch.ones_like(t),))
     torch.testing.assert_close(derivative, velocity, rtol=1e-12, atol=1e-12)
 
 

@@ -127,9 +127,7 @@ def test_the_seed_changes_weights_order_and_draws(digits):
     steps = [record_steps(trainer) for trainer in trainers]
     for trainer in trainers:
         trainer.advance(1)
-    data, labels, noise, t = (
-        [recorded[0][index] for recorded in steps] for index in range(4)
-    )
+    data, labels, noise, t = ([recorded[0][index] for recorded in steps] for index in range(4))
     for pair in (data, labels, noise, t):
         assert not torch.equal(*pair)
 
@@ -279,21 +277,17 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
 
 
 def test_a_changed_byte_is_noticed(tmp_path):
-    """Wherever it is: in the weights it would otherwise train on unseen."""
+    """In the weights as well, which would otherwise be trained on unseen."""
     path = checkpoints.save(STATE, tmp_path, 3)
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     weights = content.index(torch.arange(600.0).numpy().tobytes())
     names = content.index(b"network")
-    for position in (weights + 5, weights + 1234, names + 2, 5, len(content) // 2):
+    for position in (weights, weights + 5, weights + 1234, weights + 2399, names, names + 2):
         damaged = bytearray(content)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
-        try:
-            found = checkpoints.load(path)
-        except CheckpointError as error:
-            assert str(path) in str(error)
-        else:  # bytes between the zip's entries mean nothing
-            assert_same_state(found, STATE)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            checkpoints.load(path)
 
 
 def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path):
@@ -459,7 +453,9 @@ def test_every_objective_reports_its_errors_and_its_numbers_of_evaluations(name,
     report = run.advance()
     nfes = run.trainer.objective.default_nfe
     quality = {"fid", "kid", "class_consistency"}
-    expected = CLOCKS | quality | {"fid_floor", "kid_floor"} | {f"{kind}_{nfe}nfe" for kind in quality for nfe in nfes[1:]}
+    expected = (
+        CLOCKS | quality | {"fid_floor", "kid_floor"} | {f"{kind}_{nfe}nfe" for kind in quality for nfe in nfes[1:]}
+    )
     losses = {metric for metric in report.metrics if metric.startswith("loss/")}
     assert set(report.metrics) - losses == expected
     assert "loss/flow_matching" in losses
