@@ -1,7 +1,7 @@
 """Write a grid of samples from a checkpoint: one column per class, new noise with every --seed.
 
-python experiments/sample.py results/NAME/trials/0003
-python experiments/sample.py results/NAME/checkpoint-00001200.pt --nfe 4 --sampler compose --out samples.png
+$ python experiments/sample.py results/NAME/trials/0003
+$ python experiments/sample.py results/NAME/checkpoint-00001200.pt --nfe 4 --sampler compose --out samples.png
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
 Searches the configuration with Ray Tune and Optuna, trains every trial with Ray Train, records everything in MLflow,
 and ends with a ranking and the best configuration as a file.
 
-    python experiments/sweep_schedule.py
-    python experiments/sweep_schedule.py --objective meanflow --num-trials 20
-    python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log optimizer.learning_rate=3e-4:3e-3:log
-    python experiments/sweep_schedule.py --resume NAME
+$ python experiments/sweep_schedule.py
+$ python experiments/sweep_schedule.py --objective meanflow --num-trials 20
+$ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log objective.interpolant=linear,trigonometric
+$ python experiments/sweep_schedule.py --resume NAME
 """
 
 from orchestration.command_line import fail, read_command_line
-from orchestration.config import SweepConfig
+from orchestration.config import EXIT_CODES, SweepConfig
+from orchestration.spool import TrackingError
 from orchestration.sweep import run_sweep
-from orchestration.tracking import TrackingError
 from soflow.config import ConfigError
 from soflow.data import DataError
 
@@ -20,7 +20,7 @@ from soflow.data import DataError
 def main() -> int:
     config = read_command_line(SweepConfig, __doc__)
     try:
-        return 0 if run_sweep(config) else 130
+        return EXIT_CODES[run_sweep(config)]
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
 

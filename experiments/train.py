@@ -1,15 +1,15 @@
 """Train one image generator, through the same workers, checkpoints and records as a sweep's trials.
 
-python experiments/train.py
-python experiments/train.py --config results/NAME/best.yaml --training.total-steps 5000
-python experiments/train.py --objective flow_matching --dataset fashion_mnist --resources.num-workers 2
-python experiments/train.py --resume results/NAME
+$ python experiments/train.py
+$ python experiments/train.py --config results/NAME/best.yaml --training.total-steps 5000
+$ python experiments/train.py --objective flow_matching --dataset fashion_mnist --resources.num-workers 2
+$ python experiments/train.py --resume results/NAME
 """
 
 from orchestration.command_line import fail, read_command_line
-from orchestration.config import TrainConfig
+from orchestration.config import EXIT_CODES, TrainConfig
 from orchestration.single import train
-from orchestration.tracking import TrackingError
+from orchestration.spool import TrackingError
 from soflow.config import ConfigError
 from soflow.data import DataError
 
@@ -17,7 +17,7 @@ from soflow.data import DataError
 def main() -> int:
     config = read_command_line(TrainConfig, __doc__)
     try:
-        return 0 if train(config) else 1
+        return EXIT_CODES[train(config)]
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from orchestration.config import LaunchConfig, ResourcesConfig
 from soflow.config import ConfigError
 
-CONNECT_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 7
+"""For each of two questions: whether the port is open, and whether a cluster is behind it."""
+REMEDY = "start one with `ray start --head`, or leave address out to use this machine alone"
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 RAY_SETTINGS = {
     # The watcher is one more process per worker group to start; lost workers are noticed without it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -49,23 +55,41 @@ def share_gpus(resources: ResourcesConfig, groups: int, gpus: float) -> Resource
 
 
 def check_address(address: str) -> None:
-    """Make sure that something answers at a cluster's address.
+    """Make sure that a Ray cluster answers at an address.
 
     Raises:
-        ConfigError: if nothing does within 10 seconds.
+        ConfigError: if none does within 15 seconds.
     """
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"address = {address}: must read HOST:PORT, ray://HOST:PORT or auto")
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"address = {address}: must read HOST:PORT, or auto for a cluster on this machine")
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise ConfigError(f"address = {address}: no Ray cluster answers there ({error}); {REMEDY}") from None
+    _use_token_if_there_is_one()
+    # Connecting blocks for a minute inside Ray's native code where the other side does not answer as a cluster: so ask
+    # in a process that can be ended.
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
-            "address out to use this machine alone"
-        ) from None
+        asked = subprocess.run(
+            command if address == "auto" else [*command, "--address", address],
+            capture_output=True,
+            text=True,
+            timeout=CONNECT_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"address = {address}: what answers there is no Ray cluster; {REMEDY}") from None
+    if asked.returncode:
+        lines = asked.stderr.strip().splitlines() or ["no reason given"]
+        raise ConfigError(f"address = {address}: the Ray cluster does not let us in ({lines[-1][:160]}…); {REMEDY}")
+
+
+def _use_token_if_there_is_one() -> None:
+    """Ray itself does not send a token to an address that is given; clusters that want none ignore it."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextmanager
@@ -86,7 +110,8 @@ def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
         os.environ.setdefault(name, value)
     import ray
 
-    options = {"address": config.address} if config.address else {"dashboard_host": "127.0.0.1"}
+    # "local" starts a cluster even where another one is running, which is not ours to use unasked.
+    options = {"address": config.address} if config.address else {"address": "local", "dashboard_host": "127.0.0.1"}
     try:
         ray.init(
             **options,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from soflow.config import OBJECTIVE_CONFIGS, ConfigError, Section, describe, read_yaml
+from soflow.config import OBJECTIVE_CONFIGS, ConfigError, Section, describe, flatten, override, read_yaml
 from soflow.data import SOURCES, DataError
 from soflow.networks import NETWORKS
 
@@ -44,27 +45,30 @@ def _read(model: type[Config], description: str, arguments: list[str]) -> Config
     chosen, arguments = short.parse_known_args(arguments)
 
     values: dict[str, Any] = {}
+    defaults = {name: getattr(model(), name).name for name in NAMES}
     for file in chosen.config:
-        values = _merge(values, read_yaml(file))
+        values = _merge(values, read_yaml(file), defaults)
     for name, known in NAMES.items():
         if (wanted := getattr(chosen, name)) is not None:
             if wanted not in known:
                 raise ConfigError(f"{name} = {wanted}: must be one of {', '.join(sorted(known))}")
-            # Another objective has other fields: those of the one in the file do not carry over.
-            same = values.get(name, {}).get("name", getattr(model(), name).name) == wanted
-            values[name] = (values.get(name, {}) if same else {}) | {"name": wanted}
+            values = _merge(values, {name: {"name": wanted}}, defaults)
 
-    given, unknown = tyro.cli(
-        model,
-        args=arguments,
-        default=_unvalidated(model, values),
-        description=f"{description}\n\n{SHORT_FORMS}",
-        registry=_sections_as_dictionaries(),
-        return_unknown_args=True,
-    )
+    default = _unvalidated(model, values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tyro's on lists where a tuple is declared; YAML has only lists
+        given, unknown = tyro.cli(
+            model,
+            args=arguments,
+            default=default,
+            description=f"{description}\n\n{SHORT_FORMS}",
+            registry=_sections_as_dictionaries(),
+            return_unknown_args=True,
+        )
     if unknown:
         raise ConfigError(f"{unknown[0]}: unknown flag or stray value; --help lists what there is")
-    return validate(model, _merge(values, given))
+    # `given` holds every known key; what is left of `values` below it is unknown and has to be found.
+    return validate(model, override(values, flatten(given)))
 
 
 SHORT_FORMS = (
@@ -82,13 +86,22 @@ def validate(model: type[Config], values: dict[str, Any]) -> Config:
         raise ConfigError(describe(error, model)) from None
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new` over `old`, section by section; a section of another name replaces the old one."""
+def _merge(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, str]) -> dict[str, Any]:
+    """`new` over `old`, section by section; an objective, data set or network of another name replaces the old one.
+
+    Args:
+        defaults: what their names are where none is given.
+    """
     merged = dict(old)
     for key, value in new.items():
-        before = merged.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
-            merged[key] = _merge(before, value)
+        before = merged.get(key, {})
+        for section in (before, value):
+            if key in defaults and not isinstance(section, dict):
+                raise ConfigError(f"{key} = {section}: must be a mapping of configuration keys")
+        if isinstance(value, dict) and isinstance(before, dict):
+            name = defaults.get(key)
+            same = key not in defaults or value.get("name") in (None, before.get("name", name))
+            merged[key] = (before if same else {}) | value
         else:
             merged[key] = value
     return merged

@@ -15,6 +15,10 @@ FLUSH_S = 60.0
 """How long the end of a sweep or run waits for a slow tracking server."""
 
 
+EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
+"""How a program ends for each end of its sweep or run, by MLflow's names; 130 is a shell's code for Ctrl-C."""
+
+
 class ResourcesConfig(Section):
     num_workers: Count = 1
     """Training workers per run; the batch is divided among them."""
@@ -30,7 +34,7 @@ class LaunchConfig(RunConfig):
     name: str | None = None
     """Name of this sweep or run, also its folder under `storage`; by default objective, data set and time."""
     address: str | None = None
-    """Address of an existing Ray cluster; by default one is started on this machine for the time of the run."""
+    """HOST:PORT of an existing Ray cluster, or auto; by default one is started here for the time of the run."""
     storage: Path = Path("results")
     """Folder for checkpoints, grids and tables; on a cluster it must be shared by all nodes."""
     tracking_uri: str | None = None

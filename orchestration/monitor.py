@@ -11,12 +11,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestration.config import EXPERIMENT, FLUSH_S, SweepConfig
+from orchestration.environment import environment_tags
 from orchestration.folders import resume_flags, trial_folder
 from orchestration.live import LiveTable, Row
 from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
 from orchestration.summary import Summary
-from orchestration.tracking import Tracker, environment_tags
+from orchestration.tracking import Tracker
 from soflow.config import config_hash, flatten, to_dict
 
 SPOOL = "spool"

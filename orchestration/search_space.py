@@ -58,10 +58,14 @@ class Dimension:
         """
         path, equals, spec = assignment.partition("=")
         bounds = spec.split(":")
+        form = ConfigError(f"search = {assignment}: must read PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
         if not equals or not path or not spec:
-            raise ConfigError(f"search = {assignment}: must read PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
+            raise form
         if len(bounds) == 1:
-            return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
+            try:
+                return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
+            except yaml.YAMLError:
+                raise form from None
         low, high, *scale = bounds
         low, high = _number(low), _number(high)
         if low is None or high is None or scale not in ([], ["log"]) or not low < high or (scale and low <= 0):
@@ -128,6 +132,8 @@ def build(config: SweepConfig) -> SearchSpace:
             close = difflib.get_close_matches(dimension.path, flat, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(flat)}"
             raise ConfigError(f"search = {assignment}: {dimension.path} is no path of the configuration; {hint}")
+        if dimension.path in {other.path for other in dimensions}:
+            raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
         is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
         dimensions.append(replace(dimension, integer=is_integer))
     dimensions.sort(key=lambda dimension: dimension.path in AT_MOST)  # what limits others is chosen first
@@ -139,12 +145,13 @@ def build(config: SweepConfig) -> SearchSpace:
 def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
     for value in dimension.extremes:
         point = {dimension.path: value}
-        # Judge a limited dimension where it has most room; that the lowest values fit is judged at its limit.
+        # Judge a limited range where it has most room; that the lowest values fit is judged at its limit. A choice
+        # cannot be limited, so all of them must always fit.
         for limited, limit in AT_MOST.items():
             if dimension.path == limited and limit in searched:
-                point[limit] = searched[limit].high
+                point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
             elif dimension.path == limit and limited in searched:
-                point[limited] = searched[limited].low
+                point[limited] = searched[limited].extremes[0]
         try:
             parse(override(base, point))
         except ConfigError as error:

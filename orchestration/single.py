@@ -9,17 +9,19 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 
 from orchestration.cluster import connected
 from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig, TrainConfig
+from orchestration.environment import environment_tags
 from orchestration.folders import RUN_FILE, check_storage, new_folder, resumable_run
-from orchestration.tracking import Tracker, check_tracking, environment_tags
+from orchestration.tracking import Tracker
+from orchestration.tracking_check import check_tracking
 from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
 from soflow.data import open_source
 
 
-def train(config: TrainConfig) -> bool:
+def train(config: TrainConfig) -> str:
     """Run or resume one training run to its end, with progress on the terminal.
 
     Returns:
-        Whether it reached its last step; False if it failed or was interrupted, after saying why and how to go on.
+        "FINISHED", or "FAILED" or "KILLED" (interrupted) after saying why and how to go on.
 
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
@@ -47,7 +49,7 @@ class _Run:
         self.console = Console()
         self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
 
-    def execute(self, resources: ResourcesConfig) -> bool:
+    def execute(self, resources: ResourcesConfig) -> str:
         from orchestration.workers import WorkerGroup
 
         run = self.config.run
@@ -70,20 +72,20 @@ class _Run:
             self.tracker.end_run(self.key, status)
             if undelivered := self.tracker.close(FLUSH_S):
                 self._say(f"{undelivered} records wait in {self.folder / 'spool'}; --resume {self.folder} sends them")
-        return status == "FINISHED"
+        return status
 
     def _follow(self, group) -> bool:
         """Ask for reports until the run is over; False if it failed."""
         from orchestration.workers import Request
         from soflow import checkpoints
 
-        total = self.config.training.total_steps
+        total, values = self.config.training.total_steps, to_dict(self.config.run)
         step = checkpoints.latest_step(self.folder)
         columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task("starting the training workers", total=total, completed=step)
             while step < total:
-                answer = group.ask(Request(to_dict(self.config.run), str(self.folder), step))
+                answer = group.ask(Request(values, str(self.folder), step))
                 if answer.failure:
                     self.tracker.set_tags(self.key, {"failure": answer.failure})
                     self._say(f"failed at step {answer.step}: {answer.failure}")

@@ -72,6 +72,8 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
         summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]])))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
         _say_best(console, best, summary.files[-1])
+    else:
+        console.print("no trial reached its last step; failure.txt in a trial's folder tells more", highlight=False)
     for line in (f"all trials:  {summary.files[0]}", f"compare:     {config.mlflow_ui}"):
         console.print(line, soft_wrap=True, highlight=False)
     return summary

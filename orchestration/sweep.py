@@ -9,7 +9,7 @@ from orchestration import search_space
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig, SweepConfig
 from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep, resume_flags
-from orchestration.tracking import check_tracking
+from orchestration.tracking_check import check_tracking
 from soflow.config import read_yaml, to_yaml
 from soflow.data import open_source
 
@@ -17,11 +17,11 @@ TUNE_FOLDER = "tune"
 STUDY_FILE = "study.journal"
 
 
-def run_sweep(config: SweepConfig) -> bool:
+def run_sweep(config: SweepConfig) -> str:
     """Run or resume a sweep to its end, with live progress on the terminal and a summary at the end.
 
     Returns:
-        Whether it ended; False if it was interrupted, after saying how to go on.
+        "FINISHED", "FAILED" (no trial reached its last step) or "KILLED" (interrupted, after saying how to go on).
 
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
@@ -46,7 +46,7 @@ def run_sweep(config: SweepConfig) -> bool:
         return _execute(tuner, config, folder)
 
 
-def _execute(tuner, config: SweepConfig, folder: Path) -> bool:
+def _execute(tuner, config: SweepConfig, folder: Path) -> str:
     from orchestration.monitor import end_record, start_record
     from orchestration.search import trial_states
     from orchestration.summary import write_summary
@@ -60,12 +60,13 @@ def _execute(tuner, config: SweepConfig, folder: Path) -> bool:
         status = "FINISHED" if over == len(states) >= config.num_trials else "KILLED"
         if status == "FINISHED":
             summary = write_summary(config, folder, trials)
+            status = "FINISHED" if summary.metrics else "FAILED"
     finally:
         end_record(config, folder, status, summary)
     if status == "KILLED":
         command = f"python experiments/sweep_schedule.py {resume_flags(config, folder)}"
         print(f"interrupted with {over} of {config.num_trials} trials over; go on with: {command}")
-    return status == "FINISHED"
+    return status
 
 
 def _silence_libraries() -> None:

@@ -8,14 +8,10 @@ stores a metric's row of the same step, time and value once, and images are look
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import logging
 import math
 import os
-import platform
-import re
-import subprocess
 import tempfile
 import threading
 import time
@@ -23,7 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool import Spool, TrackingError
+from orchestration.spool import Spool
+from orchestration.tracking_check import database_of, root_cause, without_password
 
 LOG = logging.getLogger(__name__)
 
@@ -140,13 +137,13 @@ class Tracker:
             except Exception as error:
                 if not outage:
                     message = "tracking_uri = %s takes no reports (%s); they wait in %s and are sent when it does"
-                    LOG.warning(message, _public(self.tracking_uri), _root_cause(error), self.spool_dir)
+                    LOG.warning(message, without_password(self.tracking_uri), root_cause(error), self.spool_dir)
                 self._hurry.wait(retry_s)
                 self._hurry.clear()
                 retry_s, outage = min(2 * retry_s, LONGEST_RETRY_S), True
             else:
                 if outage:
-                    LOG.warning("tracking_uri = %s takes reports again", _public(self.tracking_uri))
+                    LOG.warning("tracking_uri = %s takes reports again", without_password(self.tracking_uri))
                 retry_s, outage = FIRST_RETRY_S, False
         self._spool.close()
 
@@ -188,7 +185,7 @@ class _Writer:
         client = MlflowClient(tracking_uri=self.tracking_uri)
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
-            database = _database(self.tracking_uri)
+            database = database_of(self.tracking_uri)
             artifacts = (database.parent / "artifacts").as_uri() if database else None
             self._experiment_id = client.create_experiment(self.experiment, artifact_location=artifacts)
         else:
@@ -310,115 +307,3 @@ def _readable(path: str) -> Path:
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path}: is gone or cannot be read")
     return Path(path)
-
-
-def _database(tracking_uri: str) -> Path | None:
-    """The file of an SQLite database, None for other URIs."""
-    path = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", tracking_uri)
-    return Path(path[1]).absolute() if path and path[1] != ":memory:" else None
-
-
-def _public(uri: str) -> str:
-    """A URI, or text with one, without the password that it may hold."""
-    return re.sub(r"//[^/@\s]+@", "//***@", uri)
-
-
-def _root_cause(error: BaseException) -> str:
-    """What a long chain of exceptions about a connection or a database began with, in a line."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return _public(" ".join(str(error).split())) or type(error).__name__
-
-
-def check_tracking(tracking_uri: str, timeout_s: float = 15) -> None:
-    """Find out whether tracking can work before anything else starts; does not import MLflow.
-
-    Raises:
-        TrackingError: if the server does not answer in time, the database's folder cannot be written, or the URI is
-            of another kind.
-    """
-    if tracking_uri.startswith(("http://", "https://")):
-        problem = _server_problem(tracking_uri.rstrip("/") + "/health", timeout_s)
-    elif database := _database(tracking_uri):
-        problem = _database_problem(database)
-    else:
-        problem = "must be http://HOST:PORT or https://HOST of an MLflow server, or sqlite:///FOLDER/mlflow.db"
-    if problem:
-        raise TrackingError(f"tracking_uri = {_public(tracking_uri)}: {problem}")
-
-
-def _server_problem(url: str, timeout_s: float) -> str | None:
-    problems: list[str | None] = []
-    # A thread, because a request's own timeout neither covers name look-ups nor bounds the sum of its waits.
-    thread = threading.Thread(target=lambda: problems.append(_request_problem(url, timeout_s + 1)), daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return problems[0] if problems else f"no answer within {timeout_s:g} s; is an MLflow server running there?"
-
-
-def _request_problem(url: str, timeout_s: float) -> str | None:
-    import requests  # what MLflow uses, so that passwords in the URI, proxies and certificates work the same
-
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    certificate = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", True)
-    try:
-        response = requests.get(url, timeout=timeout_s, verify=False if insecure else certificate)
-    except (requests.RequestException, OSError) as error:
-        return f"cannot be reached ({_root_cause(error)}); start it with `mlflow server`, or use sqlite:///FOLDER/mlflow.db"
-    # Behind 401 and 403 there is a server; whether it will accept MLflow's credentials cannot be told from here.
-    if response.status_code in (401, 403) or (response.ok and response.text.strip() == "OK"):
-        return None
-    return f"answers {response.status_code} to GET /health, unlike an MLflow server"
-
-
-def _database_problem(database: Path) -> str | None:
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=database.parent):
-            pass
-        if database.exists():
-            with database.open("r+b") as file:
-                if file.read(15) not in (b"SQLite format 3", b""):
-                    return "is a file, but no SQLite database; give the path of a new file"
-    except OSError as error:
-        return f"{error.filename or database.parent} cannot be written ({error.strerror}); give a folder that can"
-    return None
-
-
-def environment_tags() -> dict[str, str]:
-    """Tags that tell with which code, library versions and hardware a run was made; no host name."""
-    versions = {f"version.{name}": _version(name) for name in ("torch", "ray", "mlflow", "optuna")}
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "git_commit": git_commit(Path(__file__).parent),
-        "version.python": platform.python_version(),
-        **versions,
-        "hardware.cpu": _cpu_model(),
-        "hardware.cpu_cores": str(os.cpu_count()),
-        "hardware.memory_gib": f"{memory_bytes / 2**30:.1f}",
-    }
-
-
-def git_commit(folder: Path) -> str:
-    """Commit of the repository around a folder, with "-dirty" if tracked files were changed; "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return result.stdout.strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_model() -> str:
-    try:
-        model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        model = None
-    return model[1] if model else platform.processor() or platform.machine()

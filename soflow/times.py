@@ -43,5 +43,6 @@ def consistency_times(t: Tensor, s: Tensor, ratio: float) -> tuple[Tensor, Tenso
     """(t, l, s) with s ≤ l ≤ t − 1e-4, from free draws of t and s in (0, 1) and the gap ratio r(k, K)."""
     t = t.clamp(min=SMALLEST_GAP)
     s = torch.minimum(s, t - SMALLEST_GAP)
-    l = torch.minimum(middle_time(t, s, ratio), t - SMALLEST_GAP)
+    # At ratio 1, t + (s − t) may round to just below s.
+    l = torch.maximum(s, torch.minimum(middle_time(t, s, ratio), t - SMALLEST_GAP))
     return t, l, s

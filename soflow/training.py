@@ -20,6 +20,8 @@ from soflow.measure import PeakMemory, StepClock
 from soflow.objectives.base import Draws, Objective
 from soflow.randomness import generator
 
+NEVER = torch.iinfo(torch.int64).max
+
 
 class NonFiniteLoss(RuntimeError):
     """Training diverged: the loss became infinite or NaN."""
@@ -70,13 +72,13 @@ class Trainer:
         self.network.train()
         self._memory.reset()
         totals: dict[str, Tensor] = {}
-        first_bad = torch.full((), -1, device=self.device)
+        first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
         for _ in range(steps):
             self._clock.start_step()
             loss, terms = self._optimizer_step()
             # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
-            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), self.step, first_bad)
+            first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
             for name, values in terms.items():
                 pair = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
                 totals[name] = totals[name] + pair if name in totals else pair
@@ -121,8 +123,8 @@ class Trainer:
         return optimizer.learning_rate * min(1.0, (self.step + 1) / (optimizer.warmup_steps + 1))
 
     def _check_finite(self, first_bad: Tensor) -> None:
-        step = int(self._reduce(first_bad, torch.distributed.ReduceOp.MAX if self.world_size > 1 else None))
-        if step >= 0:
+        step = int(self._reduce(first_bad, "MIN"))
+        if step < NEVER:
             raise NonFiniteLoss(
                 f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or a larger objective.weight_eps"
@@ -131,13 +133,13 @@ class Trainer:
     def _means(self, totals: dict[str, Tensor]) -> dict[str, float]:
         if not totals:
             return {}
-        sums = self._reduce(torch.stack(list(totals.values())), None).tolist()
+        sums = self._reduce(torch.stack(list(totals.values())), "SUM").tolist()
         return {f"loss/{name}": total / n for name, (total, n) in zip(totals, sums, strict=True) if n}
 
-    def _reduce(self, value: Tensor, operation) -> Tensor:
-        """Sum (or `operation`) over the workers."""
+    def _reduce(self, value: Tensor, operation: str) -> Tensor:
+        """ "SUM" or "MIN" over the workers."""
         if self.world_size > 1:
-            torch.distributed.all_reduce(value, operation or torch.distributed.ReduceOp.SUM)
+            torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
         return value
 
     def state_dict(self) -> dict[str, Any]:

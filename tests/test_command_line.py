@@ -190,8 +190,9 @@ def test_flags_are_the_configuration_s_paths(name, monkeypatch, capsys):
         assert paths == RUN_PATHS
 
 
-FLAGS = """--objective.time-mean -0.5 -1 0.5 --optimizer.betas 0.8 0.95 --evaluation.nfe 1 2 4 --evaluation.sampler compose
---dataset.no-conditional --dataset.root some/folder --seed 7 --objective.gap_schedule cosine --training.batch_size 16"""
+FLAGS = """--objective.time-mean -0.5 -1 0.5 --optimizer.betas 0.8 0.95 --evaluation.nfe 1 2 4
+--evaluation.sampler compose --dataset.no-conditional --dataset.root some/folder --seed 7
+--objective.gap_schedule cosine --training.batch_size 16"""
 
 
 def test_every_kind_of_value_can_be_given_as_a_flag():

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestration.spool import Spool
-from orchestration.tracking import KEY_TAG, Tracker, TrackingError, check_tracking, environment_tags, git_commit
+from orchestration.environment import environment_tags, git_commit
+from orchestration.spool import Spool, TrackingError
+from orchestration.tracking import KEY_TAG, Tracker
+from orchestration.tracking_check import check_tracking
 
 REPOSITORY = Path(__file__).parents[1]
 FIRST_RUN = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random as python_random
 import re
 
@@ -130,6 +131,15 @@ def test_the_seed_changes_weights_order_and_draws(digits):
     data, labels, noise, t = ([recorded[0][index] for recorded in steps] for index in range(4))
     for pair in (data, labels, noise, t):
         assert not torch.equal(*pair)
+
+
+def test_every_step_draws_anew(digits):
+    trainer = Trainer(tiny_config(), digits, CPU)
+    steps = record_steps(trainer)
+    trainer.advance(3)
+    for index in (0, 2, 3, 4, 5):  # data, noise and times
+        drawn = [step[index] for step in steps]
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
 
 
 def test_batches_come_from_the_source_in_the_order_s_indices(digits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,13 @@ def open_split(config: DatasetConfig, split: str) -> InMemorySource:
     """The "train" split (60,000 images) or the "t10k" split (10,000 images kept for testing)."""
     if config.download:
         _download(config)
-    images = _read_idx(_find(config, f"{split}-images-idx3-ubyte"))
-    labels = _read_idx(_find(config, f"{split}-labels-idx1-ubyte"))
+    paths = [_find(config, f"{split}-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
+    images, labels = (_read_idx(path) for path in paths)
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or not len(labels) or labels.max() > 9:
+        raise DataError(
+            f"{paths[0]}: must hold N images of 28x28 and {paths[1].name} as many labels below 10, "
+            f"not arrays of shape {images.shape} and {labels.shape}"
+        )
     return InMemorySource(images[:, None], labels.astype(np.int64), num_classes=10)
 
 
@@ -48,7 +54,10 @@ def _find(config: DatasetConfig, name: str) -> Path:
 
 def _read_idx(path: Path) -> np.ndarray:
     """An array from the IDX format: two zero bytes, a type byte, the rank, big-endian sizes, then the bytes."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
     rank = content[3] if len(content) > 3 else 0
     shape = np.frombuffer(content, ">u4", rank, offset=4) if len(content) >= 4 + 4 * rank else np.zeros(0)
     if content[:3] != b"\x00\x00\x08" or len(content) != 4 + 4 * rank + shape.prod():

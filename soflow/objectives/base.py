@@ -28,7 +28,7 @@ class Draws:
     drop: Tensor
     """[B] bool, samples that get the null label."""
     weight: Tensor
-    """[B], summing to 1 over the whole batch: the loss is the weighted sum of the samples' losses."""
+    """[B]: the loss is the sum of the samples' losses with these weights, which over the whole batch sum to 1."""
     num_flow_matching: int
     """Size of the leading part with s = t."""
 
@@ -106,8 +106,16 @@ def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
+def part_size(fraction: float, batch: int) -> int:
+    """⌊λB⌋, for a λ that binary fractions may put just below: 0.57 of 100 is 57."""
+    return int(fraction * batch + 1e-9)
+
+
 def part_weights(batch: int, leading: int, leading_share: float) -> Tensor:
-    """[B] weights: the first `leading` samples share `leading_share`, the others the rest, each part evenly."""
+    """[B] weights: the first `leading` samples share `leading_share`, the others the rest, each part evenly.
+
+    An empty part's share is lost, as its mean is taken for 0.
+    """
     weight = torch.empty(batch, dtype=torch.float64)
     weight[:leading] = leading_share / max(leading, 1)
     weight[leading:] = (1 - leading_share) / max(batch - leading, 1)

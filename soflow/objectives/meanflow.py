@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives.base import Draws, Losses, Objective, normal
+from soflow.objectives.base import Draws, Losses, Objective, normal, part_size
 from soflow.objectives.flow_matching import adaptive_weight
 from soflow.parameterizations import PARAMETERIZATIONS
 from soflow.times import logit_normal
@@ -33,7 +33,7 @@ class MeanFlow(Objective):
 
     def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
         config, batch = self.config, shape[0]
-        known = int(config.flow_matching_fraction * batch)
+        known = part_size(config.flow_matching_fraction, batch)
         noise = normal(shape, generator)
         first, second = (logit_normal(config.time_mean, config.time_std, normal(batch, generator)) for _ in range(2))
         t, s = torch.maximum(first, second), torch.minimum(first, second)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.interpolants import per_sample
-from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_weights
+from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_size, part_weights
 from soflow.objectives.flow_matching import FlowMatching, adaptive_weight
 from soflow.times import consistency_times, gap_ratio, logit_normal
 
@@ -19,7 +19,7 @@ class SoFlow(FlowMatching):
 
     def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
         config, batch = self.config, shape[0]
-        known = int(config.flow_matching_fraction * batch)
+        known = part_size(config.flow_matching_fraction, batch)
         noise = normal(shape, generator)
         t_velocity, s, t = (
             logit_normal(mean, std, normal(batch, generator))

@@ -65,7 +65,7 @@ class Session:
     def start(self, program: str, *arguments: str) -> subprocess.Popen:
         """A program of experiments/ in a process group of its own, as a terminal would start it."""
         command = [sys.executable, str(ROOT / "experiments" / program), *arguments]
-        if program != "sample.py":
+        if program != "sample.py" and "--storage" not in arguments:
             command += ["--storage", str(self.storage)]
         return subprocess.Popen(
             command,

@@ -86,7 +86,7 @@ def test_a_single_run_is_interrupted_and_resumed(session):
     wait_for_line(run, "step 8: ")
     os.kill(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=60)
-    assert run.returncode == 1, output
+    assert run.returncode == 130, output
     assert "go on with: python experiments/train.py --resume" in output
     session.assert_nothing_left()
     code, output = session.run("train.py", "--resume", str(session.storage / "cut"))
@@ -121,7 +121,8 @@ def test_on_a_shared_cluster_nothing_of_ours_is_left(session, cluster):
     assert sweep.returncode == 0, rest
     # A second process asks the cluster, so that this one stays free of Ray.
     script = """
-import ray, time
+import os, ray, time
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 ray.init(address=%r, logging_level="ERROR", log_to_driver=False)
 from ray.util.state import list_actors, list_placement_groups
 for attempt in range(40):
@@ -154,6 +155,18 @@ def test_what_cannot_work_is_refused_before_ray_starts(session, flags, message):
     assert len(output.splitlines()) == 1, output
     assert time.monotonic() - begin < 15  # the promise is an answer within 15 s
     assert not session.processes()
+
+
+def test_an_address_of_something_else_is_refused(session):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begin = time.monotonic()
+        code, output = session.run("train.py", "--address", f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=60)
+    assert code == 2
+    assert "what answers there is no Ray cluster" in output
+    assert len(output.splitlines()) == 1, output
+    assert time.monotonic() - begin < 15
 
 
 def test_a_name_is_never_used_twice(session):
