@@ -5,7 +5,7 @@ and ends with a ranking and the best configuration as a file.
 
 $ python experiments/sweep_schedule.py
 $ python experiments/sweep_schedule.py --objective meanflow --num-trials 20
-$ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log objective.interpolant=linear,trigonometric
+$ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log objective.velocity_mix=0:1
 $ python experiments/sweep_schedule.py --resume NAME
 """
 

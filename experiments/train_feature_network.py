@@ -148,7 +148,7 @@ def main() -> None:
     import safetensors.torch
 
     from soflow.data import DataError
-    from soflow.evaluation.files import write_whole
+    from soflow.files import write_whole
 
     try:
         split = read_split(options.name, options.root)

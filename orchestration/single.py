@@ -15,6 +15,7 @@ from orchestration.tracking import Tracker
 from orchestration.tracking_check import check_tracking
 from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
 from soflow.data import open_source
+from soflow.files import write_whole
 
 
 def train(config: TrainConfig) -> str:
@@ -39,6 +40,9 @@ def train(config: TrainConfig) -> str:
         (folder / RUN_FILE).write_text(to_yaml(config))
         print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
         return _Run(config, folder.absolute()).execute(resources)
+
+
+RECORDED_FILE = "recorded_step"
 
 
 class _Run:
@@ -77,10 +81,11 @@ class _Run:
     def _follow(self, group) -> bool:
         """Ask for reports until the run is over; False if it failed."""
         from orchestration.workers import Request
-        from soflow import checkpoints
 
         total, values = self.config.training.total_steps, to_dict(self.config.run)
-        step = checkpoints.latest_step(self.folder)
+        # Not the newest checkpoint: its report may have been lost with the driver and has to be made again.
+        recorded = self.folder / RECORDED_FILE
+        step = int(recorded.read_text()) if recorded.exists() else 0
         columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task("starting the training workers", total=total, completed=step)
@@ -92,6 +97,7 @@ class _Run:
                     return False
                 step = answer.step
                 self._record(answer, final=answer.finished)
+                write_whole(recorded, str(step).encode())
                 progress.update(task, completed=step, description=f"step {step}, FID {answer.metrics['fid']:.4g}")
                 self._say(_line(step, answer.metrics))
         self._say(f"samples: {self.folder / 'grids'}; more: python experiments/sample.py {self.folder}")

@@ -24,7 +24,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from soflow.config import ConfigError
 from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS
-from soflow.evaluation.files import write_whole
+from soflow.files import write_whole
 
 WIDTHS = {"digits-cnn": (32, 64), "fashion-cnn": (16, 32, 64)}
 FEATURES, CLASSES = 64, 10

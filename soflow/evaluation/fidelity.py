@@ -16,7 +16,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from soflow.config import ConfigError, RunConfig
 from soflow.data import SOURCES, DataSource
 from soflow.evaluation import FEATURE_NETWORKS, FeatureNetworkInfo, feature_networks
-from soflow.evaluation.files import cached, sha256
+from soflow.files import cached, sha256
 
 KID_SUBSETS, KID_SUBSET_SIZE = 10, 1000
 BATCH = 128  # images through the feature network at a time

@@ -24,24 +24,32 @@ class Session:
 
     def __init__(self, storage: Path):
         self.storage = storage
-        self.token = f"SOFLOW_TEST_SESSION={storage}"
-        """In the environment of every process that a program of this session starts, Ray's included."""
+        self._terminals: set[int] = set()
 
-    @property
-    def environment(self) -> dict[str, str]:
-        name, value = self.token.split("=")
-        return os.environ | {"COLUMNS": "200", name: value}
+    def launch(self, command: list[str]) -> subprocess.Popen:
+        """Start a command as a terminal of its own would; all that it starts belongs to that terminal."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.storage,
+            env=os.environ | {"COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._terminals.add(process.pid)
+        return process
 
     def processes(self, title: str = "") -> list[int]:
-        """Living processes of this session whose command contains `title`."""
+        """Living processes of this session's terminals whose command contains `title`."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                ours = self.token.encode() in (folder / "environ").read_bytes().split(b"\0")
+                ours = os.getsid(int(folder.name)) in self._terminals
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:  # it ended meanwhile
                 continue
-            if ours and title in command:
+            if ours and command and title in command:  # an ended process that nobody waited for has no command
                 found.append(int(folder.name))
         return found
 
@@ -63,19 +71,11 @@ class Session:
         return f"sqlite:///{self.storage / 'mlflow.db'}"
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen:
-        """A program of experiments/ in a process group of its own, as a terminal would start it."""
+        """A program of experiments/."""
         command = [sys.executable, str(ROOT / "experiments" / program), *arguments]
         if program != "sample.py" and "--storage" not in arguments:
             command += ["--storage", str(self.storage)]
-        return subprocess.Popen(
-            command,
-            cwd=self.storage,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return self.launch(command)
 
     def run(self, program: str, *arguments: str, timeout_s: float = 240) -> tuple[int, str]:
         """Exit code and all that it printed."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -103,10 +104,10 @@ def cluster(session):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=4", "--dashboard-host=127.0.0.1"]
-    subprocess.run(
-        [*start, "--disable-usage-stats"], check=True, capture_output=True, timeout=120, env=session.environment
-    )
+    folder = tempfile.mkdtemp(prefix="ray-")  # not pytest's: Ray's sockets need a short path
+    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={folder}"]
+    starting = session.launch([*start, "--dashboard-host=127.0.0.1"])
+    assert starting.wait(120) == 0, starting.stdout.read()
     yield f"127.0.0.1:{port}"
     for process in session.processes():
         os.kill(process, signal.SIGKILL)
