@@ -55,7 +55,9 @@ class Session:
 
     def kill(self, title: str) -> None:
         """SIGKILL the one process with this title."""
-        found = self.processes(title)
+        deadline = time.monotonic() + 5
+        while not (found := self.processes(title)) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a title cannot be read while Ray is changing it
         assert len(found) == 1, f"{title}: {found}"
         os.kill(found[0], signal.SIGKILL)
 
