@@ -71,13 +71,13 @@ def test_a_killed_driver_resumes_to_the_same_numbers(session):
     sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "killed")
     wait_for_line(sweep, "trial 1 running, step 40/")
     os.kill(sweep.pid, signal.SIGKILL)
-    session.assert_nothing_left(within_s=90)  # Ray's agents take their time to notice that their driver is gone
     code, output = session.run("sweep_schedule.py", "--resume", "killed")
     assert code == 0, output
     tables = [pd.read_csv(session.storage / name / "trials.csv") for name in ("undisturbed", "killed")]
     tables = [table[table["state"] == "finished"][NUMBERS].reset_index(drop=True) for table in tables]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert "RUNNING" not in session.study_states("killed")
+    session.assert_nothing_left(within_s=90)  # Ray's agents take their time to notice that a driver is gone
 
 
 def test_a_single_run_is_interrupted_and_resumed(session):
@@ -123,8 +123,7 @@ def test_on_a_shared_cluster_nothing_of_ours_is_left(session, cluster):
     assert sweep.returncode == 0, rest
     # A second process asks the cluster, so that this one stays free of Ray.
     script = """
-import os, ray, time
-os.environ.setdefault("RAY_AUTH_MODE", "token")
+import ray, time
 ray.init(address=%r, logging_level="ERROR", log_to_driver=False)
 from ray.util.state import list_actors, list_placement_groups
 for attempt in range(40):
@@ -135,7 +134,9 @@ for attempt in range(40):
     time.sleep(0.5)
 print([group.name for group in groups], [actor.class_name for actor in actors], ray.available_resources().get("CPU"))
 """
-    asked = subprocess.run([sys.executable, "-c", script % cluster], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", script % cluster]
+    token = os.environ | {"RAY_AUTH_MODE": "token"}
+    asked = subprocess.run(command, env=token, capture_output=True, text=True, timeout=120)
     assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
 
 
