@@ -5,8 +5,7 @@ Both designs train the same tiny digits trials, one at a time, side by side in o
 - nested: Ray's documented way, a Tune function trainable that builds a TorchTrainer with a TuneReportCallback;
 - warm: this project's, a Tune class trainable that keeps one TorchTrainer's workers from trial to trial.
 
-Both run with this project's Ray settings (no preemption watcher, health checks every 0.5 s), which favour the nested
-design: with Ray's defaults it waits longer.
+Both run with this project's Ray settings (no preemption watcher, health checks every 0.5 s).
 
 Measured: seconds from a trial's last report on its worker to the moment before the next trial's first optimiser step.
 

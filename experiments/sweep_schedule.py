@@ -23,6 +23,9 @@ def main() -> int:
         return EXIT_CODES[run_sweep(config)]
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted before the sweep began")
+        return EXIT_CODES["KILLED"]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ def main() -> int:
         return EXIT_CODES[train(config)]
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted before the run began")
+        return EXIT_CODES["KILLED"]
 
 
 if __name__ == "__main__":
