@@ -11,11 +11,10 @@ from orchestration.cluster import connected
 from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig, TrainConfig
 from orchestration.environment import environment_tags
 from orchestration.folders import RUN_FILE, check_storage, new_folder, resumable_run
+from orchestration.inputs import check_inputs
 from orchestration.tracking import Tracker
 from orchestration.tracking_check import check_tracking
 from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
-from soflow.data import open_source
-from soflow.files import write_whole
 
 
 def train(config: TrainConfig) -> str:
@@ -33,7 +32,7 @@ def train(config: TrainConfig) -> str:
         folder = resumable_run(config.resume)
         config = TrainConfig.model_validate(read_yaml(folder / RUN_FILE))
     check_storage(config.storage)
-    open_source(config.dataset)
+    check_inputs(config)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +80,7 @@ class _Run:
     def _follow(self, group) -> bool:
         """Ask for reports until the run is over; False if it failed."""
         from orchestration.workers import Request
+        from soflow.files import write_whole
 
         total, values = self.config.training.total_steps, to_dict(self.config.run)
         # Not the newest checkpoint: its report may have been lost with the driver and has to be made again.

@@ -9,9 +9,9 @@ from orchestration import search_space
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig, SweepConfig
 from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep, resume_flags
+from orchestration.inputs import check_inputs
 from orchestration.tracking_check import check_tracking
 from soflow.config import read_yaml, to_yaml
-from soflow.data import open_source
 
 TUNE_FOLDER = "tune"
 STUDY_FILE = "study.journal"
@@ -32,7 +32,7 @@ def run_sweep(config: SweepConfig) -> str:
         config = SweepConfig.model_validate(read_yaml(folder / SWEEP_FILE))
     space = search_space.build(config)
     check_storage(config.storage)
-    open_source(config.dataset)
+    check_inputs(config)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=config.max_concurrent) as resources:
         _silence_libraries()

@@ -267,6 +267,21 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _images_fit_the_feature_network(self) -> RunConfig:
+        wanted = FEATURE_NETWORKS[self.feature_network].image_shape
+        if wanted not in (None, self.dataset.image_shape):
+            raise ValueError(
+                f"evaluation.feature_network = {self.feature_network}: takes images of shape {wanted}, "
+                f"not {self.dataset.image_shape} of dataset.name = {self.dataset.name}"
+            )
+        return self
+
+    @property
+    def feature_network(self) -> str:
+        """Name of the network whose features FID compares."""
+        return self.evaluation.feature_network or SOURCES[self.dataset.name].feature_network
+
 
 def parse(values: dict[str, Any]) -> RunConfig:
     """Build and validate a configuration from nested dictionaries.

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
+from soflow import files
 from soflow.config import ConfigError, parse
 from soflow.data import SOURCES, DataError, open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks, files
+from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks
 from soflow.evaluation.fidelity import Evaluator
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from soflow.config import ConfigError, RunConfig
-from soflow.data import SOURCES, DataSource
-from soflow.evaluation import FEATURE_NETWORKS, FeatureNetworkInfo, feature_networks
+from soflow.config import RunConfig
+from soflow.data import DataSource
+from soflow.evaluation import FEATURE_NETWORKS, feature_networks
 from soflow.files import cached, sha256
 
 KID_SUBSETS, KID_SUBSET_SIZE = 10, 1000
@@ -30,16 +30,16 @@ class Evaluator:
     from `cache` if an evaluator with the same data, network, weights and torch-fidelity version left it there.
 
     Raises:
-        ConfigError: if the feature network is unknown, does not fit the images or its weights cannot be had.
+        ConfigError: if the feature network's weights cannot be had.
         ValueError: if the source has fewer than 4 images.
     """
 
     def __init__(self, source: DataSource, config: RunConfig, device: torch.device, cache: Path):
         self.source, self.device = source, device
         self.num_samples = config.evaluation.num_samples
-        self.network = config.evaluation.feature_network or SOURCES[config.dataset.name].feature_network
+        self.network = config.feature_network
         self.image_shape = tuple(source.batch(np.arange(1))[0].shape[1:])
-        info = self._info()
+        info = FEATURE_NETWORKS[self.network]
         self.classifies = info.dataset == config.dataset.name
         self.layer = info.layer
         weights = feature_networks.weights_path(self.network, config.evaluation.inception_weights)
@@ -96,19 +96,6 @@ class Evaluator:
             "kid_subset_size": _subset_size(self.num_samples, len(self.source)),
             "torch_fidelity_version": torch_fidelity.__version__,
         }
-
-    def _info(self) -> FeatureNetworkInfo:
-        if self.network not in FEATURE_NETWORKS:
-            raise ConfigError(
-                f"evaluation.feature_network = {self.network}: must be one of {', '.join(sorted(FEATURE_NETWORKS))}"
-            )
-        info = FEATURE_NETWORKS[self.network]
-        if info.image_shape not in (None, self.image_shape):
-            raise ConfigError(
-                f"evaluation.feature_network = {self.network}: takes images of shape {info.image_shape}, "
-                f"not the data set's {self.image_shape}"
-            )
-        return info
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
         if images.dtype != torch.uint8:
