@@ -25,8 +25,8 @@ DEFAULT_SEARCH = {
     ),
     "meanflow": (
         "objective.flow_matching_fraction=0.25:0.9",
-        "objective.guidance_omega=0.5:3",
-        "objective.guidance_kappa=0:0.9",
+        "objective.guidance_omega=0.8:1.4",
+        "objective.guidance_kappa=0:0.6",
     ),
     "flow_matching": (
         "objective.guidance_strength=1:4",

@@ -155,13 +155,13 @@ class MeanFlowConfig(WeightFields):
     """MeanFlow (arXiv 2505.13447)."""
 
     name: Literal["meanflow"] = "meanflow"
-    flow_matching_fraction: Fraction = 0.5
+    flow_matching_fraction: Fraction = 0.4
     """Share of the batch with r = t (paper: 0.75)."""
     jvp: Literal["with_gradient", "separate", "subset"] = "subset"
     """How du/dt is computed: in one call with u, in its own call, or in its own call where r differs from t."""
     guidance_omega: Annotated[float, Field(ge=0)] = 1.0
     """omega, weight of the conditional velocity v_t in the guided velocity."""
-    guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """kappa, weight of the network's own class-conditional velocity."""
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Times t between which guidance acts, both ends included."""
