@@ -13,8 +13,8 @@ from orchestration.command_line import fail, read_command_line
 from orchestration.config import EXIT_CODES, SweepConfig
 from orchestration.spool import TrackingError
 from orchestration.sweep import run_sweep
-from soflow.config import ConfigError
 from soflow.data import DataError
+from soflow.sections import ConfigError
 
 
 def main() -> int:

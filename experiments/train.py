@@ -10,8 +10,8 @@ from orchestration.command_line import fail, read_command_line
 from orchestration.config import EXIT_CODES, TrainConfig
 from orchestration.single import train
 from orchestration.spool import TrackingError
-from soflow.config import ConfigError
 from soflow.data import DataError
+from soflow.sections import ConfigError
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestration.config import LaunchConfig, ResourcesConfig
-from soflow.config import ConfigError
+from soflow.sections import ConfigError
 
 CONNECT_TIMEOUT_S = 7
 """For each of two questions: whether the port is open, and whether a cluster is behind it."""

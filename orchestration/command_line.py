@@ -11,12 +11,14 @@ import tyro
 from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from soflow.config import OBJECTIVE_CONFIGS, ConfigError, Section, describe, flatten, override, read_yaml
+from soflow.config import describe, flatten, override, read_yaml
 from soflow.data import SOURCES, DataError
 from soflow.networks import NETWORKS
+from soflow.objectives import OBJECTIVES
+from soflow.sections import ConfigError, Section
 
 Config = TypeVar("Config", bound=Section)
-NAMES = {"objective": OBJECTIVE_CONFIGS, "dataset": SOURCES, "network": NETWORKS}
+NAMES = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
 
 
 def read_command_line(model: type[Config], description: str, arguments: list[str] | None = None) -> Config:
@@ -72,7 +74,7 @@ def _read(model: type[Config], description: str, arguments: list[str]) -> Config
 
 
 SHORT_FORMS = (
-    f"Short forms: --objective {{{','.join(OBJECTIVE_CONFIGS)}}}, --dataset {{{','.join(SOURCES)}}} and --network NAME "
+    f"Short forms: --objective {{{','.join(OBJECTIVES)}}}, --dataset {{{','.join(SOURCES)}}} and --network NAME "
     "choose by name; --config FILE reads YAML (repeatable; later files and flags win). Every other flag is a path into "
     "the configuration tree, the same in YAML files and search spaces."
 )
@@ -109,7 +111,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, str]) -
 
 def _unvalidated(model: type[Section], values: dict[str, Any], path: str = "") -> Section:
     """`values` over the model's defaults, checked only as far as the command line's flags need."""
-    model = OBJECTIVE_CONFIGS.get(values.get("name"), model) if path == "objective" else model
+    model = OBJECTIVES[values["name"]].config if path == "objective" and values.get("name") in OBJECTIVES else model
     filled = {}
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from soflow.config import Count, RunConfig, Section, to_dict
+from soflow.config import RunConfig, to_dict
+from soflow.sections import Count, Section
 
 EXPERIMENT = "soflow"
 """The MLflow experiment of all sweeps and runs."""

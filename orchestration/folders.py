@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from orchestration.config import LaunchConfig, SweepConfig
-from soflow.config import ConfigError
+from soflow.sections import ConfigError
 
 SWEEP_FILE = "sweep.yaml"
 RUN_FILE = "run.yaml"

@@ -9,30 +9,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestration.config import SweepConfig
-from soflow.config import ConfigError, RunConfig, flatten, override, parse, to_dict
+from soflow.config import RunConfig, flatten, override, parse, to_dict
+from soflow.objectives import OBJECTIVES
+from soflow.sections import ConfigError
 
 if TYPE_CHECKING:
     import optuna
-
-DEFAULT_SEARCH = {
-    "soflow": (
-        "objective.flow_matching_fraction=0.2:0.9",
-        "objective.gap_schedule=constant,linear,cosine,exponential",
-        "objective.r_init=0.05:1:log",
-        "objective.r_end=0.001:0.05:log",
-        "objective.guidance_strength=1:2.5",
-        "objective.velocity_mix=0.1:1",
-    ),
-    "meanflow": (
-        "objective.flow_matching_fraction=0.25:0.9",
-        "objective.guidance_omega=0.8:1.4",
-        "objective.guidance_kappa=0:0.6",
-    ),
-    "flow_matching": (
-        "objective.guidance_strength=1:4",
-        "objective.velocity_mix=0.1:1",
-    ),
-}
 
 AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed another's."""
@@ -126,7 +108,7 @@ def build(config: SweepConfig) -> SearchSpace:
     base = to_dict(config.run)
     flat = flatten(base)
     dimensions = []
-    for assignment in config.search or DEFAULT_SEARCH[config.objective.name]:
+    for assignment in config.search or OBJECTIVES[config.objective.name].search:
         dimension = Dimension.read(assignment)
         if dimension.path not in flat:
             close = difflib.get_close_matches(dimension.path, flat, n=1)

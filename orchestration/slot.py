@@ -13,7 +13,8 @@ from orchestration.folders import trial_folder
 from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
 from orchestration.workers import Request, WorkerGroup
-from soflow.config import ConfigError, RunConfig, to_dict
+from soflow.config import RunConfig, to_dict
+from soflow.sections import ConfigError
 
 
 class TrialSlot(tune.Trainable):

@@ -7,55 +7,49 @@ imports neither torch nor anything else that is slow, so that a wrong value is r
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
+import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from soflow.data import SOURCES
+from soflow.diagnostics import DIAGNOSTICS
 from soflow.evaluation import FEATURE_NETWORKS
 from soflow.networks import NETWORKS
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.configs import SoFlowConfig
+from soflow.sections import ConfigError, Count, Fraction, Positive, Section, one_of
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-GapRatio = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Sampler = Literal["renoise", "compose", "heun"]
+PrecisionName = Literal["fp32", "tf32", "bf16"]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the field, its value and what is allowed."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def one_of(names: dict[str, Any]):
-    """A field validator that accepts the keys of a registry."""
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"must be one of {', '.join(sorted(names))}")
-        return value
-
-    return check
+LATENT_CHANNELS, LATENT_FACTOR = 4, 8
+"""Stable Diffusion's autoencoder: channels of a latent, and pixels per latent side."""
 
 
 class DatasetConfig(Section):
     name: str = "digits"
-    """Where the images come from: digits (8x8, inside scikit-learn), fashion_mnist or image_folder."""
+    """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder or latents."""
     root: Path | None = None
-    """Folder with the data set's files; digits needs none, fashion_mnist also finds Debian's package."""
+    """Folder of the data set's files, for latents the HDF5 file; digits needs none, fashion_mnist finds Debian's."""
     conditional: bool = True
     """Train with class labels; without them every sample gets the null label."""
     image_size: Count | None = None
-    """Side in pixels to which image_folder crops and resizes; the other sources have a fixed size."""
+    """Side in pixels, for image_folder what it crops and resizes to, for latents that of the encoded images."""
     download: bool = False
     """Let the source fetch missing files from the internet."""
+    augmentation: Fraction = 0.0
+    """Probability of each of EDM's augmentations (0.12 in the CIFAR-10 experiments), of which the network is told."""
+    vae: str = "stabilityai/sd-vae-ft-mse"
+    """Folder or hub id of the AutoencoderKL that turns latents into images."""
+    loading_processes: Annotated[int, Field(ge=0)] = 0
+    """Processes per worker that read batches ahead; 0 reads in the worker itself, best for data in memory."""
 
     _name = field_validator("name")(one_of(SOURCES))
 
@@ -66,6 +60,10 @@ class DatasetConfig(Section):
             raise ValueError(f"image_size must be given for {self.name}, a number of pixels")
         if fixed is not None and self.image_size not in (None, fixed):
             raise ValueError(f"image_size = {self.image_size} must be {fixed} or left out for {self.name}")
+        if self.latent and self.image_size % LATENT_FACTOR:
+            raise ValueError(f"image_size = {self.image_size} must be a multiple of {LATENT_FACTOR} for {self.name}")
+        if self.latent and self.augmentation:
+            raise ValueError(f"augmentation = {self.augmentation:g} must be 0 for {self.name}: it acts on images")
         return self
 
     @property
@@ -75,117 +73,33 @@ class DatasetConfig(Section):
         side = source.image_size or self.image_size
         return source.channels, side, side
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the network generates: images, or latents of them."""
+        channels, side, _ = self.image_shape
+        return (
+            (LATENT_CHANNELS, side // LATENT_FACTOR, side // LATENT_FACTOR) if self.latent else (channels, side, side)
+        )
+
+    @property
+    def latent(self) -> bool:
+        return SOURCES[self.name].latent
+
 
 class NetworkConfig(Section):
     name: str = "DiT-XXS/4"
-    """Backbone by size name, DiT-<size>/<patch>: XXS, XS for small images, S, B, M, L, XL as published."""
+    """Backbone by name: DiT-<size>/<patch> (XXS, XS for small images, S, B, M, L, XL as published), U-Net, U-Net-XS."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropout inside a U-Net (0.3 in the CIFAR-10 experiments)."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass in place of keeping its activations: less memory, about 1/3 slower."""
 
     _name = field_validator("name")(one_of(NETWORKS))
 
 
-class InterpolantFields(Section):
-    interpolant: Literal["linear", "trigonometric"] = "linear"
-    """Noising schedule alpha, beta."""
-    parameterization: Literal["euler", "trigonometric"] = "euler"
-    """Solution parameterisation a, b."""
-
-
-class GuidanceFields(Section):
-    guidance_strength: Annotated[float, Field(ge=1)] = 1.5
-    """w, strength of training-time classifier-free guidance; 1 switches it off."""
-    velocity_mix: Fraction = 0.3
-    """m, share of the guided conditional velocity in the target; the rest is the network's own velocity."""
-    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a sample's label is replaced by the null label."""
-    guidance_decay_time: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """T, time above which guidance fades out; 1 switches the fading off."""
-
-    @model_validator(mode="after")
-    def _guidance_needs_dropped_labels(self):
-        if self.guidance_strength > 1 and self.label_drop == 0:
-            raise ValueError(
-                f"label_drop = 0 must be above 0 when guidance_strength = {self.guidance_strength:g} exceeds 1, "
-                "because guidance needs the velocity learned under the null label"
-            )
-        return self
-
-
-class WeightFields(Section):
-    weight_power: Annotated[float, Field(ge=0)] = 1.0
-    """p, power of the adaptive loss weight."""
-    weight_eps: Positive = 0.01
-    """eps, floor inside the adaptive loss weight."""
-
-
-class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
-    """The flow-matching baseline: SoFlow's flow-matching part alone."""
-
-    name: Literal["flow_matching"] = "flow_matching"
-    time_mean: float = -0.2
-    """Mean of the logit-normal draw of t."""
-    time_std: Positive = 1.0
-    """Standard deviation of the logit-normal draw of t."""
-
-
-class SoFlowConfig(WeightFields, GuidanceFields, InterpolantFields):
-    """Solution flow models (arXiv 2512.15657)."""
-
-    name: Literal["soflow"] = "soflow"
-    flow_matching_fraction: Fraction = 0.3
-    """lambda, share of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
-    gap_schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
-    """How r(k, K), and with it the gap t - l, shrinks over training."""
-    r_init: GapRatio = 0.1
-    """r at the first step (unused by the constant schedule)."""
-    r_end: GapRatio = 0.002
-    """r at the last step."""
-    time_mean: tuple[float, float, float] = (-0.2, -1.0, 0.2)
-    """Means of the logit-normal draws: flow-matching t, consistency s, consistency t."""
-    time_std: tuple[Positive, Positive, Positive] = (1.0, 0.8, 0.8)
-    """Standard deviations of the same three draws."""
-
-    @model_validator(mode="after")
-    def _gap_shrinks(self) -> SoFlowConfig:
-        if self.r_end > self.r_init:
-            raise ValueError(f"r_end = {self.r_end:g} must not exceed r_init = {self.r_init:g}")
-        return self
-
-
-class MeanFlowConfig(WeightFields):
-    """MeanFlow (arXiv 2505.13447)."""
-
-    name: Literal["meanflow"] = "meanflow"
-    flow_matching_fraction: Fraction = 0.4
-    """Share of the batch with r = t (paper: 0.75)."""
-    jvp: Literal["with_gradient", "separate", "subset"] = "subset"
-    """How du/dt is computed: in one call with u, in its own call, or in its own call where r differs from t."""
-    guidance_omega: Annotated[float, Field(ge=0)] = 1.0
-    """omega, weight of the conditional velocity v_t in the guided velocity."""
-    guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """kappa, weight of the network's own class-conditional velocity."""
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Times t between which guidance acts, both ends included."""
-    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a sample's label is replaced by the null label."""
-    time_mean: float = -0.4
-    """Mean of the logit-normal draws of t and r."""
-    time_std: Positive = 1.0
-    """Standard deviation of the logit-normal draws of t and r."""
-
-    @model_validator(mode="after")
-    def _guidance_is_possible(self) -> MeanFlowConfig:
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval = {self.guidance_interval} must not end before it begins")
-        if self.label_drop == 0 and (self.guidance_omega, self.guidance_kappa) != (1, 0):
-            raise ValueError(
-                f"label_drop = 0 must be above 0 when guidance is on (guidance_omega = {self.guidance_omega:g}, "
-                f"guidance_kappa = {self.guidance_kappa:g}), because guidance needs the null label's velocity"
-            )
-        return self
-
-
-ObjectiveConfig = Annotated[SoFlowConfig | MeanFlowConfig | FlowMatchingConfig, Field(discriminator="name")]
-OBJECTIVE_CONFIGS = {"soflow": SoFlowConfig, "meanflow": MeanFlowConfig, "flow_matching": FlowMatchingConfig}
+ObjectiveConfig = Annotated[
+    functools.reduce(operator.or_, (spec.config for spec in OBJECTIVES.values())), Field(discriminator="name")
+]
 
 
 class OptimizerConfig(Section):
@@ -209,7 +123,17 @@ class TrainingConfig(Section):
     report_every: Count = 200
     """Optimiser steps between reports; each report evaluates, draws a sample grid and writes a checkpoint."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per step of the weights' exponential moving average, which is what gets evaluated and sampled."""
+    """Decay per update of the weights' exponential moving average, which is what gets evaluated and sampled."""
+    ema_every: Count = 1
+    """Optimiser steps between updates of the average."""
+    ema_dtype: Literal["float32", "float64"] = "float32"
+    """In what the average is kept; float64 takes twice the memory."""
+    precision: PrecisionName = "fp32"
+    """How networks compute: fp32, tf32 (CUDA tensor cores) or bf16."""
+    quotient_precision: PrecisionName = "fp32"
+    """The same for a consistency loss's two calls, whose rounding is amplified 1 / r(k, K) times."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at the start, faster steps. Jacobian-vector products stay eager."""
 
 
 class EvaluationConfig(Section):
@@ -225,11 +149,28 @@ class EvaluationConfig(Section):
     """File with torch-fidelity's Inception weights, for machines that cannot fetch them."""
     batch_size: Count = 500
     """Samples generated at a time."""
+    reference: Path | None = None
+    """File of reference statistics (.npz with mu and sigma) that FID compares with in place of the data set's own."""
+    precision_recall: bool = False
+    """Also measure precision and recall."""
+    inception_score: bool = False
+    """Also measure the Inception score."""
+    diagnostics: tuple[str, ...] = ()
+    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe."""
+    diagnose_every_report: bool = False
+    """Take them at every report; by default after the last step only."""
 
     @field_validator("feature_network")
     @classmethod
     def _feature_network_is_known(cls, value: str | None) -> str | None:
         return value if value is None else one_of(FEATURE_NETWORKS)(value)
+
+    @field_validator("diagnostics")
+    @classmethod
+    def _diagnostics_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            one_of(DIAGNOSTICS)(name)
+        return value
 
     @model_validator(mode="after")
     def _evaluations_are_possible(self) -> EvaluationConfig:
@@ -259,11 +200,19 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit_the_network(self) -> RunConfig:
-        side, patch = self.dataset.image_shape[1], NETWORKS[self.network.name].patch
-        if side % patch:
+        network, side = NETWORKS[self.network.name], self.dataset.sample_shape[1]
+        if side % network.side_multiple:
             raise ValueError(
-                f"network.name = {self.network.name}: its patch {patch} must divide the image size {side} "
-                f"of dataset.name = {self.dataset.name}"
+                f"network.name = {self.network.name}: {network.side_multiple} must divide the side {side} "
+                f"of what dataset.name = {self.dataset.name} trains on"
+            )
+        if self.network.dropout and not network.dropout:
+            raise ValueError(f"network.dropout = {self.network.dropout:g}: must be 0, {self.network.name} has none")
+        if self.dataset.augmentation and not network.augmentation:
+            able = ", ".join(name for name, spec in NETWORKS.items() if spec.augmentation)
+            raise ValueError(
+                f"dataset.augmentation = {self.dataset.augmentation:g}: must be 0 for network.name = "
+                f"{self.network.name}; only {able} can be told how images were augmented"
             )
         return self
 
@@ -302,12 +251,12 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
     # A tagged union puts its tag into the location; users know the path without it.
-    path = [str(part) for part in fault["loc"] if part not in OBJECTIVE_CONFIGS]
+    path = [str(part) for part in fault["loc"] if part not in OBJECTIVES]
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
         return _unknown_key(name, model, fault["loc"])
     if fault["type"] == "union_tag_invalid":
-        return f"{name}.name = {fault['ctx']['tag']}: must be one of {', '.join(sorted(OBJECTIVE_CONFIGS))}"
+        return f"{name}.name = {fault['ctx']['tag']}: must be one of {', '.join(sorted(OBJECTIVES))}"
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], (dict, BaseModel)):  # a rule over several fields, which its message names
         return f"{name}: {message}" if name else message
@@ -316,8 +265,8 @@ def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
 
 def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
     for part in location[:-1]:
-        if part in OBJECTIVE_CONFIGS:
-            model = OBJECTIVE_CONFIGS[part]
+        if part in OBJECTIVES:
+            model = OBJECTIVES[part].config
         elif part in model.model_fields and part != "objective":
             model = model.model_fields[part].annotation
     known = list(model.model_fields)

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from soflow import checkpoints, networks, objectives
+from soflow import checkpoints, codecs, networks, objectives
 from soflow.config import RunConfig, parse, to_dict, to_yaml
 from soflow.data import DataSource
 from soflow.evaluation.fidelity import Evaluator
-from soflow.images import to_pixels, write_grid
+from soflow.images import write_grid
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
 from soflow.sampling import sample
@@ -88,7 +88,7 @@ class TrainingRun:
             return None
         grid = self.directory / "grids" / f"step-{trainer.step:08d}.png"
         nfe = evaluation_nfe(self.config, trainer.objective)[0]
-        images = draw_grid(trainer.objective, trainer.ema.module, self.config, self.device, nfe)
+        images = draw_grid(trainer.objective, trainer.averaged_network(), self.config, self.device, nfe)
         write_grid(images, grid, GRID_COLUMNS)
         state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
         checkpoints.save(state, self.directory, trainer.step)
@@ -115,14 +115,14 @@ class TrainingRun:
         labels = torch.arange(evaluation.num_samples, device=self.device) % trainer.source.num_classes
         given = labels if self.config.dataset.conditional else torch.full_like(labels, trainer.source.num_classes)
         sampler = sampler_for(self.config, trainer.objective, nfe)
-        trainer.ema.eval()
+        network = trainer.averaged_network()
         for i, begin in enumerate(range(0, evaluation.num_samples, evaluation.batch_size)):
             if i % trainer.world_size == trainer.rank:
                 own = slice(begin, begin + evaluation.batch_size)
                 random = generator(self.device, self.config.seed, "evaluation", i)
-                noise = normal(tuple(images[own].shape), random)
-                made = sample(trainer.objective, trainer.ema.module, noise, given[own], nfe, sampler, random)
-                images[own] = to_pixels(made)
+                noise = normal((len(images[own]), *self.config.dataset.sample_shape), random)
+                made = sample(trainer.objective, network, noise, given[own], nfe, sampler, random)
+                images[own] = trainer.codec.decode(made)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(images)  # each image is zero but on the worker that made it
         return images, labels
@@ -132,7 +132,8 @@ class TrainingRun:
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
-            "dtype": "float32",
+            "dtype": self.config.training.precision,
+            "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
             "memory_measure": "peak CUDA allocation" if cuda else "peak resident memory of the worker process",
             "threads": str(torch.get_num_threads()),
@@ -169,12 +170,13 @@ def draw_grid(
 ) -> Tensor:
     """uint8 samples [rows · 10, C, H, W], row by row, one column per class (the first ten), from seeded noise."""
     random = generator(device, seed, "grid")
-    noise = normal((rows * GRID_COLUMNS, *config.dataset.image_shape), random)
+    noise = normal((rows * GRID_COLUMNS, *config.dataset.sample_shape), random)
     labels = torch.arange(len(noise), device=device) % GRID_COLUMNS % objective.num_classes
     if not config.dataset.conditional:
         labels = torch.full_like(labels, objective.num_classes)
     sampler = sampler or sampler_for(config, objective, nfe)
-    return to_pixels(sample(objective, network, noise, labels, nfe, sampler, random))
+    samples = sample(objective, network, noise, labels, nfe, sampler, random)
+    return codecs.build(config.dataset, device).decode(samples)
 
 
 def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective, nn.Module]:

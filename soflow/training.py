@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from soflow import networks, objectives
+from soflow import codecs, networks, objectives
+from soflow.augmentation import augment
+from soflow.conditioning import join
 from soflow.config import RunConfig
 from soflow.data import DataSource
-from soflow.images import to_network
+from soflow.loading import BatchOrder, batches
 from soflow.measure import PeakMemory, StepClock
-from soflow.objectives.base import Draws, Objective
+from soflow.objectives.base import Draws, Objective, normal
 from soflow.randomness import generator
 
 NEVER = torch.iinfo(torch.int64).max
@@ -36,7 +39,8 @@ class LossModule(nn.Module):
 
     def forward(self, data: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The samples' weighted sum of losses and the objective's per-sample terms."""
-        losses = self.objective.losses(self.network, data, labels, draws)
+        with self.objective.same_dropout(draws):
+            losses = self.objective.losses(self.network, data, labels, draws)
         return (draws.weight * losses.loss).sum(), losses.terms
 
 
@@ -45,7 +49,7 @@ class Trainer:
 
     Attributes:
         step: optimiser steps done.
-        network, ema: the trained weights and their moving average (ema.module).
+        network, ema: the trained weights and their moving average (ema.module, in the configured dtype).
         train_s: seconds spent in optimiser steps since the run began, over all resumes.
     """
 
@@ -54,13 +58,15 @@ class Trainer:
         self.rank, self.world_size = rank, world_size
         self.network = build_network(config, source.num_classes).to(device)
         self.objective = objectives.build(config, source.num_classes)
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
-        self.ema.requires_grad_(False)
+        self.codec = codecs.build(config.dataset, device)
+        self.ema = AveragedModel(self.network, multi_avg_fn=_ema_update(config.training.ema_decay))
+        self.ema.module.to(getattr(torch, config.training.ema_dtype)).requires_grad_(False)
         self.optimizer = build_optimizer(config, self.network)
-        module = LossModule(self.network, self.objective)
+        module = LossModule(torch.compile(self.network) if config.training.compile else self.network, self.objective)
         self.module = DistributedDataParallel(module) if world_size > 1 else module
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
+        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._clock, self._memory = StepClock(device), PeakMemory(device)
 
     def advance(self, steps: int) -> dict[str, float]:
@@ -97,7 +103,8 @@ class Trainer:
         data, labels = self._batch()
         shape = (training.batch_size, *data.shape[1:])
         random = generator(self.device, self.config.seed, "step", self.step)
-        draws = self.objective.draw(shape, self.step / training.total_steps, random).share(self.rank, self.world_size)
+        draws = self.objective.draw(shape, self.step / training.total_steps, random)
+        draws = replace(draws, dropout_seed=random.initial_seed()).share(self.rank, self.world_size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
@@ -105,18 +112,37 @@ class Trainer:
         # DistributedDataParallel averages gradients over workers; the samples' weights already sum to 1 over all.
         (loss * self.world_size).backward()
         self.optimizer.step()
-        self.ema.update_parameters(self.network)
         self.step += 1
+        if self.step % training.ema_every == 0:
+            self.ema.update_parameters(self.network)
         return loss.detach(), terms
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """This worker's share of the current step's data in [−1, 1] and labels."""
-        indices = self.order.indices(self.step)[self.rank :: self.world_size]
-        images, labels = self.source.batch(indices)
-        labels = torch.from_numpy(labels).to(self.device)
-        if not self.config.dataset.conditional:
+        """This worker's share of the current step's samples, about in [−1, 1], and labels."""
+        config, dataset = self.config, self.config.dataset
+        if self._batches is None:
+            steps = range(self.step, config.training.total_steps)
+            place = (self.device, self.rank, self.world_size, dataset.loading_processes)
+            self._batches = batches(self.source, self.order, steps, *place)
+        stored, labels = next(self._batches)
+        if not dataset.conditional:
             labels = torch.full_like(labels, self.source.num_classes)
-        return to_network(images, self.device), labels
+        if dataset.latent:
+            random = generator(self.device, config.seed, "encode", self.step)
+            noise = normal((config.training.batch_size, *dataset.sample_shape), random)
+            return self.codec.encode(stored, noise[self.rank :: self.world_size]), labels
+        data = self.codec.encode(stored)
+        if not dataset.augmentation:
+            return data, labels
+        random = generator(self.device, config.seed, "augmentation", self.step, self.rank)
+        data, parameters = augment(data, dataset.augmentation, random)
+        return data, join(labels, parameters)
+
+    def averaged_network(self) -> nn.Module:
+        """The network with the averaged weights, for evaluation and sampling."""
+        if self.config.training.ema_dtype == "float32":
+            return self.ema.module.eval()
+        return copy.deepcopy(self.ema.module).float().eval()
 
     def _learning_rate(self) -> float:
         optimizer = self.config.optimizer
@@ -156,28 +182,19 @@ class Trainer:
         self.step, self.train_s = state["step"], state["train_s"]
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
-        self.ema.n_averaged.fill_(self.step)
+        self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
+        self._batches = None
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
-class BatchOrder:
-    """Which samples each step sees: one seeded permutation per epoch, batches running on across epochs."""
+def _ema_update(decay: float):
+    """How AveragedModel updates: average ← decay · average + (1 − decay) · weights, in the average's dtype."""
+    in_place = get_ema_multi_avg_fn(decay)
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self._epochs: dict[int, np.ndarray] = {}
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:
+        in_place(averages, [weight.to(averages[0].dtype) for weight in weights], num_averaged)
 
-    def indices(self, step: int) -> np.ndarray:
-        """[batch_size] sample indices of a step, counted from 0."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs = positions // self.num_samples
-        self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in set(epochs.tolist())}
-        return np.array(
-            [self._epochs[e][p] for e, p in zip(epochs.tolist(), positions % self.num_samples, strict=True)]
-        )
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.num_samples, generator=generator("cpu", self.seed, "order", epoch)).numpy()
+    return update
 
 
 def build_network(config: RunConfig, num_classes: int) -> nn.Module:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from soflow.config import OBJECTIVE_CONFIGS, RunConfig, parse
+from soflow.config import RunConfig, parse
 from soflow.networks.dit import DiT
+from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws
 
 REPOSITORY = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def tiny_config(objective_name: str = "soflow", /, **sections: dict[str, Any]) -
 
 
 def objective_config(name: str, **fields: Any):
-    return OBJECTIVE_CONFIGS[name](**fields)
+    return OBJECTIVES[name].config(**fields)
 
 
 def slope(xs: list[float], ys: list[float]) -> float:

@@ -58,13 +58,13 @@ FAULTS = [
         "--training.batch-size 10 --resources.num-workers 3",
         "training.batch_size = 10: must be divisible by resources.num_workers = 3",
     ),
-    ("--dataset cifar", "dataset = cifar: must be one of digits, fashion_mnist, image_folder"),
-    ("--dataset.name cifar", "dataset.name = cifar: must be one of digits, fashion_mnist, image_folder"),
+    ("--dataset cifar", "dataset = cifar: must be one of cifar10, digits, fashion_mnist, image_folder, latents"),
+    ("--dataset.name cifar", "dataset.name = cifar: must be one of cifar10, digits, fashion_mnist, image_folder"),
     ("--objective ddpm", "objective = ddpm: must be one of flow_matching, meanflow, soflow"),
     ("--network DiT-XXS/3", "network = DiT-XXS/3: must be one of DiT-B/1, "),
     (
         "--dataset image_folder --dataset.image-size 9 --network DiT-XXS/2",
-        "network.name = DiT-XXS/2: its patch 2 must divide the image size 9 of dataset.name = image_folder",
+        "network.name = DiT-XXS/2: 2 must divide the side 9 of what dataset.name = image_folder",
     ),
     (
         "--objective meanflow --objective.label-drop 0 --objective.guidance-kappa 0.5",
@@ -111,8 +111,8 @@ YAML_FAULTS = [
     ("training: {batch_sze: 16}", "training.batch_sze: unknown key; did you mean batch_size"),
     ("training: {batch_size: many}", "training.batch_size = many: .*integer"),
     ("training: {batch_size: 10}\nresources: {num_workers: 3}", "training.batch_size = 10: must be divisible by"),
-    ("dataset: {name: cifar}", "dataset.name = cifar: must be one of digits"),
-    ("dataset: {name: image_folder, image_size: 9}", r"its patch \d must divide the image size 9"),
+    ("dataset: {name: cifar}", "dataset.name = cifar: must be one of cifar10, digits"),
+    ("dataset: {name: image_folder, image_size: 9}", r"\d must divide the side 9"),
     ("[1, 2]", "must hold a mapping"),
     ("a: [", "cannot be read as YAML"),
 ]

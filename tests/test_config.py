@@ -11,10 +11,8 @@ from helpers import tiny_config
 
 from orchestration import search_space
 from orchestration.config import LaunchConfig, SweepConfig, TrainConfig
-from orchestration.search_space import DEFAULT_SEARCH, Dimension, trial_config
+from orchestration.search_space import Dimension, trial_config
 from soflow.config import (
-    OBJECTIVE_CONFIGS,
-    ConfigError,
     config_hash,
     flatten,
     override,
@@ -23,6 +21,8 @@ from soflow.config import (
     to_dict,
     to_yaml,
 )
+from soflow.objectives import OBJECTIVES
+from soflow.sections import ConfigError
 
 # What users, presets, records and scripts refer to. A change here is a decision.
 RUN_PATHS = {
@@ -32,7 +32,12 @@ RUN_PATHS = {
     "dataset.conditional",
     "dataset.image_size",
     "dataset.download",
+    "dataset.augmentation",
+    "dataset.vae",
+    "dataset.loading_processes",
     "network.name",
+    "network.dropout",
+    "network.gradient_checkpointing",
     "objective.name",
     "objective.interpolant",
     "objective.parameterization",
@@ -57,12 +62,22 @@ RUN_PATHS = {
     "training.batch_size",
     "training.report_every",
     "training.ema_decay",
+    "training.ema_every",
+    "training.ema_dtype",
+    "training.precision",
+    "training.quotient_precision",
+    "training.compile",
     "evaluation.num_samples",
     "evaluation.nfe",
     "evaluation.sampler",
     "evaluation.feature_network",
     "evaluation.inception_weights",
     "evaluation.batch_size",
+    "evaluation.reference",
+    "evaluation.precision_recall",
+    "evaluation.inception_score",
+    "evaluation.diagnostics",
+    "evaluation.diagnose_every_report",
 }
 
 
@@ -115,13 +130,13 @@ FAULTS = [
     ({"training": {"ema_decay": 1}}, "training.ema_decay = 1: .*less than 1"),
     ({"training": 3}, "training = 3: "),
     ({"objective": "soflow"}, "objective = soflow: "),
-    ({"dataset": {"name": "mnist"}}, "dataset.name = mnist: must be one of digits, fashion_mnist, image_folder"),
+    ({"dataset": {"name": "mnist"}}, "dataset.name = mnist: must be one of cifar10, digits"),
     ({"dataset": {"name": "image_folder"}}, "dataset: image_size must be given for image_folder"),
     ({"dataset": {"image_size": 16}}, "dataset: image_size = 16 must be 8 or left out for digits"),
     ({"network": {"name": "DiT-XXS/3"}}, "network.name = DiT-XXS/3: must be one of DiT-B/1, "),
     (
         {"dataset": {"name": "image_folder", "image_size": 9}, "network": {"name": "DiT-XXS/2"}},
-        "network.name = DiT-XXS/2: its patch 2 must divide the image size 9 of dataset.name = image_folder",
+        "network.name = DiT-XXS/2: 2 must divide the side 9 of what dataset.name = image_folder",
     ),
     ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0: .*greater than 0"),
     ({"optimizer": {"betas": (0.9, 1)}}, "optimizer.betas.1 = 1: .*less than 1"),
@@ -176,7 +191,7 @@ def test_a_launch_s_run_is_its_part_that_determines_the_numbers():
         assert type(launch.run) is type(run)
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_CONFIGS)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_yaml_round_trip(name, tmp_path):
     config = tiny_config(name, evaluation={"nfe": (1, 2)}, dataset={"root": "some folder/ü"})
     path = tmp_path / "run.yaml"
@@ -226,7 +241,19 @@ CHANGES = {
     "evaluation.sampler": "compose",
     "evaluation.feature_network": "inception",
     "evaluation.inception_weights": "weights.pth",
+    "evaluation.reference": "reference.npz",
+    "evaluation.diagnostics": ("ode_violation",),
+    "dataset.augmentation": 0.12,
+    "dataset.vae": "vae",
+    "network.dropout": 0.3,
+    "network.gradient_checkpointing": True,
+    "training.ema_dtype": "float64",
+    "training.precision": "bf16",
+    "training.quotient_precision": "tf32",
 }
+NEEDS = {path: {"network.name": "U-Net-XS"} for path in ("dataset.augmentation", "network.dropout")}
+"""What else must change for the change to be valid."""
+
 """A valid change of every field that is not a positive number."""
 
 
@@ -237,13 +264,16 @@ def test_the_hash_changes_with_every_field():
         value = flatten(base)[path]
         if path in CHANGES:
             value = CHANGES[path]
+        elif isinstance(value, bool):
+            value = not value
         elif isinstance(value, int):
             value += 1
         else:
             value *= 1.01
-        hashes.add(config_hash(parse(override(base, {path: value}))))
-    hashes |= {config_hash(parse({"objective": {"name": name}})) for name in OBJECTIVE_CONFIGS}
-    assert len(hashes) == len(RUN_PATHS) + 2  # the base, a change of each path, and two objectives for their name
+        hashes.add(config_hash(parse(override(base, NEEDS.get(path, {}) | {path: value}))))
+    hashes |= {config_hash(parse({"objective": {"name": name}})) for name in OBJECTIVES}
+    # The base, a change of each path, and the other objectives for their name.
+    assert len(hashes) == len(RUN_PATHS) + len(OBJECTIVES) - 1
     assert all(re.fullmatch("[0-9a-f]{12}", value) for value in hashes)
     assert config_hash(parse({})) == config_hash(parse(base))
 
@@ -265,11 +295,11 @@ def space(*search: str, **values):
     return search_space.build(SweepConfig.model_validate({"search": search or None, **values}))
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_CONFIGS)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_default_search_of_every_objective_is_valid(name):
     found = space(objective={"name": name})
     assert {dimension.path for dimension in found.dimensions} == {
-        assignment.partition("=")[0] for assignment in DEFAULT_SEARCH[name]
+        assignment.partition("=")[0] for assignment in OBJECTIVES[name].search
     }
     base = parse({"objective": {"name": name}})
     trial_config(base, found.base_point)
@@ -278,10 +308,6 @@ def test_the_default_search_of_every_objective_is_valid(name):
         trial = study.ask()
         found(trial)
         trial_config(base, trial.params)
-
-
-def test_a_default_search_exists_for_every_objective():
-    assert set(DEFAULT_SEARCH) == set(OBJECTIVE_CONFIGS)
 
 
 def test_assignments_are_read():

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from soflow.codecs import Pixels
 from soflow.config import DatasetConfig
 from soflow.data import SOURCES, DataError, fashion_mnist, open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.images import to_network, to_pixels, write_grid
+from soflow.images import write_grid
 
 
 def everything(source) -> tuple[np.ndarray, np.ndarray]:
@@ -286,14 +287,14 @@ def test_every_source_is_what_its_registry_entry_says(folder):
 
 def test_pixels_survive_the_way_to_the_network_and_back():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
-    seen = to_network(pixels, "cpu")
+    seen = Pixels().encode(torch.from_numpy(pixels))
     assert (seen.min(), seen.max(), seen.dtype) == (-1, 1, torch.float32)
-    assert np.array_equal(to_pixels(seen).numpy(), pixels)
+    assert np.array_equal(Pixels().decode(seen).numpy(), pixels)
 
 
 def test_impossible_values_become_pixels():
     values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, float("nan"), float("inf"), -float("inf")]).view(1, 1, 2, 4)
-    assert to_pixels(values).flatten().tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
+    assert Pixels().decode(values).flatten().tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
 
 
 def test_a_grid_is_written_whole(tmp_path):

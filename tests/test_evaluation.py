@@ -19,11 +19,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
 from soflow import files
-from soflow.config import ConfigError, parse
+from soflow.config import parse
 from soflow.data import SOURCES, DataError, open_source
 from soflow.data.in_memory import InMemorySource
 from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks
 from soflow.evaluation.fidelity import Evaluator
+from soflow.sections import ConfigError
 
 CPU = torch.device("cpu")
 CONFIG = parse({})

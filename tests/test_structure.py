@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY
 
-from soflow.config import OBJECTIVE_CONFIGS
 from soflow.data import SOURCES, DataSource
 from soflow.evaluation import FEATURE_NETWORKS
 from soflow.networks import NETWORKS
@@ -106,13 +105,12 @@ def resolve(path: str):
 
 
 def test_every_objective_has_a_class_and_a_configuration():
-    assert set(OBJECTIVES) == set(OBJECTIVE_CONFIGS)
-    for name, path in OBJECTIVES.items():
-        objective = resolve(path)
+    for name, spec in OBJECTIVES.items():
+        objective = resolve(spec.implementation)
         assert issubclass(objective, Objective)
         assert not inspect.isabstract(objective)
-        assert OBJECTIVE_CONFIGS[name]().name == name
-        objective(OBJECTIVE_CONFIGS[name](), 10, True)
+        assert spec.config().name == name
+        objective(spec.config(), 10, True)
 
 
 def test_every_data_source_opens_through_its_module_and_names_known_features():
@@ -126,16 +124,16 @@ def test_every_data_source_opens_through_its_module_and_names_known_features():
 def test_every_network_builds_through_its_module():
     for name, spec in NETWORKS.items():
         build = importlib.import_module(spec.module).build
-        arguments = {"image_size": 4 * spec.patch, "channels": 1, "num_classes": 10, **spec.size}
+        arguments = {"image_size": 4 * spec.side_multiple, "channels": 1, "num_classes": 10, **spec.size}
         inspect.signature(build).bind(**arguments)
-        assert spec.patch >= 1, name
+        assert spec.side_multiple >= 1, name
 
 
 def test_every_file_of_a_registry_is_registered():
     """A forgotten entry would leave an objective or a data source that nobody can choose."""
-    helpers = {"base", "in_memory"}
+    helpers = {"base", "configs", "in_memory"}
     for folder, registered in (
-        ("objectives", {path.split(":")[0] for path in OBJECTIVES.values()}),
+        ("objectives", {spec.implementation.split(":")[0] for spec in OBJECTIVES.values()}),
         ("data", {info.module for info in SOURCES.values()}),
         ("networks", {spec.module for spec in NETWORKS.values()}),
     ):

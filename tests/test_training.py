@@ -18,9 +18,10 @@ from soflow.config import parse, read_yaml, to_dict
 from soflow.data import open_source
 from soflow.evaluation.fidelity import Evaluator
 from soflow.images import write_grid
+from soflow.loading import BatchOrder
 from soflow.objectives import OBJECTIVES
 from soflow.run import GRID_COLUMNS, TrainingRun, draw_grid, load_sampler
-from soflow.training import BatchOrder, NonFiniteLoss, Trainer
+from soflow.training import NonFiniteLoss, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +346,7 @@ METRICS = {
 FACTS = {
     "device",
     "dtype",
+    "quotient_dtype",
     "attention",
     "memory_measure",
     "threads",

@@ -1,7 +1,7 @@
 """Data sources: one file each, plus an entry here.
 
-A source holds uint8 images and integer labels and hands out batches by index as numpy arrays; it knows nothing of
-torch, so that a wrong path is reported without waiting for torch's import.
+A source holds samples and integer labels and hands out batches by index as numpy arrays; it knows nothing of torch,
+so that a wrong path is reported without waiting for torch's import.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class DataSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images [B, C, H, W] as uint8 in 0...255 and labels [B] as int64, for indices [B]."""
+        """Stored samples [B, C, H, W] and labels [B] as int64, for indices [B].
+
+        Samples are uint8 images in 0...255, or what the source's codec (soflow.codecs) makes of images.
+        """
         ...
 
 
@@ -44,16 +47,21 @@ class SourceInfo:
 
     module: str
     channels: int
+    """Of its images, in pixels."""
     image_size: int | None
     """Side in pixels, None where the configuration decides."""
     feature_network: str
     """FID features used unless the configuration names others."""
+    latent: bool = False
+    """Whether it holds latents of a Stable Diffusion autoencoder in place of images."""
 
 
 SOURCES = {
     "digits": SourceInfo("soflow.data.digits", 1, 8, "digits-cnn"),
     "fashion_mnist": SourceInfo("soflow.data.fashion_mnist", 1, 28, "fashion-cnn"),
+    "cifar10": SourceInfo("soflow.data.cifar10", 3, 32, "inception"),
     "image_folder": SourceInfo("soflow.data.image_folder", 3, None, "inception"),
+    "latents": SourceInfo("soflow.data.latents", 3, None, "inception", latent=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Backbones F_θ(x, t, s, y): one file per family, plus its sizes here."""
+"""Backbones F_θ(x, t, s, labels): one file per family, plus its sizes here."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ class NetworkSpec:
     """One network by name: the module whose `build` makes it, and that function's size arguments."""
 
     module: str
-    patch: int
-    """Pixels by which the image side must be divisible."""
+    side_multiple: int
+    """Number by which the sides of what it generates must be divisible."""
     size: dict[str, Any] = field(default_factory=dict)
+    dropout: bool = False
+    """Whether it has dropout."""
+    augmentation: bool = False
+    """Whether it can be told how its images were augmented."""
 
 
 # (hidden width, depth, heads): S to XL as published (arXiv 2212.09748, M in 2505.13447), the rest for small images.
@@ -33,18 +37,34 @@ DIT_SIZES = {
     "XL": (1152, 28, 16),
 }
 
+# U-Net is EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364); XS is for small images.
+UNET_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
+    "U-Net": (4, {"width": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention_sides": (16,)}),
+    "U-Net-XS": (2, {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_sides": (4, 8)}),
+}
+
 NETWORKS = {
     f"DiT-{name}/{patch}": NetworkSpec(
         "soflow.networks.dit", patch, {"patch": patch, "width": width, "depth": depth, "heads": heads}
     )
     for name, (width, depth, heads) in DIT_SIZES.items()
     for patch in (1, 2, 4)
+} | {
+    name: NetworkSpec("soflow.networks.unet", multiple, size, dropout=True, augmentation=True)
+    for name, (multiple, size) in UNET_SIZES.items()
 }
 
 
 def build(config: RunConfig, num_classes: int) -> nn.Module:
-    """The configured network for the configured images; label `num_classes` is the null label."""
+    """The configured network for what the configured data set trains on; label `num_classes` is the null label."""
     spec = NETWORKS[config.network.name]
-    channels, side, _ = config.dataset.image_shape
-    module = importlib.import_module(spec.module)
-    return module.build(image_size=side, channels=channels, num_classes=num_classes, **spec.size)
+    channels, side, _ = config.dataset.sample_shape
+    options = {"dropout": config.network.dropout} if spec.dropout else {}
+    return importlib.import_module(spec.module).build(
+        image_size=side,
+        channels=channels,
+        num_classes=num_classes,
+        gradient_checkpointing=config.network.gradient_checkpointing,
+        **options,
+        **spec.size,
+    )

@@ -11,6 +11,7 @@ import torch
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NUM_FREQUENCIES = 128
 
@@ -21,13 +22,22 @@ class DiT(nn.Module):
     Args:
         image_size: side in pixels, divisible by patch.
         num_classes: the label table has one row more, the null label.
+        gradient_checkpointing: recompute blocks in the backward pass in place of keeping their activations.
     """
 
     def __init__(
-        self, image_size: int, channels: int, num_classes: int, patch: int, width: int, depth: int, heads: int
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
-        self.patch, self.channels = patch, channels
+        self.patch, self.channels, self.gradient_checkpointing = patch, channels, gradient_checkpointing
         self.x_embedder = PatchEmbed(image_size, patch, channels, width)
         self.register_buffer("pos_embed", position_table(width, image_size // patch))
         self.t_embedder = TimeEmbedder(width)
@@ -48,7 +58,10 @@ class DiT(nn.Module):
         tokens = self.x_embedder(x) + self.pos_embed
         condition = self.t_embedder(t) + self.s_embedder(t - s) + self.y_embedder["embedding_table"](labels)
         for block in self.blocks:
-            tokens = block(tokens, condition)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition)
         return self._unpatchify(self.final_layer(tokens, condition))
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:

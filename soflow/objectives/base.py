@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from soflow.conditioning import with_null
 from soflow.interpolants import Interpolant
+from soflow.precision import Precision
+
+FULL = Precision("fp32")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Draws:
     """[B]: the loss is the sum of the samples' losses with these weights, which over the whole batch sum to 1."""
     num_flow_matching: int
     """Size of the leading part with s = t."""
+    dropout_seed: int = 0
+    """Seed of this worker's dropout masks."""
 
     def share(self, rank: int, world_size: int) -> Draws:
         """Every world_size-th sample from `rank` on: an even share of both parts, still in order."""
@@ -43,6 +51,7 @@ class Draws:
             drop=self.drop[own],
             weight=self.weight[own],
             num_flow_matching=len(range(rank, self.num_flow_matching, world_size)),
+            dropout_seed=self.dropout_seed + rank,
         )
 
 
@@ -63,6 +72,9 @@ class Objective(ABC):
         config: the objective's section of the configuration.
         num_classes: the null label's index.
         conditional: whether labels are used at all; if not, guidance is off.
+        precision: of all network calls but those of a quotient.
+        quotient_precision: of the two calls whose difference is divided by t − l, where there are such.
+        dropout: whether the network has any, so that calls which belong together must share their masks.
     """
 
     interpolant: Interpolant
@@ -72,8 +84,17 @@ class Objective(ABC):
     attention: str = "fused where available"
     """Which attention kernels a step uses."""
 
-    def __init__(self, config, num_classes: int, conditional: bool):
+    def __init__(
+        self,
+        config,
+        num_classes: int,
+        conditional: bool,
+        precision: Precision = FULL,
+        quotient_precision: Precision = FULL,
+        dropout: bool = False,
+    ):
         self.config, self.num_classes, self.conditional = config, num_classes, conditional
+        self.call, self.call_precisely, self.dropout = precision, quotient_precision, dropout
 
     @abstractmethod
     def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
@@ -98,7 +119,22 @@ class Objective(ABC):
 
     def given_labels(self, labels: Tensor, drop: Tensor) -> Tensor:
         """The labels that the network sees: the null label where `drop`."""
-        return labels.masked_fill(drop, self.num_classes)
+        return with_null(labels, self.num_classes, drop)
+
+    def null_labels(self, labels: Tensor) -> Tensor:
+        """The null label for every sample."""
+        return with_null(labels, self.num_classes)
+
+    @contextmanager
+    def same_dropout(self, draws: Draws) -> Iterator[None]:
+        """Inside, the network draws the same dropout masks every time; outside, random numbers go on as before."""
+        if not self.dropout:
+            yield
+            return
+        device = draws.t.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(draws.dropout_seed)
+            yield
 
 
 def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:

@@ -16,11 +16,12 @@ class FlowMatching(Objective):
     default_nfe = (50, 1)
     default_sampler = "compose"
 
-    def __init__(self, config, num_classes: int, conditional: bool):
-        super().__init__(config, num_classes, conditional)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        config = self.config
         self.interpolant = INTERPOLANTS[config.interpolant]
         self.parameterization = PARAMETERIZATIONS[config.parameterization]
-        self.guided = conditional and config.guidance_strength > 1
+        self.guided = self.conditional and config.guidance_strength > 1
 
     def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
         batch = shape[0]
@@ -32,7 +33,7 @@ class FlowMatching(Objective):
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = network(x_t, draws.t, draws.t, self.given_labels(labels, draws.drop))
+        output = self.call(network, x_t, draws.t, draws.t, self.given_labels(labels, draws.drop))
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         loss, error = self.flow_matching_loss(output, target)
         return Losses(loss, {"flow_matching": error})
@@ -64,8 +65,8 @@ class FlowMatching(Objective):
             return v_t
         known = draws.num_flow_matching
         times = torch.cat([draws.t, draws.t[known:]])
-        labels = torch.cat([torch.full_like(labels, self.num_classes), labels[known:]])
-        extra = network(torch.cat([x_t, x_t[known:]]), times, times, labels)
+        labels = torch.cat([self.null_labels(labels), labels[known:]])
+        extra = self.call(network, torch.cat([x_t, x_t[known:]]), times, times, labels)
         v_null, v_rest = self.parameterization.velocity(extra).split([len(x_t), len(x_t) - known])
         v_label = torch.cat([self.parameterization.velocity(output[:known]), v_rest])
         config = self.config
@@ -85,7 +86,7 @@ class FlowMatching(Objective):
         return x + per_sample(s - t, x) * self.velocity(network, x, t, labels)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.velocity(network(x, t, t, labels))
+        return self.parameterization.velocity(self.call(network, x, t, t, labels))
 
 
 def adaptive_weight(error: Tensor, config) -> Tensor:

@@ -27,15 +27,19 @@ class MeanFlow(Objective):
     parameterization = PARAMETERIZATIONS["euler"]
     attention = "fused where available, math in the Jacobian-vector product"
 
-    def __init__(self, config, num_classes: int, conditional: bool):
-        super().__init__(config, num_classes, conditional)
-        self.guided = conditional and (config.guidance_omega, config.guidance_kappa) != (1.0, 0.0)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        config = self.config
+        self.guided = self.conditional and (config.guidance_omega, config.guidance_kappa) != (1.0, 0.0)
 
     def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
         config, batch = self.config, shape[0]
         known = part_size(config.flow_matching_fraction, batch)
         noise = normal(shape, generator)
-        first, second = (logit_normal(config.time_mean, config.time_std, normal(batch, generator)) for _ in range(2))
+        first, second = (
+            logit_normal(mean, std, normal(batch, generator))
+            for mean, std in zip(config.time_mean, config.time_std, strict=True)
+        )
         t, s = torch.maximum(first, second), torch.minimum(first, second)
         s = torch.cat([t[:known], s[known:]])
         weight = torch.full_like(t, 1 / batch)
@@ -62,9 +66,9 @@ class MeanFlow(Objective):
             return v_t
         omega, kappa, t = self.config.guidance_omega, self.config.guidance_kappa, draws.t
         v_g = omega * v_t
-        for share, given in ((kappa, labels), (1 - omega - kappa, torch.full_like(labels, self.num_classes))):
+        for share, given in ((kappa, labels), (1 - omega - kappa, self.null_labels(labels))):
             if share != 0:
-                v_g = v_g + share * network(x_t, t, t, given)
+                v_g = v_g + share * self.call(network, x_t, t, t, given)
         begin, end = self.config.guidance_interval
         active = (begin <= t) & (t <= end) & ~draws.drop
         return torch.where(per_sample(active, v_t), v_g, v_t)
@@ -75,28 +79,41 @@ class MeanFlow(Objective):
         """u with gradient and du/dt along (v_g, dt = 1, ds = 0) without, each [B, ...]."""
         t, s = draws.t, draws.s
         if self.config.jvp == "with_gradient":
-            u, du_dt = total_derivative(network, x_t, v_g, t, s, labels)
+            u, du_dt = self.total_derivative(network, x_t, v_g, t, s, labels)
             return u, du_dt.detach()
-        u = network(x_t, t, s, labels)
         # Where s = t the derivative's factor t − s is 0, so that "subset" may leave it out.
         known = draws.num_flow_matching if self.config.jvp == "subset" else 0
+        u = self.output(network, x_t, labels, draws, known if self.dropout else 0)
         du_dt = torch.zeros_like(x_t)
         if known < len(x_t):
-            with torch.no_grad():
+            with torch.no_grad(), self.same_dropout(draws):
                 own = slice(known, None)
-                _, du_dt[own] = total_derivative(network, x_t[own], v_g[own], t[own], s[own], labels[own])
+                _, du_dt[own] = self.total_derivative(network, x_t[own], v_g[own], t[own], s[own], labels[own])
         return u, du_dt
 
+    def output(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, apart: int) -> Tensor:
+        """u = F_θ(x_t, t, s, label) [B, ...]; the first `apart` samples in a call with dropout masks of their own."""
+        parts = [part for part in (slice(0, apart), slice(apart, len(x_t))) if part.stop > part.start]
+        outputs = []
+        for part in parts:
+            with self.same_dropout(draws):
+                outputs.append(self.call(network, x_t[part], draws.t[part], draws.s[part], labels[part]))
+        return torch.cat(outputs)
+
+    def total_derivative(
+        self, network: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """u = F_θ(x_t, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, [B, ...], by one forward-mode pass."""
+        # A compiled network has no forward-mode derivative.
+        eager = getattr(network, "_orig_mod", network)
+        # Nor have the fused attention kernels.
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(
+                lambda x, time: self.call(eager, x, time, s, labels), (x_t, t), (v, torch.ones_like(t))
+            )
+
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.solution(x, network(x, t, s, labels), t, s)
+        return self.parameterization.solution(x, self.call(network, x, t, s, labels), t, s)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return network(x, t, t, labels)
-
-
-def total_derivative(
-    network: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """u = network(x_t, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, by one forward-mode pass."""
-    with sdpa_kernel(SDPBackend.MATH):  # forward-mode differentiation is not implemented for the fused kernels
-        return torch.func.jvp(lambda x, time: network(x, time, s, labels), (x_t, t), (v, torch.ones_like(t)))
+        return self.call(network, x, t, t, labels)

@@ -34,23 +34,40 @@ class SoFlow(FlowMatching):
         known, given = draws.num_flow_matching, self.given_labels(labels, draws.drop)
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = network(x_t, draws.t, draws.s, given)  # both parts at once: s = t in the flow-matching part
+        output = self.output(network, x_t, given, draws)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         velocity_loss, velocity_error = self.flow_matching_loss(output[:known], target[:known])
-        consistency_loss, consistency_error = self.consistency_loss(
-            network,
-            output[known:],
-            x_t[known:],
-            target[known:],
-            given[known:],
-            draws.t[known:],
-            draws.l[known:],
-            draws.s[known:],
-        )
+        with self.same_dropout(draws):
+            consistency_loss, consistency_error = self.consistency_loss(
+                network,
+                output[known:],
+                x_t[known:],
+                target[known:],
+                given[known:],
+                draws.t[known:],
+                draws.l[known:],
+                draws.s[known:],
+            )
         return Losses(
             torch.cat([velocity_loss, consistency_loss]),
             {"flow_matching": velocity_error, "consistency": consistency_error},
         )
+
+    def output(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """F_θ(x_t, t, s, label) [B, ...] of both parts, s = t in the flow-matching part.
+
+        One call, unless the consistency part has a precision of its own or must see the masks of its second call.
+        """
+        known, t, s = draws.num_flow_matching, draws.t, draws.s
+        if known in (0, len(t)) or (self.call.name == self.call_precisely.name and not self.dropout):
+            call = self.call if known else self.call_precisely
+            with self.same_dropout(draws):
+                return call(network, x_t, t, s, labels)
+        velocity_part = self.call(network, x_t[:known], t[:known], s[:known], labels[:known])
+        with self.same_dropout(draws):
+            return torch.cat(
+                [velocity_part, self.call_precisely(network, x_t[known:], t[known:], s[known:], labels[known:])]
+            )
 
     def consistency_loss(
         self,
@@ -78,7 +95,7 @@ class SoFlow(FlowMatching):
             return output.flatten(1).sum(1), output.new_zeros(0)
         with torch.no_grad():
             x_l = x_t + per_sample(l - t, x_t) * v_mix
-            output_l = network(x_l, l, s, labels)
+            output_l = self.call_precisely(network, x_l, l, s, labels)
         q = self.solution_quotient(output.detach(), output_l, x_t, v_mix, t, l, s)
         error = mean_square(q)
         sign = torch.sign(self.parameterization.b(t, s))
@@ -98,4 +115,4 @@ class SoFlow(FlowMatching):
         return state + per_sample(p.b_quotient(t, l, s), x_t) * output_l + change
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.solution(x, network(x, t, s, labels), t, s)
+        return self.parameterization.solution(x, self.call_precisely(network, x, t, s, labels), t, s)
