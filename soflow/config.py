@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from soflow.data import SOURCES
 from soflow.diagnostics import DIAGNOSTICS
 from soflow.evaluation import FEATURE_NETWORKS
+from soflow.interop import authors_config
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.configs import SoFlowConfig
@@ -46,6 +47,8 @@ class DatasetConfig(Section):
     """Let the source fetch missing files from the internet."""
     augmentation: Fraction = 0.0
     """Probability of each of EDM's augmentations (0.12 in the CIFAR-10 experiments), of which the network is told."""
+    augmentations: Literal["upright", "edm"] = "upright"
+    """Which: all of EDM's, or those that keep images upright, as in the SoFlow and MeanFlow experiments."""
     vae: str = "stabilityai/sd-vae-ft-mse"
     """Folder or hub id of the AutoencoderKL that turns latents into images."""
     loading_processes: Annotated[int, Field(ge=0)] = 0
@@ -217,6 +220,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _derivatives_are_possible(self) -> RunConfig:
+        if self.network.gradient_checkpointing and getattr(self.objective, "jvp", None) == "with_gradient":
+            raise ValueError(
+                "network.gradient_checkpointing = True: cannot be combined with objective.jvp = with_gradient, whose "
+                "derivative torch cannot recompute; choose subset or separate"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _images_fit_the_feature_network(self) -> RunConfig:
         wanted = FEATURE_NETWORKS[self.feature_network].image_shape
         if wanted not in (None, self.dataset.image_shape):
@@ -276,10 +288,10 @@ def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, translated if the file is one of the SoFlow authors'.
 
     Raises:
-        ConfigError: if the file cannot be read or holds something else than a mapping.
+        ConfigError: if the file cannot be read, holds something else than a mapping or cannot be translated.
     """
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
@@ -287,7 +299,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of configuration keys, not a {type(values).__name__}")
-    return values
+    return authors_config.translate(values, path) if authors_config.is_authors(values) else values
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from soflow import codecs, networks, objectives
-from soflow.augmentation import augment
+from soflow.augmentation import EDM, UPRIGHT, augment
 from soflow.conditioning import join
 from soflow.config import RunConfig
 from soflow.data import DataSource
@@ -135,7 +135,9 @@ class Trainer:
         if not dataset.augmentation:
             return data, labels
         random = generator(self.device, config.seed, "augmentation", self.step, self.rank)
-        data, parameters = augment(data, dataset.augmentation, random)
+        data, parameters = augment(
+            data, dataset.augmentation, random, EDM if dataset.augmentations == "edm" else UPRIGHT
+        )
         return data, join(labels, parameters)
 
     def averaged_network(self) -> nn.Module:

@@ -114,6 +114,17 @@ def test_every_input_matters():
         assert relative_error(network(x, t, s, join(labels, augmentation)), output) > 1e-3
 
 
+def test_the_mapping_is_given_both_times_the_label_and_the_augmentation():
+    network, (x, t, s, labels) = tiny(), inputs()
+    given: list[Tensor] = []
+    network.mapping.register_forward_hook(lambda module, arguments, output: given.append(arguments[0]))
+    augmentation = torch.linspace(-1, 1, 2 * NUM_PARAMETERS, dtype=torch.float64).view(2, -1)
+    network(x, t, s, join(labels, augmentation))
+    times = torch.cat([positional(t, 64), positional(t - s, 64)], dim=1)
+    others = network.label_table.weight[labels] + augmentation @ network.map_augmentation.weight.T
+    assert relative_error(given[0], times + others) < 1e-12
+
+
 def test_no_augmentation_equals_zero_parameters():
     network, (x, t, s, labels) = tiny(), inputs()
     zeros = join(labels, torch.zeros(2, NUM_PARAMETERS))
@@ -223,14 +234,15 @@ def test_gradient_checkpointing_stores_less():
     assert stored[1] < stored[0] / 2
 
 
-def test_forward_derivative_equals_finite_differences():
-    network, (x, t, s, labels) = tiny(), inputs()
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_forward_derivative_equals_finite_differences(checkpointing):
+    network, (x, t, s, labels) = tiny(gradient_checkpointing=checkpointing), inputs()
     tangents = (torch.sin(7 * x), torch.ones_like(t), torch.full_like(s, -0.5))
 
     def output(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return network(x, t, s, labels)
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         value, derivative = torch.func.jvp(output, (x, t, s), tangents)
         step = 1e-5
         ahead, behind = (

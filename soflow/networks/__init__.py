@@ -37,10 +37,19 @@ DIT_SIZES = {
     "XL": (1152, 28, 16),
 }
 
-# U-Net is EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364); XS is for small images.
+# U-Net is EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364) with the filter of the SoFlow experiments; XS is for small images.
 UNET_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
-    "U-Net": (4, {"width": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention_sides": (16,)}),
-    "U-Net-XS": (2, {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_sides": (4, 8)}),
+    "U-Net": (
+        4,
+        {
+            "width": 128,
+            "multipliers": (2, 2, 2),
+            "blocks": 4,
+            "attention_sides": (16,),
+            "resample_filter": (1, 3, 3, 1),
+        },
+    ),
+    "U-Net-XS": (2, {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_sides": (8,)}),
 }
 
 NETWORKS = {

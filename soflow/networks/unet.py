@@ -1,0 +1,221 @@
+"""DDPM++ U-Net (arXiv 2011.13456, as EDM builds it, arXiv 2206.00364), also told the gap t − s: for CIFAR-10.
+
+Times enter as in MeanFlow's public PyTorch code: t and t − s, both unscaled in [0, 1], each become 2 · width positional
+numbers, and the two vectors are concatenated. SoFlow's settings give each time 2 · width numbers as well; that its
+network also leaves times unscaled and joins them so is an assumption.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from soflow.augmentation import NUM_PARAMETERS
+from soflow.conditioning import split
+
+MAX_POSITIONS = 10000
+NEAR_ZERO = 1e-5  # gain of each residual branch's last layer and of the output layer: near zero, yet gradients flow
+SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
+
+
+class UNet(nn.Module):
+    """F_θ(x, t, s, labels) for square images.
+
+    Args:
+        image_size: side in pixels, divisible by 2 per level after the first.
+        num_classes: the label table has one row more, the null label.
+        width: channels of the first convolution, a multiple of 32; level i has width · multipliers[i].
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention_sides: feature map sides with self-attention; the lowest level's middle always has it.
+        resample_filter: taps of the filter for halving and doubling the side; (1, 3, 3, 1) in SoFlow and MeanFlow.
+        gradient_checkpointing: in the backward pass, recompute each block instead of storing its activations. Backward
+            through torch.func.jvp then fails; jvp under no_grad works.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        width: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        attention_sides: tuple[int, ...],
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        resample_filter: tuple[int, ...] = (1, 1),
+    ):
+        super().__init__()
+        self.width, self.gradient_checkpointing = width, gradient_checkpointing
+        size = 4 * width
+        self.label_table = nn.Embedding(num_classes + 1, size)
+        self.map_augmentation = nn.Linear(NUM_PARAMETERS, size, bias=False)
+        self.mapping = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+
+        def block(inputs: int, outputs: int, attention: bool = False, resample: nn.Module | None = None) -> Block:
+            return Block(inputs, outputs, size, dropout, attention, resample)
+
+        levels = [width * multiplier for multiplier in multipliers]
+        attends = [image_size >> level in attention_sides for level in range(len(levels))]
+
+        self.input = nn.Conv2d(channels, width, 3, padding=1)
+        self.encoder, skips = nn.ModuleList(), [width]
+        for level, outputs in enumerate(levels):
+            if level > 0:
+                self.encoder.append(block(skips[-1], skips[-1], resample=Resample(resample_filter, up=False)))
+                skips.append(skips[-1])
+            widths = [skips[-1]] + [outputs] * blocks
+            self.encoder.extend(block(before, after, attends[level]) for before, after in pairwise(widths))
+            skips += widths[1:]
+
+        # Per level, lowest first: what leads into it, and the blocks that also take a skip connection each.
+        self.entries, self.decoder, last = nn.ModuleList(), nn.ModuleList(), levels[-1]
+        for level, outputs in reversed(list(enumerate(levels))):
+            lowest = level == len(levels) - 1
+            up = None if lowest else Resample(resample_filter, up=True)
+            entry = [block(last, last, True), block(last, last)] if lowest else [block(last, last, resample=up)]
+            self.entries.append(nn.ModuleList(entry))
+            widths = [last] + [outputs] * (blocks + 1)
+            self.decoder.append(
+                nn.ModuleList(
+                    block(before + skips.pop(), after, attends[level] and index == blocks)
+                    for index, (before, after) in enumerate(pairwise(widths))
+                )
+            )
+            last = outputs
+        self.output_norm = group_norm(last)
+        self.output = nn.Conv2d(last, channels, 3, padding=1)
+        self._initialize()
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """The backbone's output, shaped as x.
+
+        Args:
+            x: images [B, C, H, W].
+            t, s: start and end time [B], s ≤ t in [0, 1].
+            labels: classes [B] int64, or [B, 1 + 9] with augmentation parameters; see soflow.conditioning.
+        """
+        embedding = self._embed(t, s, labels)
+        x = self.input(x)
+        skips = [x]
+        for block in self.encoder:
+            x = self._run(block, x, embedding)
+            skips.append(x)
+        for entry, blocks in zip(self.entries, self.decoder, strict=True):
+            for block in entry:
+                x = self._run(block, x, embedding)
+            for block in blocks:
+                x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding)
+        return self.output(F.silu(self.output_norm(x)))
+
+    def _embed(self, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """What every block is told [B, 4 · width]; no augmentation and zero parameters are the same."""
+        classes, augmentation = split(labels)
+        times = torch.cat([positional(t, 2 * self.width), positional(t - s, 2 * self.width)], dim=1)
+        embedding = times + self.label_table(classes)
+        if augmentation is not None:
+            embedding = embedding + self.map_augmentation(augmentation.to(times.dtype))
+        return self.mapping(embedding)
+
+    def _run(self, block: Block, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, embedding, use_reentrant=False)
+        return block(x, embedding)
+
+    def _initialize(self) -> None:
+        """EDM's: Xavier weights, zero biases; the last layers near zero, attention's first a little smaller.
+
+        EDM's label layer takes one-hot vectors times √num_classes, and no label is the zero vector.
+        """
+        gains = {self.output: NEAR_ZERO}
+        for module in self.modules():
+            if isinstance(module, Block):
+                gains[module.conv1] = NEAR_ZERO
+            elif isinstance(module, Attention):
+                gains |= {module.project: NEAR_ZERO, module.qkv: math.sqrt(0.2)}
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight, gains.get(module, 1.0))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        table = self.label_table.weight
+        nn.init.xavier_uniform_(table[:-1], math.sqrt(len(table) - 1))
+        nn.init.zeros_(table[-1])
+
+
+class Block(nn.Module):
+    """Residual block, conditioned by a shift; may change the side by two first and attend last."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, resample: nn.Module | None
+    ):
+        super().__init__()
+        self.resample = resample or nn.Identity()
+        self.norm0 = group_norm(inputs)
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.shift = nn.Linear(embedding, outputs)
+        self.norm1 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
+        self.attention = Attention(outputs) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        branch = self.conv0(self.resample(F.silu(self.norm0(x))))
+        branch = F.silu(self.norm1(branch + self.shift(embedding)[:, :, None, None]))
+        branch = self.conv1(self.dropout(branch))
+        return self.attention(SKIP_SCALE * (self.skip(self.resample(x)) + branch))
+
+
+class Attention(nn.Module):
+    """Self-attention between pixels with one head, and its skip connection."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = group_norm(width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.project = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, 1 head, pixels, 3 · width]; fused kernels take only channels that lie next to each other.
+        joint = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].contiguous()
+        query, key, value = joint.chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return SKIP_SCALE * (x + self.project(attended[:, 0].transpose(1, 2).reshape(x.shape)))
+
+
+class Resample(nn.Module):
+    """Halves or doubles the side with a separable low-pass filter; images end in zeros."""
+
+    def __init__(self, taps: tuple[int, ...], up: bool):
+        super().__init__()
+        filter_1d = torch.tensor(taps, dtype=torch.float32) / sum(taps) * (2 if up else 1)
+        self.register_buffer("kernel", torch.outer(filter_1d, filter_1d)[None, None], persistent=False)
+        self.convolve = F.conv_transpose2d if up else F.conv2d
+        self.padding = (len(taps) - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernel = self.kernel.expand(channels, -1, -1, -1)
+        return self.convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or fewer of 4 channels each."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+
+
+def positional(time: Tensor, size: int) -> Tensor:
+    """Sines, then cosines, of time · 10000^(−i / (size/2 − 1)): times [B] to [B, size]."""
+    half = size // 2
+    exponents = torch.arange(half, dtype=time.dtype, device=time.device) / (half - 1)
+    angles = time[:, None] * torch.exp(-math.log(MAX_POSITIONS) * exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+build = UNet
