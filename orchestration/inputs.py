@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 
+from soflow import objectives
 from soflow.config import RunConfig
 from soflow.data import open_source
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Make sure that the data set can be opened and Inception's weights, where they are wanted, can be had.
+    """Make sure that data set, reference statistics, Inception's weights and a teacher, where wanted, can be had.
 
     Warns on stderr of what is allowed but known to spoil training.
 
     Raises:
         DataError, ConfigError: naming the path and what is expected there.
     """
-    open_source(config.dataset)
+    source = open_source(config.dataset)
+    if hasattr(config.objective, "teacher"):
+        student = objectives.build(config, source.num_classes)
+        student.load_teacher(config.dataset.sample_shape, config.dataset.augmentation > 0)
+    if config.evaluation.reference is not None:
+        from soflow.evaluation.reference_files import read_configured
+
+        read_configured(config)
     if config.feature_network == "inception":
         from soflow.evaluation.feature_networks import weights_path
 

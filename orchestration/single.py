@@ -53,7 +53,7 @@ class _Run:
         self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
 
     def execute(self, resources: ResourcesConfig) -> str:
-        from orchestration.workers import WorkerGroup
+        from orchestration.training_worker import training_group
 
         run = self.config.run
         tags = environment_tags() | {
@@ -64,7 +64,7 @@ class _Run:
             "folder": str(self.folder),
         }
         self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
-        group = WorkerGroup(resources, self.folder, "workers")
+        group = training_group(resources, self.folder, "workers")
         status = "KILLED"
         try:
             status = "FINISHED" if self._follow(group) else "FAILED"
@@ -79,7 +79,7 @@ class _Run:
 
     def _follow(self, group) -> bool:
         """Ask for reports until the run is over; False if it failed."""
-        from orchestration.workers import Request
+        from orchestration.training_worker import Request
         from soflow.files import write_whole
 
         total, values = self.config.training.total_steps, to_dict(self.config.run)

@@ -12,7 +12,7 @@ from orchestration.config import ResourcesConfig
 from orchestration.folders import trial_folder
 from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
-from orchestration.workers import Request, WorkerGroup
+from orchestration.training_worker import Request, training_group
 from soflow.config import RunConfig, to_dict
 from soflow.sections import ConfigError
 
@@ -26,7 +26,7 @@ class TrialSlot(tune.Trainable):
 
     def setup(self, config: dict[str, Any], base: RunConfig, resources: ResourcesConfig, sweep_folder: Path) -> None:
         self.base, self.sweep_folder = base, sweep_folder
-        self.group = WorkerGroup(resources, sweep_folder, f"group-{uuid.uuid4().hex[:8]}")
+        self.group = training_group(resources, sweep_folder, f"group-{uuid.uuid4().hex[:8]}")
         self._begin(config)
 
     def _begin(self, trial: dict[str, Any]) -> None:

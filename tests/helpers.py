@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from soflow.config import RunConfig, parse
+from soflow import checkpoints, objectives
+from soflow.config import RunConfig, parse, to_dict
 from soflow.networks.dit import DiT
 from soflow.objectives import OBJECTIVES
-from soflow.objectives.base import Draws
+from soflow.objectives.base import Draws, Objective
+from soflow.objectives.distillation import Teacher
+from soflow.training import build_network
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,15 +102,38 @@ def random_batch(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = tor
 
 def tiny_config(objective_name: str = "soflow", /, **sections: dict[str, Any]) -> RunConfig:
     """A run on digits that takes milliseconds a step: a patch covers a quarter of the image, four tokens."""
+    teacher = {"teacher": tiny_teacher()} if objective_name == "distillation" else {}
     values: dict[str, Any] = {
         "network": {"name": "DiT-XXS/4"},
-        "objective": {"name": objective_name},
+        "objective": {"name": objective_name} | teacher,
         "training": {"total_steps": 6, "batch_size": 8, "report_every": 3, "ema_decay": 0.9},
         "evaluation": {"num_samples": 16, "batch_size": 8},
     }
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
     return parse(values)
+
+
+@functools.cache
+def tiny_teacher() -> Path:
+    """The folder of a flow-matching run with random weights everywhere, there as long as this process."""
+    config = tiny_config("flow_matching")
+    network = build_network(config, NUM_CLASSES)
+    random = torch.Generator().manual_seed(2)
+    for parameter in network.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=random, dtype=torch.float32)
+    folder = tempfile.TemporaryDirectory()
+    weakref.finalize(tiny_teacher, folder.cleanup)
+    state = {"ema": network.state_dict(), "config": to_dict(config), "num_classes": NUM_CLASSES}
+    return checkpoints.save(state, Path(folder.name), 1).parent
+
+
+def tiny_objective(name: str, /, **sections: dict[str, Any]) -> Objective:
+    """A tiny run's objective for images [B, 1, 2, 2], taught by another SmoothNetwork where it needs a teacher."""
+    objective = objectives.build(tiny_config(name, **sections), NUM_CLASSES)
+    if name == "distillation":
+        objective.teacher = Teacher(tiny_objective("flow_matching"), SmoothNetwork(width=8))
+    return objective
 
 
 def objective_config(name: str, **fields: Any):

@@ -60,7 +60,10 @@ FAULTS = [
     ),
     ("--dataset cifar", "dataset = cifar: must be one of cifar10, digits, fashion_mnist, image_folder, latents"),
     ("--dataset.name cifar", "dataset.name = cifar: must be one of cifar10, digits, fashion_mnist, image_folder"),
-    ("--objective ddpm", "objective = ddpm: must be one of flow_matching, meanflow, soflow"),
+    (
+        "--objective ddpm",
+        "objective = ddpm: must be one of alpha_flow, distillation, flow_matching, improved_meanflow, meanflow",
+    ),
     ("--network DiT-XXS/3", "network = DiT-XXS/3: must be one of DiT-B/1, "),
     (
         "--dataset image_folder --dataset.image-size 9 --network DiT-XXS/2",
@@ -95,7 +98,10 @@ YAML_FAULTS = [
     ("objective: {r_end: 0}", "objective.r_end = 0: .*greater than 0"),
     ("objective: {guidance_strength: 0.5}", "objective.guidance_strength = 0.5: .*or equal to 1"),
     ("objective: {velocity_mix: -0.1}", "objective.velocity_mix = -0.1: .*or equal to 0"),
-    ("objective: {name: soflw}", "objective.name = soflw: must be one of flow_matching, meanflow, soflow"),
+    (
+        "objective: {name: soflw}",
+        "objective.name = soflw: must be one of alpha_flow, distillation, flow_matching, improved_meanflow, meanflow",
+    ),
     ("objective: {r_ned: 0.1}", "objective.r_ned: unknown key; did you mean r_end"),
     ("objective: {name: meanflow, r_end: 0.1}", "objective.r_end: unknown key; known keys here are .*guidance_kappa"),
     ("objective: {name: meanflow, label_drop: 0, guidance_kappa: 0.5}", "label_drop = 0 must be above 0"),

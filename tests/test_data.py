@@ -17,7 +17,9 @@ from PIL import Image
 from soflow.codecs import Pixels
 from soflow.config import DatasetConfig
 from soflow.data import SOURCES, DataError, fashion_mnist, open_source
+from soflow.data.image_folder import centre_square
 from soflow.data.in_memory import InMemorySource
+from soflow.data.latents import write_latents
 from soflow.images import write_grid
 
 
@@ -206,17 +208,54 @@ def test_image_folder(folder):
     assert folder_config(folder).image_shape == (3, 8, 8)
 
 
-def test_images_are_cropped_to_their_centre_and_resized(tmp_path):
-    """A wide image: black, its middle square white; grey and transparent files become RGB."""
-    wide = np.zeros((10, 30), np.uint8)
-    wide[:, 10:20] = 255
+def test_grey_and_transparent_files_become_rgb(tmp_path):
     (tmp_path / "one").mkdir()
-    Image.fromarray(wide).save(tmp_path / "one" / "wide.png")
     Image.fromarray(np.full((20, 10, 4), 128, np.uint8)).save(tmp_path / "one" / "tall.png")
+    Image.fromarray(np.full((20, 10), 77, np.uint8)).save(tmp_path / "one" / "wide.png")
     images, _ = everything(open_source(folder_config(tmp_path, image_size=4)))
     assert images.shape == (2, 3, 4, 4)
-    assert images[1].min() > 230  # the filter's edge takes in a little of the black beside it
-    assert np.unique(images[0]).tolist() == [128]
+    assert [np.unique(image).tolist() for image in images] == [[128], [77]]
+
+
+def bicubic(before: int, after: int) -> np.ndarray:
+    """Weights [after, before] of cubic convolution (Keys 1981, a = -1/2), widened where a side gets smaller."""
+    scale = before / after
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    x = np.abs(np.arange(before) + 0.5 - centres) / max(scale, 1)
+    weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "halvings", "resized", "corner"),
+    [
+        (40, 80, 2, (8, 16), (0, 4)),  # 10x20 is left, below twice the 8 wanted
+        (60, 24, 1, (20, 8), (6, 0)),
+        (16, 16, 1, (8, 8), (0, 0)),  # exactly twice: halved, nothing left to resize
+        (8, 13, 0, (8, 13), (0, 2)),  # cropped only; the odd pixel goes from the right
+        (15, 15, 0, (8, 8), (0, 0)),
+        (5, 6, 0, (8, 10), (0, 1)),  # enlarged
+    ],
+)
+def test_images_are_resized_and_cropped_as_adm_does(height, width, halvings, resized, corner):
+    """Against means of blocks and Keys' filter as matrices."""
+    pixels = np.random.default_rng(0).uniform(0, 255, (height, width)).astype(np.float32)
+    expected = pixels.astype(float)
+    for _ in range(halvings):
+        expected = expected.reshape(len(expected) // 2, 2, -1, 2).mean((1, 3))
+    expected = bicubic(len(expected), resized[0]) @ expected @ bicubic(expected.shape[1], resized[1]).T
+    top, left = corner
+    found = np.asarray(centre_square(Image.fromarray(pixels), 8))  # of floats, which nothing rounds
+    # float32: sums of up to 8 terms below 300, each rounded by 6e-8 of that, in up to six passes.
+    assert np.abs(found - expected[top : top + 8, left : left + 8]).max() < 6 * 8 * 300 * 6e-8
+
+
+def test_what_is_read_is_the_centre_square(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    (tmp_path / "one").mkdir()
+    image.save(tmp_path / "one" / "image.png")
+    (found,), _ = everything(open_source(folder_config(tmp_path)))
+    assert np.array_equal(found, np.asarray(centre_square(image, 8)).transpose(2, 0, 1))
 
 
 def test_the_folder_s_fingerprint(folder, tmp_path_factory):
@@ -263,22 +302,32 @@ def test_a_damaged_image_is_refused_by_name(folder):
     path = folder / "cats" / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)).save(path)
     half = path.read_bytes()[:1000]
-    for content in (b"no image at all", half, b""):
+    broken_chunk = path.read_bytes()[:37] + bytes(20)
+    for content in (b"no image at all", half, b"", broken_chunk):
         path.write_bytes(content)
         with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as an image")):
             everything(open_source(folder_config(folder)))
 
 
-def test_every_source_is_what_its_registry_entry_says(folder):
+def test_every_source_is_what_its_registry_entry_says(folder, tmp_path_factory):
+    files = tmp_path_factory.mktemp("files")
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"):
+        (files / f"{name}.bin").write_bytes(bytes(3073))
+    write_latents(files / "latents.h5", [np.ones((3, 8, 2, 2), np.float32)], np.arange(3), side=2, num_classes=3)
+    given = {
+        "image_folder": {"root": folder, "image_size": 8},
+        "cifar10": {"root": files},
+        "latents": {"root": files / "latents.h5", "image_size": 16},
+    }
     for name, info in SOURCES.items():
-        given = {"root": folder, "image_size": 8} if name == "image_folder" else {}
-        config = DatasetConfig(name=name, **given)
+        config = DatasetConfig(name=name, **given.get(name, {}))
         if name == "fashion_mnist" and not fashion_mnist.DEBIAN_PACKAGE.is_dir():
             continue
         source = open_source(config)
-        images, labels = source.batch(np.arange(3))
-        assert images.shape[1:] == config.image_shape
-        assert images.shape[1] == info.channels
+        stored, labels = source.batch(np.arange(3))
+        channels, *sides = config.sample_shape
+        assert stored.shape[1:] == ((2 * channels if info.latent else channels), *sides)  # of latents two moments
+        assert config.image_shape[0] == info.channels
         assert labels.max() < source.num_classes
 
 

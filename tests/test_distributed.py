@@ -12,8 +12,9 @@ from helpers import CPU, tiny_config
 from torch import distributed
 
 from soflow.data.in_memory import InMemorySource
+from soflow.evaluation.generated import generate
+from soflow.evaluation.statistics import Workers
 from soflow.objectives import OBJECTIVES
-from soflow.run import TrainingRun
 from soflow.training import NonFiniteLoss, Trainer
 
 WORKERS = 2
@@ -68,12 +69,15 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
         torch.set_default_dtype(before)
 
 
-def images(directory: Path, sampler: str, rank: int, world_size: int) -> torch.Tensor:
-    """Evaluation images of weights that make some: 5 batches, the last of them smaller, shared by the workers."""
-    config = tiny_config(evaluation={"num_samples": 22, "batch_size": 5, "sampler": sampler})
-    run = TrainingRun(config, source(), directory, CPU, None, rank=rank, world_size=world_size)
-    disturb(run.trainer.ema.module)
-    return run._generate(4)[0]
+def images(sampler: str, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """A worker's share of evaluation images of weights that make some: 5 batches, the last of them smaller."""
+    config = tiny_config(evaluation={"num_samples": 22, "batch_size": 5})
+    trainer = Trainer(config, source(), CPU, rank, world_size)
+    network = trainer.averaged_network()
+    disturb(network)
+    workers = Workers(CPU, rank, world_size)
+    batches = list(generate(trainer.objective, network, trainer.codec, config, 4, sampler, workers))
+    return {name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("places", "labels", "images")}
 
 
 def divergence(rank: int, world_size: int) -> str:
@@ -88,10 +92,10 @@ def divergence(rank: int, world_size: int) -> str:
 SAMPLERS = ("renoise", "compose", "heun")
 
 
-def everything(directory: Path, rank: int = 0, world_size: int = 1) -> dict:
+def everything(rank: int = 0, world_size: int = 1) -> dict:
     return {
         "cases": all_cases(rank, world_size),
-        "images": {sampler: images(directory / sampler, sampler, rank, world_size) for sampler in SAMPLERS},
+        "images": {sampler: images(sampler, rank, world_size) for sampler in SAMPLERS},
         "divergence": divergence(rank, world_size),
     }
 
@@ -106,7 +110,7 @@ def worker(rank: int, directory: Path) -> None:
         timeout=timedelta(seconds=60),
     )
     try:
-        torch.save(everything(directory, rank, WORKERS), directory / f"{rank}.pt")
+        torch.save(everything(rank, WORKERS), directory / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -118,7 +122,7 @@ def results(tmp_path_factory):
     other = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, directory))
     other.start()
     try:
-        single = everything(directory / "single")  # while the other one imports
+        single = everything()  # while the other one imports
         worker(0, directory)
         other.join(60)
         assert other.exitcode == 0
@@ -153,10 +157,15 @@ def test_workers_hold_the_same_bits(results):
 def test_evaluation_images_do_not_depend_on_the_number_of_workers(sampler, results):
     single, several = results
     expected = single["images"][sampler]
-    assert len({image.numpy().tobytes() for image in expected}) == 22
-    assert expected.float().std() > 10  # grey levels: something is on them
-    for found in several:
-        assert torch.equal(found["images"][sampler], expected)
+    assert expected["places"].tolist() == list(range(22))
+    assert len({image.numpy().tobytes() for image in expected["images"]}) == 22
+    assert expected["images"].float().std() > 10  # grey levels: something is on them
+    shares = [found["images"][sampler] for found in several]
+    assert [len(share["places"]) for share in shares] == [12, 10]
+    together = {name: torch.cat([share[name] for share in shares]) for name in expected}
+    order = together["places"].argsort()
+    for name, values in expected.items():
+        assert torch.equal(together[name][order], values)
 
 
 def test_all_workers_stop_at_the_same_diverging_step(results):

@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
-from soflow import files
+from soflow import codecs, files
 from soflow.config import parse
 from soflow.data import SOURCES, DataError, open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks
-from soflow.evaluation.fidelity import Evaluator
+from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks, reference
+from soflow.evaluation.fidelity import Batch, Evaluator
+from soflow.evaluation.statistics import Workers
 from soflow.sections import ConfigError
 
 CPU = torch.device("cpu")
@@ -71,6 +72,11 @@ def all_of(source):
     return torch.tensor(images), torch.tensor(labels)
 
 
+def measure(evaluator, images, labels=None):
+    """All images in one batch."""
+    return evaluator.evaluate([Batch(torch.arange(len(images)), images, labels)])
+
+
 def noisy(images, level, seed=0):
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     return (images + level * noise).clamp(0, 255).round().to(torch.uint8)
@@ -86,7 +92,7 @@ def read_fashion():
 def test_fid_and_kid_equal_those_of_calculate_metrics(evaluator, digits):
     images, _ = all_of(digits)
     generated = noisy(images, 40)[:1500]
-    found = evaluator.evaluate(generated)
+    found = measure(evaluator, generated)
     expected = torch_fidelity.calculate_metrics(
         input1=Images(generated),
         input2=Images(images),
@@ -105,27 +111,132 @@ def test_fid_and_kid_equal_those_of_calculate_metrics(evaluator, digits):
     assert set(found) == {"fid", "kid"}
 
 
+def test_precision_recall_and_inception_score_equal_those_of_calculate_metrics(digits, cache):
+    images, _ = all_of(digits)
+    generated = noisy(images, 40)[:1500]
+    config = parse({"evaluation": {"precision_recall": True, "inception_score": True}})
+    found = measure(Evaluator(digits, config, CPU, cache), generated)
+    expected = torch_fidelity.calculate_metrics(
+        input1=Images(generated),
+        input2=Images(images),
+        feature_extractor="digits-cnn",
+        prc=True,
+        isc=True,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    assert 0.1 < expected["precision"] < 0.9  # neither of them says nothing
+    assert 0.1 < expected["recall"] < 0.9
+    # Features of batches of another size may differ in their last bit, and one image then changes sides.
+    assert found["precision"] == pytest.approx(expected["precision"], abs=1 / 1500 + 1e-6)
+    assert found["recall"] == pytest.approx(expected["recall"], abs=1 / 1797 + 1e-6)
+    assert found["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
+    assert set(found) == {"fid", "kid", "precision", "recall", "inception_score"}
+
+
+def test_fid_alone_is_that_of_the_whole_evaluation(evaluator, digits):
+    generated = noisy(all_of(digits)[0], 20)
+    batch = Batch(torch.arange(len(generated)), generated)
+    assert evaluator.fid([batch]) == evaluator.evaluate([batch])["fid"]
+
+
+def test_images_may_come_in_any_order_and_in_any_parts(evaluator, digits):
+    """Metrics that draw images at random do so by their places, not by when they came."""
+    images, labels = all_of(digits)
+    images = noisy(images, 20)
+    parts = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(500)
+    found = evaluator.evaluate([Batch(places, images[places], labels[places]) for places in parts])
+    expected = measure(evaluator, images, labels)
+    # Parts of another size change the last bits of float32 features, and with them the metrics.
+    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+
+
+def test_features_are_kept_of_10000_images_at_most_and_statistics_of_all(monkeypatch, digits, tmp_path):
+    whole = Evaluator(digits, CONFIG, CPU, tmp_path / "whole").reference
+    monkeypatch.setattr(reference, "MANY", 1000)
+    some = Evaluator(digits, CONFIG, CPU, tmp_path / "some").reference
+    assert some.features.shape == (1000, 64)
+    assert whole.features.shape == (1797, 64)
+    rows = {row.numpy().tobytes() for row in whole.features}
+    assert {row.numpy().tobytes() for row in some.features} <= rows
+    assert not torch.equal(some.features, whole.features[:1000])  # a folder's images come class by class
+    for name in ("mu", "sigma"):
+        assert np.array_equal(some.statistics[name], whole.statistics[name])
+    assert some.floor["fid_floor"] == whole.floor["fid_floor"]
+    assert some.floor["kid_floor"] != whole.floor["kid_floor"]
+
+
+def test_a_source_s_statistics_are_those_of_its_features(evaluator):
+    features = evaluator.reference.features.double().numpy()
+    found = evaluator.reference.statistics
+    # Both sum 1,797 float64 values of order 1 in another order.
+    assert np.abs(found["mu"] - features.mean(0)).max() < 1e-13
+    assert np.abs(found["sigma"] - np.cov(features, rowvar=False)).max() < 1e-12
+
+
+@pytest.mark.slow  # diffusers takes long to import
+def test_latents_are_compared_as_the_images_that_their_autoencoder_makes(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    for name in ("first", "second"):
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(2, 2, 2, 2), layers_per_block=1, latent_channels=4, norm_num_groups=1, **blocks
+        )
+        vae.save_pretrained(tmp_path / name)
+    random = np.random.default_rng(0)
+    moments = np.abs(random.normal(size=(20, 8, 2, 2))).astype(np.float32)
+    source = InMemorySource(moments, np.arange(20) % 10, num_classes=10)
+    projection = torch.randn(3 * 16 * 16, 2048, generator=torch.Generator().manual_seed(0))
+
+    def features_of(images):
+        assert images.shape[1:] == (3, 16, 16)
+        return images.flatten(1).float() @ projection  # Inception's weights cannot be had everywhere
+
+    def measured(vae):
+        dataset = {"name": "latents", "root": "unused.h5", "image_size": 16, "vae": str(tmp_path / vae)}
+        config = parse({"dataset": dataset, "network": {"name": "DiT-XXS/2"}})
+        found = reference.from_data(source, config, features_of, Workers(CPU), tmp_path / "cache", ())
+        return found, features_of(codecs.build(config.dataset, CPU).images(torch.tensor(moments)))
+
+    for i, vae in enumerate(("first", "second", "first")):
+        found, expected = measured(vae)
+        assert torch.equal(found.features, expected)
+        assert found.facts["reference"] == "decoded latents"
+        assert len(list((tmp_path / "cache").iterdir())) == min(i + 1, 2)
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "fashion-cnn"])
+def test_the_registry_knows_the_layers_widths(name):
+    info = FEATURE_NETWORKS[name]
+    network = feature_networks.load(name, [info.layer, info.logits], feature_networks.weights_path(name), CPU)
+    layers = network(torch.zeros(2, *info.image_shape, dtype=torch.uint8))
+    assert [layer.shape for layer in layers] == [(2, info.num_features), (2, info.num_logits)]
+
+
 def test_evaluation_repeats_exactly_and_leaves_random_numbers_alone(evaluator, digits, cache):
     generated = noisy(all_of(digits)[0], 20)
     state = torch.get_rng_state()
-    first = evaluator.evaluate(generated)
+    first = measure(evaluator, generated)
     Evaluator(digits, CONFIG, CPU, cache)
-    assert evaluator.evaluate(generated) == first
+    assert measure(evaluator, generated) == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_real_images_have_distance_zero_and_their_own_classes(evaluator, digits):
     images, labels = all_of(digits)
-    found = evaluator.evaluate(images, labels)
+    found = measure(evaluator, images, labels)
     assert found["fid"] == pytest.approx(0, abs=1e-4)
     assert found["class_consistency"] >= 0.99
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    assert evaluator.evaluate(images, shuffled)["class_consistency"] == pytest.approx(0.1, abs=0.03)
+    assert measure(evaluator, images, shuffled)["class_consistency"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_fid_and_kid_grow_with_noise(evaluator, digits):
     images, _ = all_of(digits)
-    found = [evaluator.evaluate(noisy(images, level)) for level in (2, 8, 16, 32, 128)]
+    found = [measure(evaluator, noisy(images, level)) for level in (2, 8, 16, 32, 128)]
     for name in ("fid", "kid"):
         values = [each[name] for each in found]
         assert values == sorted(values)
@@ -135,9 +246,9 @@ def test_fid_and_kid_grow_with_noise(evaluator, digits):
 def test_lost_classes_and_lost_variety_cost_more_than_the_floor(evaluator, digits):
     images, labels = all_of(digits)
     floor = evaluator.floor()["fid_floor"]
-    assert evaluator.evaluate(images[labels != 3])["fid"] > 10 * floor
+    assert measure(evaluator, images[labels != 3])["fid"] > 10 * floor
     one_each = torch.stack([images[labels == digit][0] for digit in range(10)])
-    assert evaluator.evaluate(one_each[labels])["fid"] > 10 * floor
+    assert measure(evaluator, one_each[labels])["fid"] > 10 * floor
 
 
 def test_floor_is_positive_and_far_above_rounding(evaluator):
@@ -151,6 +262,7 @@ def test_protocol_names_all_that_the_numbers_depend_on(evaluator, digits):
         "feature_network": "digits-cnn",
         "feature_weights_sha256": files.sha256(WEIGHTS / "digits-cnn.safetensors")[:12],
         "num_samples": 2000,
+        "reference": "data",
         "num_references": 1797,
         "reference_fingerprint": digits.fingerprint[:12],
         "kid_subset_size": 1000,
@@ -159,7 +271,7 @@ def test_protocol_names_all_that_the_numbers_depend_on(evaluator, digits):
 
 
 def test_kid_subsets_shrink_to_few_images(evaluator, digits):
-    assert np.isfinite(list(evaluator.evaluate(all_of(digits)[0][:16]).values())).all()
+    assert np.isfinite(list(measure(evaluator, all_of(digits)[0][:16]).values())).all()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +287,7 @@ def test_kid_subsets_shrink_to_few_images(evaluator, digits):
 )
 def test_bad_images_and_labels_are_named(evaluator, images, labels, message):
     with pytest.raises(ValueError, match=message):
-        evaluator.evaluate(images, labels)
+        measure(evaluator, images, labels)
 
 
 @pytest.mark.parametrize("name", ["vgg", "fashion-cnn"])
@@ -196,10 +308,10 @@ def test_cache_is_used_the_second_time_and_changes_with_the_data(digits, tmp_pat
     assert len(list(tmp_path.iterdir())) == 1
     Evaluator(InMemorySource(images[:199], labels[:199], 10), CONFIG, CPU, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr(Evaluator, "_measure_source", lambda self: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(reference, "_measure", lambda *args: pytest.fail("the cache was not used"))
     second = Evaluator(InMemorySource(images, labels, 10), CONFIG, CPU, tmp_path)
     generated = noisy(torch.tensor(images), 30)
-    assert second.evaluate(generated) == first.evaluate(generated)
+    assert measure(second, generated) == measure(first, generated)
     assert second.floor() == first.floor()
 
 
@@ -231,7 +343,7 @@ def test_a_cache_that_cannot_be_written_only_warns(digits, tmp_path, caplog):
 
 
 def test_evaluation_prints_nothing(digits, tmp_path, capfd):
-    Evaluator(digits, CONFIG, CPU, tmp_path).evaluate(all_of(digits)[0][:100])
+    measure(Evaluator(digits, CONFIG, CPU, tmp_path), all_of(digits)[0][:100])
     assert capfd.readouterr() == ("", "")
 
 
@@ -276,10 +388,10 @@ def test_fashion_is_evaluated_with_its_own_network(tmp_path):
     split = read_fashion()
     source = InMemorySource(split.train_images[:4000].numpy(), split.train_labels[:4000].numpy(), 10)
     evaluator = Evaluator(source, parse({"dataset": {"name": "fashion_mnist"}}), CPU, tmp_path)
-    unseen = evaluator.evaluate(split.test_images[:2000], split.test_labels[:2000])
+    unseen = measure(evaluator, split.test_images[:2000], split.test_labels[:2000])
     assert unseen["class_consistency"] > 0.9
     assert unseen["fid"] < 10 * evaluator.floor()["fid_floor"]
-    assert evaluator.evaluate(noisy(split.test_images[:2000], 30))["fid"] > 2 * unseen["fid"]
+    assert measure(evaluator, noisy(split.test_images[:2000], 30))["fid"] > 2 * unseen["fid"]
 
 
 def test_digits_cnn_trains_the_same_from_the_same_seed(monkeypatch, capsys):
@@ -381,10 +493,12 @@ def test_inception_measures_grey_images_from_a_given_file(digits, tmp_path, monk
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
     images, labels = (array[:20] for array in digits.batch(np.arange(len(digits))))
-    config = parse({"evaluation": {"feature_network": "inception", "inception_weights": str(path)}})
+    settings = {"feature_network": "inception", "inception_weights": str(path), "inception_score": True}
+    config = parse({"evaluation": settings})
     evaluator = Evaluator(InMemorySource(images, labels, 10), config, CPU, tmp_path / "cache")
-    assert evaluator.reference["features"].shape == (20, 2048)
+    assert evaluator.reference.features.shape == (20, 2048)
     grey = torch.tensor(images)
-    assert torch.equal(evaluator._features([grey])["2048"], network(grey.repeat(1, 3, 1, 1))[0])
-    assert set(evaluator.evaluate(grey, torch.tensor(labels))) == {"fid", "kid"}
+    assert evaluator._layers(grey)["logits_unbiased"].shape == (20, 1008)
+    assert torch.equal(evaluator._layers(grey)["2048"], network(grey.repeat(1, 3, 1, 1))[0])
+    assert set(measure(evaluator, grey, torch.tensor(labels))) == {"fid", "kid", "inception_score"}
     assert evaluator.protocol()["feature_weights_sha256"] == files.sha256(path)[:12]

@@ -228,7 +228,9 @@ def test_soflow_learns_the_solution(interpolant, parameterization):
 
 @pytest.mark.slow
 def test_meanflow_learns_the_solution():
-    config = objective_config("meanflow", flow_matching_fraction=0.5, weight_power=0.5, time_mean=0.0, time_std=1.5)
+    config = objective_config(
+        "meanflow", flow_matching_fraction=0.5, weight_power=0.5, time_mean=(0.0, 0.0), time_std=(1.5, 1.5)
+    )
     check(MeanFlow(config, NULL, conditional=False))
 
 

@@ -20,6 +20,7 @@ from helpers import (
     random_batch,
     relative_error,
     tiny_config,
+    tiny_objective,
 )
 from torch import Tensor
 
@@ -457,7 +458,7 @@ def test_labels_are_dropped_as_often_as_configured(name):
 
 
 def test_losses_follow_the_interface(name):
-    objective, network = objectives.build(tiny_config(name), NUM_CLASSES), SmoothNetwork()
+    objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((16, 1, 2, 2))
     draws = drawn(objective, 16)
     losses = objective.losses(network, data, labels, draws)
@@ -474,7 +475,7 @@ def test_losses_follow_the_interface(name):
 
 
 def test_a_sample_with_dropped_label_does_not_depend_on_it(name):
-    objective, network = objectives.build(tiny_config(name), NUM_CLASSES), SmoothNetwork()
+    objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((8, 1, 2, 2))
     draws = ordered_draws(num_flow_matching=8 if name == "flow_matching" else 4)
     before = objective.losses(network, data, labels, draws).loss
@@ -486,7 +487,7 @@ def test_a_sample_with_dropped_label_does_not_depend_on_it(name):
 
 def test_a_sample_s_loss_does_not_depend_on_its_neighbours(name):
     """So the workers' shares of a batch add up to the batch."""
-    objective, network = objectives.build(tiny_config(name), NUM_CLASSES), SmoothNetwork()
+    objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((12, 1, 2, 2))
     draws = drawn(objective, 12)
     whole = objective.losses(network, data, labels, draws).loss
@@ -497,7 +498,8 @@ def test_a_sample_s_loss_does_not_depend_on_its_neighbours(name):
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 def test_solution_starts_at_x_with_the_velocity(name, parameterization):
-    settings = {} if name == "meanflow" else {"parameterization": parameterization}
+    free = "parameterization" in OBJECTIVES[name].config.model_fields
+    settings = {"parameterization": parameterization} if free else {}
     objective = objectives.build(tiny_config(name, objective=settings), NUM_CLASSES)
     network, (x, labels) = SmoothNetwork(), random_batch((6, 1, 2, 2))
     t = torch.linspace(0, 1, 6, dtype=torch.float64)

@@ -356,6 +356,7 @@ FACTS = {
     "fid_feature_weights_sha256",
     "fid_num_samples",
     "fid_num_references",
+    "fid_reference",
     "fid_reference_fingerprint",
     "fid_kid_subset_size",
     "fid_torch_fidelity_version",

@@ -25,10 +25,12 @@ class DataSource(Protocol):
 
     Attributes:
         num_classes: labels run from 0 to num_classes - 1.
+        labels: of all samples, int64 [N].
         fingerprint: hexadecimal digest that changes whenever the data does.
     """
 
     num_classes: int
+    labels: np.ndarray
     fingerprint: str
 
     def __len__(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Sample quality through torch-fidelity: FID, KID and class consistency on the features of a chosen network."""
+"""Sample quality through torch-fidelity: FID, KID, precision and recall, Inception score, class consistency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ class FeatureNetworkInfo:
     extractor: str
     """Its name in torch-fidelity's registry."""
     layer: str
-    """Layer whose output FID and KID compare."""
+    """Layer whose output FID, KID, precision and recall compare."""
+    num_features: int
+    """Width of that layer."""
+    logits: str
+    """Layer of the logits that the Inception score is made of."""
+    num_logits: int
+    """Width of that layer."""
     image_shape: tuple[int, int, int] | None = None
     """The one (channels, height, width) it takes; None for any size of grey or RGB images."""
     dataset: str | None = None
@@ -23,7 +29,7 @@ class FeatureNetworkInfo:
 
 
 FEATURE_NETWORKS = {
-    "digits-cnn": FeatureNetworkInfo("digits-cnn", "features", (1, 8, 8), "digits"),
-    "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", (1, 28, 28), "fashion_mnist"),
-    "inception": FeatureNetworkInfo("inception-v3-compat", "2048"),
+    "digits-cnn": FeatureNetworkInfo("digits-cnn", "features", 64, "logits", 10, (1, 8, 8), "digits"),
+    "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", 64, "logits", 10, (1, 28, 28), "fashion_mnist"),
+    "inception": FeatureNetworkInfo("inception-v3-compat", "2048", 2048, "logits_unbiased", 1008),
 }

@@ -55,6 +55,46 @@ OBJECTIVES = {
             "objective.velocity_mix=0.1:1",
         ),
     ),
+    "improved_meanflow": ObjectiveSpec(
+        "soflow.objectives.improved_meanflow:ImprovedMeanFlow",
+        configs.ImprovedMeanFlowConfig,
+        (
+            "objective.flow_matching_fraction=0.25:0.9",
+            "objective.guidance_omega=0.8:1.4",
+            "objective.guidance_kappa=0:0.6",
+        ),
+    ),
+    "distillation": ObjectiveSpec(
+        "soflow.objectives.distillation:Distillation",
+        configs.DistillationConfig,
+        (
+            "objective.flow_matching_fraction=0.1:0.9",
+            "objective.gap_schedule=constant,linear,cosine,exponential",
+            "objective.r_init=0.05:1:log",
+            "objective.r_end=0.001:0.05:log",
+            "objective.guidance_strength=1:2.5",
+        ),
+    ),
+    "alpha_flow": ObjectiveSpec(
+        "soflow.objectives.alpha_flow:AlphaFlow",
+        configs.AlphaFlowConfig,
+        (
+            "objective.flow_matching_fraction=0.1:0.9",
+            "objective.anneal_end=0.3:1",
+            "objective.anneal_temperature=5:50:log",
+            "objective.guidance_omega=0.8:1.4",
+            "objective.guidance_kappa=0:0.6",
+        ),
+    ),
+    "shortcut": ObjectiveSpec(
+        "soflow.objectives.shortcut:Shortcut",
+        configs.ShortcutConfig,
+        (
+            "objective.flow_matching_fraction=0.25:0.9",
+            "objective.smallest_steps=4,8,16,32,64,128",
+            "objective.guidance_strength=1:2.5",
+        ),
+    ),
 }
 
 

@@ -112,6 +112,10 @@ class Objective(ABC):
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """v_θ(x, t): the marginal velocity at x [B, ...] and times t [B]."""
 
+    def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The velocities [B, ...] that guidance makes of v_t, by the papers' names v_g and v_mix; without gradient."""
+        return {}
+
     def draw_drop(self, batch: int, generator: torch.Generator) -> Tensor:
         """[B] bool: where the label gives way to the null label."""
         chance = self.config.label_drop if self.conditional else 0.0

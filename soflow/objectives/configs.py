@@ -5,9 +5,10 @@ Apart from the objectives themselves, so that reading a configuration does not i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from soflow.sections import Fraction, GapRatio, Positive, Section
 
@@ -109,5 +110,80 @@ class MeanFlowConfig(WeightFields):
             raise ValueError(
                 f"label_drop = 0 must be above 0 when guidance is on (guidance_omega = {self.guidance_omega:g}, "
                 f"guidance_kappa = {self.guidance_kappa:g}), because guidance needs the null label's velocity"
+            )
+        return self
+
+
+class ImprovedMeanFlowConfig(MeanFlowConfig):
+    """Improved MeanFlow, a v-loss (arXiv 2512.02012)."""
+
+    name: Literal["improved_meanflow"] = "improved_meanflow"
+
+
+class DistillationConfig(SoFlowConfig):
+    """SoFlow towards a trained run's velocity in place of the conditional velocity."""
+
+    name: Literal["distillation"] = "distillation"
+    teacher: Path | None = None
+    """Trained run to distil: its folder, whose newest checkpoint is taken, or a file checkpoint-*.pt of it."""
+    guidance_strength: Annotated[float, Field(ge=1)] = 1.0
+    """w, strength of classifier-free guidance by the teacher, on top of what it was trained with; 1 adds none."""
+    velocity_mix: Fraction = 1.0
+    """m, share of the teacher's velocity in a guided target; the rest is the network's own velocity."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _workers_find_it(cls, teacher: Path | None) -> Path | None:
+        """Workers run in folders of their own, where a relative path leads elsewhere."""
+        return teacher and teacher.expanduser().absolute()
+
+
+class AlphaFlowConfig(MeanFlowConfig):
+    """alpha-Flow (arXiv 2510.20771): MeanFlow, approached from trajectory flow matching as alpha falls from 1 to 0."""
+
+    name: Literal["alpha_flow"] = "alpha_flow"
+    flow_matching_fraction: Fraction = 0.4
+    """Share of the batch with r = t (authors: 0.25 to 0.5)."""
+    anneal_start: Fraction = 0.0
+    """k_s / K, where alpha begins to fall from 1 (authors: 0, their largest model 0.5)."""
+    anneal_end: Fraction = 1.0
+    """k_e / K, where alpha is 0 at the latest (authors: 1, their largest model 0.83)."""
+    anneal_temperature: Positive = 25.0
+    """gamma, steepness of the sigmoid between them (authors: 25)."""
+    alpha_clamp: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    """eta: an alpha this close to 0 or 1 is taken for it (authors: 0.005)."""
+
+    @model_validator(mode="after")
+    def _alpha_falls(self) -> AlphaFlowConfig:
+        if self.anneal_start > self.anneal_end:
+            raise ValueError(f"anneal_start = {self.anneal_start:g} must not exceed anneal_end = {self.anneal_end:g}")
+        return self
+
+
+class ShortcutConfig(Section):
+    """Shortcut models (arXiv 2410.12557)."""
+
+    name: Literal["shortcut"] = "shortcut"
+    flow_matching_fraction: Fraction = 0.5
+    """Share of the batch on the flow-matching loss; the rest is on self-consistency (paper: 0.75)."""
+    smallest_steps: Annotated[int, Field(ge=2)] = 16
+    """M, a power of 2: the smallest step is 1/M, and log2 M doublings of it lead to one step (paper: 128)."""
+    guidance_strength: Annotated[float, Field(ge=1)] = 1.5
+    """w, strength of classifier-free guidance in the smallest steps; 1 switches it off (paper: 1.5)."""
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability that a sample's label is replaced by the null label."""
+
+    @model_validator(mode="after")
+    def _steps_double(self) -> ShortcutConfig:
+        if self.smallest_steps & (self.smallest_steps - 1):
+            raise ValueError(f"smallest_steps = {self.smallest_steps} must be a power of 2, so that steps can double")
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_needs_dropped_labels(self) -> ShortcutConfig:
+        if self.guidance_strength > 1 and self.label_drop == 0:
+            raise ValueError(
+                f"label_drop = 0 must be above 0 when guidance_strength = {self.guidance_strength:g} exceeds 1, "
+                "because guidance needs the velocity learned under the null label"
             )
         return self

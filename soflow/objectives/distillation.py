@@ -17,7 +17,6 @@ was trained with. Samples with dropped labels follow v*(null).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 from soflow import checkpoints
 from soflow.checkpoints import CheckpointError
 from soflow.conditioning import split
-from soflow.guidance import mixed_velocity
-from soflow.interpolants import INTERPOLANTS, Interpolant, per_sample
-from soflow.objectives.base import Draws, Losses, Objective
+from soflow.config import RunConfig
+from soflow.interpolants import INTERPOLANTS, Interpolant
+from soflow.objectives.base import Draws, Objective
 from soflow.objectives.soflow import SoFlow
 from soflow.run import load_sampler
 from soflow.sections import ConfigError
@@ -50,90 +49,99 @@ class Distillation(SoFlow):
     """SoFlow's losses, with the teacher's velocity for v_t.
 
     Attributes:
-        teacher: read from its checkpoint when the first losses are computed. It is part of neither the trained module
-            nor the student's checkpoints, which therefore sample without it.
+        teacher: read from its checkpoint when a target is first wanted. It is part of neither the trained module nor
+            the student's checkpoints, which therefore sample without it.
     """
 
     def __init__(self, config, num_classes: int, conditional: bool, *calls):
         super().__init__(config, num_classes, conditional, *calls)
         self.teacher: Teacher | None = None
 
-    def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
-        if self.teacher is None:
-            self.teacher = load_teacher(
-                self.config.teacher,
-                self.interpolant,
-                tuple(data.shape[1:]),
-                self.num_classes,
-                self.conditional,
-                augmented=split(labels)[1] is not None,
-                like=data,
-            )
-        return super().losses(network, data, labels, draws)
-
     @torch.no_grad()
     def target_velocity(
         self, network: nn.Module, x_t: Tensor, v_t: Tensor, output: Tensor, labels: Tensor, draws: Draws
     ) -> Tensor:
-        """v_mix [B, ...]: the teacher's velocity, guided where guidance is on and the label is not dropped.
+        """v_mix [B, ...] without gradient.
 
-        With m < 1 the student's own velocity takes the share 1 − m, as in SoFlow.
+        Args:
+            v_t: the conditional velocity, whose place the teacher's takes.
+            labels: as they are [B], before any is dropped.
         """
-        t, config = draws.t, self.config
+        return self.taught_velocity(network, x_t, labels, draws, self.config.velocity_mix)
+
+    @torch.no_grad()
+    def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        mixes = {"v_g": 1.0, "v_mix": self.config.velocity_mix}
+        return {name: self.taught_velocity(network, x_t, labels, draws, mix) for name, mix in mixes.items()}
+
+    def taught_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, mix: float) -> Tensor:
+        """The teacher's velocity [B, ...], guided where guidance is on and the label is not dropped.
+
+        With m = `mix` below 1 the student's own velocity takes the share 1 − m of a guided target, as in SoFlow.
+        """
+        if self.teacher is None:
+            augmented = split(labels)[1] is not None
+            self.teacher = self.load_teacher(tuple(x_t.shape[1:]), augmented, x_t.device, x_t.dtype)
+        t, given = draws.t, self.given_labels(labels, draws.drop)
         if not self.guided:
-            return self.teacher.velocity(x_t, t, self.given_labels(labels, draws.drop))
-        both = torch.cat([labels, self.null_labels(labels)])
-        v_label, v_null = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        own = v_label if config.velocity_mix == 1 else self.velocity(network, x_t, t, labels)
-        v_mix = mixed_velocity(
-            v_label, v_null, own, t, config.guidance_strength, config.velocity_mix, config.guidance_decay_time
-        )
-        return torch.where(per_sample(draws.drop, x_t), v_null, v_mix)
+            return self.teacher.velocity(x_t, t, given)
+        both = torch.cat([given, self.null_labels(labels)])
+        taught, taught_null = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        own = taught if mix == 1 else self.velocity(network, x_t, t, labels)
+        return self.mixed(taught, taught_null, own, draws, mix)
 
+    def load_teacher(
+        self,
+        sample_shape: tuple[int, ...],
+        augmented: bool,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Teacher:
+        """The velocity of the configured checkpoint's averaged weights.
 
-def load_teacher(
-    path: Path | None,
-    interpolant: Interpolant,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    conditional: bool,
-    augmented: bool = False,
-    like: Tensor | None = None,
-) -> Teacher:
-    """The teacher of a checkpoint's averaged weights.
+        Args:
+            sample_shape: (channels, height, width) of what the student generates.
+            augmented: whether the student's labels say how its images were augmented.
 
-    Args:
-        path: `objective.teacher`: a checkpoint, or the folder of a run or trial, whose newest checkpoint is taken.
-        interpolant, sample_shape, num_classes, conditional: the student's, with which the teacher must agree.
-        augmented: whether the student's labels say how images were augmented.
-        like: a tensor on the device and of the dtype to compute with.
+        Raises:
+            ConfigError: if none is configured, its checkpoint is missing or damaged, or its run cannot teach this one.
+        """
+        path = self.config.teacher
+        if path is None:
+            raise ConfigError(
+                "objective.teacher = None: must be a trained run to distil, its folder or one of its checkpoint-*.pt"
+            )
+        if path.is_dir():
+            if not (step := checkpoints.latest_step(path)):
+                raise ConfigError(f"objective.teacher = {path}: holds no checkpoint-*.pt of a run or trial")
+            path = checkpoints.path_of(path, step)
+        try:
+            with torch.random.fork_rng(devices=[]):  # a network is built with random weights at first
+                config, objective, network = load_sampler(path, torch.device(device))
+        except CheckpointError as error:
+            raise ConfigError(f"objective.teacher = {error}") from None
+        except (ConfigError, KeyError):  # some other file of torch's, or a run with other fields
+            raise ConfigError(f"objective.teacher = {path}: is no checkpoint of a run of this version") from None
+        if reason := self._unfit(config, objective, sample_shape, augmented):
+            raise ConfigError(f"objective.teacher = {path}: {reason}")
+        return Teacher(objective, network.to(dtype).requires_grad_(False))
 
-    Raises:
-        ConfigError: if there is no path.
-        CheckpointError: if the checkpoint is missing or damaged, or its run cannot teach this student.
-    """
-    if path is None:
-        raise ConfigError(
-            "objective.teacher = None: must name a trained run to distil, its folder or a file checkpoint-*.pt of it"
-        )
-    if path.is_dir():
-        path = checkpoints.path_of(path, checkpoints.latest_step(path))
-    like = torch.empty(0) if like is None else like
-    with torch.random.fork_rng(devices=[]):  # building a network draws weights, and a run's numbers must not notice
-        config, objective, network = load_sampler(path, like.device)
-    dataset = config.dataset
-    for what, theirs, ours in (
-        ("interpolant", _name(objective.interpolant), _name(interpolant)),
-        ("shape of samples", dataset.sample_shape, sample_shape),
-        ("number of classes", objective.num_classes, num_classes),
-    ):
-        if theirs != ours:
-            raise CheckpointError(f"{path}: as objective.teacher must have this run's {what}, {ours}, but has {theirs}")
-    if conditional and not dataset.conditional:
-        raise CheckpointError(f"{path}: was trained without labels; as objective.teacher needs dataset.conditional off")
-    if augmented and not dataset.augmentation:
-        raise CheckpointError(f"{path}: was trained on plain images; as objective.teacher needs dataset.augmentation 0")
-    return Teacher(objective, network.to(like.dtype).requires_grad_(False))
+    def _unfit(
+        self, theirs: RunConfig, objective: Objective, sample_shape: tuple[int, ...], augmented: bool
+    ) -> str | None:
+        """Why a run cannot teach this one, None if it can."""
+        for what, given, wanted in (
+            ("interpolant", _name(objective.interpolant), _name(self.interpolant)),
+            ("shape of samples", theirs.dataset.sample_shape, sample_shape),
+            ("number of classes", objective.num_classes, self.num_classes),
+        ):
+            if given != wanted:
+                return f"its {what} is {given} and must be this run's, {wanted}"
+        if self.conditional and not theirs.dataset.conditional:
+            return "was trained without labels and can only teach a run with dataset.conditional = false"
+        if augmented and not theirs.dataset.augmentation:
+            return "was trained on plain images and can only teach a run with dataset.augmentation = 0"
+        return None
 
 
 def _name(interpolant: Interpolant) -> str:

@@ -69,17 +69,23 @@ class FlowMatching(Objective):
         extra = self.call(network, torch.cat([x_t, x_t[known:]]), times, times, labels)
         v_null, v_rest = self.parameterization.velocity(extra).split([len(x_t), len(x_t) - known])
         v_label = torch.cat([self.parameterization.velocity(output[:known]), v_rest])
-        config = self.config
-        v_mix = mixed_velocity(
-            v_t,
-            v_null,
-            v_label,
-            draws.t,
-            config.guidance_strength,
-            config.velocity_mix,
-            config.guidance_decay_time,
-        )
+        return self.mixed(v_t, v_null, v_label, draws, self.config.velocity_mix)
+
+    def mixed(self, v_t: Tensor, v_null: Tensor, v_label: Tensor, draws: Draws, mix: float) -> Tensor:
+        """v_mix [B, ...] with m = `mix`, v_g for m = 1; plain v_t for dropped samples."""
+        strength, decay_time = self.config.guidance_strength, self.config.guidance_decay_time
+        v_mix = mixed_velocity(v_t, v_null, v_label, draws.t, strength, mix, decay_time)
         return torch.where(per_sample(draws.drop, v_t), v_t, v_mix)
+
+    @torch.no_grad()
+    def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        if not self.guided:
+            return {"v_g": v_t, "v_mix": v_t}
+        v_null, v_label = (self.velocity(network, x_t, draws.t, given) for given in (self.null_labels(labels), labels))
+        return {
+            name: self.mixed(v_t, v_null, v_label, draws, mix)
+            for name, mix in (("v_g", 1.0), ("v_mix", self.config.velocity_mix))
+        }
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         """One Euler step x + (s − t) v_θ(x, t): the objective learns no solution map."""

@@ -40,7 +40,8 @@ class ImprovedMeanFlow(MeanFlow):
             v_g: the target's velocity [B, ...], which plays no part here.
             labels: as the network sees them [B].
         """
-        return super().average_velocity(network, x_t, self.marginal_velocity(network, x_t, labels, draws), labels, draws)
+        v = self.marginal_velocity(network, x_t, labels, draws)
+        return super().average_velocity(network, x_t, v, labels, draws)
 
     @torch.no_grad()
     def marginal_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:

@@ -73,6 +73,9 @@ class MeanFlow(Objective):
         active = (begin <= t) & (t <= end) & ~draws.drop
         return torch.where(per_sample(active, v_t), v_g, v_t)
 
+    def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
+        return {"v_g": self.guided_velocity(network, x_t, v_t, labels, draws)}
+
     def average_velocity(
         self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws
     ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,95 @@
+"""Measure a data set's reference statistics once and write them to a file that runs, and other programs, compare with.
+
+The file is `.npz` with the mean `mu` and the covariance `sigma` of the features, as ADM's are; `made` in it says how it
+came about. Runs use it with --evaluation.reference FILE. On request torch-fidelity's own cache file is written as well.
+
+$ python experiments/reference_statistics.py --out digits.npz
+$ python experiments/reference_statistics.py --dataset image_folder --dataset.root FOLDER --dataset.image-size 256
+$ python experiments/reference_statistics.py --torch-fidelity-cache ~/.cache/torch/fidelity_cache --name digits
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from orchestration.command_line import fail, read_command_line
+from soflow.config import RunConfig
+from soflow.data import DataError, open_source
+from soflow.sections import ConfigError
+
+
+class ReferenceConfig(RunConfig):
+    """A data source and a feature network, by the same names as in a run's configuration; the rest of it is unused."""
+
+    out: Path = Path("reference.npz")
+    """The .npz file to write."""
+    torch_fidelity_cache: Path | None = None
+    """Folder for torch-fidelity's cache file, which its programs find there through cache_root and the name below."""
+    name: str | None = None
+    """Name of the data set in torch-fidelity's cache."""
+    storage: Path = Path("results")
+    """Where runs keep their records: features that one of them has measured are taken from there."""
+
+    @model_validator(mode="after")
+    def _files_can_be_named(self) -> ReferenceConfig:
+        if self.out.suffix != ".npz":
+            raise ValueError(f"out = {self.out}: must end in .npz")
+        if (self.torch_fidelity_cache is None) != (self.name is None):
+            raise ValueError(
+                f"torch_fidelity_cache = {self.torch_fidelity_cache}, name = {self.name}: must be given together"
+            )
+        if self.name is not None and (not self.name or "/" in self.name):
+            raise ValueError(f"name = {self.name}: must be a part of a file's name")
+        if self.evaluation.reference is not None:
+            raise ValueError(f"evaluation.reference = {self.evaluation.reference}: leave it out, {self.out} is written")
+        return self
+
+
+def write_statistics(config: ReferenceConfig) -> list[Path]:
+    """Measure the configured data source and write the files.
+
+    Raises:
+        ConfigError, DataError: if the data or the feature network cannot be used.
+        OSError: if a file cannot be written; folders are made before anything is measured.
+    """
+    source = open_source(config.dataset)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    if config.torch_fidelity_cache is not None:
+        config.torch_fidelity_cache.mkdir(parents=True, exist_ok=True)
+
+    import torch
+
+    from soflow.evaluation import reference_files
+    from soflow.evaluation.fidelity import Evaluator
+
+    print(f"{config.dataset.name}: {len(source)} images through {config.feature_network}", flush=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluator = Evaluator(source, config, device, config.storage / "reference")
+    protocol, statistics = evaluator.protocol(), evaluator.reference.statistics
+    made = {name: protocol[name] for name in protocol if name not in ("num_samples", "kid_subset_size")}
+    reference_files.write_npz(config.out, statistics, {"dataset": config.dataset.name} | made)
+    if config.torch_fidelity_cache is None:
+        return [config.out]
+    cache = config.torch_fidelity_cache
+    return [
+        config.out,
+        reference_files.write_torch_fidelity(cache, config.name, config.feature_network, statistics),
+    ]
+
+
+def main() -> int:
+    config = read_command_line(ReferenceConfig, __doc__)
+    try:
+        for path in write_statistics(config):
+            print(f"written: {path}")
+    except (ConfigError, DataError) as error:
+        fail(error)
+    except OSError as error:
+        fail(f"out = {config.out}, torch_fidelity_cache = {config.torch_fidelity_cache}: cannot be written ({error})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""What generated images are compared with: the statistics and features of a data source, or a file of statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soflow import codecs
+from soflow.config import DatasetConfig, RunConfig
+from soflow.data import DataError, DataSource
+from soflow.evaluation import FEATURE_NETWORKS, reference_files
+from soflow.evaluation.metrics import fid, kid
+from soflow.evaluation.statistics import Moments, Rows, Workers
+from soflow.files import cached, sha256
+
+MANY = 10_000
+"""Samples and references at most whose features themselves are kept, for KID, precision and recall."""
+BATCH = 128  # images of the source at a time
+CACHE_FORMAT = 2  # raise when the cached tensors change their meaning
+
+
+@dataclass(frozen=True)
+class Reference:
+    statistics: dict[str, np.ndarray]
+    """FID's `mu` [D] and `sigma` [D, D], float64."""
+    facts: dict[str, str | int]
+    """What it was made of, for the evaluation's protocol."""
+    features: Tensor | None = None
+    """[N, D] of the data's images, of 10,000 drawn at random where there are more; None for a file of statistics."""
+    floor: dict[str, float] = field(default_factory=dict)
+    """`fid_floor` and `kid_floor`, distances between halves of the data; empty for a file of statistics."""
+
+
+def from_file(config: RunConfig) -> Reference:
+    """The statistics of the file evaluation.reference.
+
+    Raises:
+        ConfigError: if the file cannot serve.
+    """
+    path = config.evaluation.reference
+    statistics = reference_files.read_configured(config)
+    return Reference(statistics, {"reference": path.name, "reference_fingerprint": sha256(path)[:12]})
+
+
+def from_data(
+    source: DataSource,
+    config: RunConfig,
+    features_of: Callable[[Tensor], Tensor],
+    workers: Workers,
+    cache: Path,
+    made_by: tuple[str, ...],
+) -> Reference | None:
+    """The source's images, from a file in `cache` or else measured by all workers in shards; None but on worker 0.
+
+    Args:
+        features_of: the feature network, uint8 images [B, *image_shape] to features [B, D].
+        made_by: everything besides the data that the features depend on.
+
+    Raises:
+        DataError: if the source has fewer than 4 images.
+    """
+    made_from = (source.fingerprint, *made_by, *_decoder(config.dataset), CACHE_FORMAT)
+    path = cache / f"{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.safetensors"
+    tensors = _from_cache_or_together(path, lambda: _measure(source, config, features_of, workers), workers)
+    if tensors is None:
+        return None
+    facts = {
+        "reference": "decoded latents" if config.dataset.latent else "data",
+        "reference_fingerprint": source.fingerprint[:12],
+        "num_references": len(source),
+    }
+    return Reference(
+        {name: tensors[name].numpy() for name in ("mu", "sigma")},
+        facts,
+        tensors["features"],
+        dict(zip(("fid_floor", "kid_floor"), tensors["floor"].tolist(), strict=True)),
+    )
+
+
+def _from_cache_or_together(
+    path: Path, measure: Callable[[], dict[str, Tensor]], workers: Workers
+) -> dict[str, Tensor] | None:
+    """Worker 0 looks into the cache; if it finds nothing there, all of them measure."""
+
+    def missing(found: float) -> bool:
+        return bool(workers.sum(torch.tensor(found, device=workers.device)))
+
+    if workers.rank:
+        if missing(0.0):
+            measure()
+        return None
+    measured = False
+
+    def measure_with_the_others() -> dict[str, Tensor]:
+        nonlocal measured
+        measured = missing(1.0)
+        return measure()
+
+    tensors = cached(path, measure_with_the_others)
+    if not measured:
+        missing(0.0)
+    return tensors
+
+
+@torch.no_grad()
+def _measure(
+    source: DataSource, config: RunConfig, features_of: Callable[[Tensor], Tensor], workers: Workers
+) -> dict[str, Tensor]:
+    """What the cache file holds: FID's `mu` and `sigma`, `features` of at most 10,000 images, the floor (FID, KID)."""
+    if len(source) < 4:
+        raise DataError(f"the data set has {len(source)} images: its two halves need at least 2 each")
+    dimension = FEATURE_NETWORKS[config.feature_network].num_features
+    codec = codecs.build(config.dataset, workers.device)
+    order, half = _halves(source.labels)
+    place = _places(len(source))
+    parts = [Moments(dimension, workers.device) for _ in range(3)]  # two halves, and the image left over
+    rows = Rows(dimension)
+    for begin in range(workers.rank * BATCH, len(source), workers.size * BATCH):
+        indices = np.arange(begin, min(begin + BATCH, len(source)))
+        stored = torch.from_numpy(source.batch(indices)[0]).to(workers.device)
+        features = features_of(codec.images(stored))
+        rows.add(torch.from_numpy(place[indices]), features)
+        for part, moments in enumerate(parts):
+            moments.add(features[torch.from_numpy(half[indices] == part).to(workers.device)])
+    table = rows.merge(workers, min(len(source), MANY))
+    for moments in parts:
+        moments.merge(workers)
+    first, second = (table[place[own][place[own] >= 0]] for own in (order[::2], order[1::2]))
+    floor = [fid(parts[0].statistics(), parts[1].statistics()), kid(first, second)] if not workers.rank else [0.0, 0.0]
+    parts[0].join(parts[1])
+    parts[0].join(parts[2])
+    return {
+        "features": table,
+        **{name: torch.from_numpy(values) for name, values in parts[0].statistics().items()},
+        "floor": torch.tensor(floor, dtype=torch.float64),
+    }
+
+
+def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint random halves of samples, with the classes [N] spread evenly.
+
+    Returns:
+        The indices of both [N or N − 1], by turns the first half's and the second's; and for each sample [N] 0 or 1 for
+        its half, 2 for the one that an odd number leaves over.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")][: len(labels) // 2 * 2]
+    half = np.full(len(labels), 2)
+    half[order[::2]], half[order[1::2]] = 0, 1
+    return order, half
+
+
+def _places(num_samples: int) -> np.ndarray:
+    """Each sample's row in the table of kept features, −1 for none: every sample has one up to 10,000 samples."""
+    kept = np.sort(np.random.default_rng(1).permutation(num_samples)[:MANY])
+    place = np.full(num_samples, -1)
+    place[kept] = np.arange(len(kept))
+    return place
+
+
+def _decoder(config: DatasetConfig) -> tuple[str, ...]:
+    """What identifies the autoencoder that makes images of stored latents: hashes of its files."""
+    if not config.latent:
+        return ()
+    from soflow.latents import CONFIG, WEIGHTS, vae_folder
+
+    folder = vae_folder(config.vae)
+    return tuple(sha256(folder / name) for name in (CONFIG, WEIGHTS))

@@ -1,0 +1,137 @@
+"""Files of reference statistics: `.npz` with `mu` and `sigma` as ADM's, and torch-fidelity's cache files (`.pt`).
+
+torch-fidelity keeps a data set's FID statistics in <cache root>/<name>-<extractor>-stat-fid-<layer>.pt, a dictionary
+of NumPy arrays: the mean in the features' float32 and the covariance in float64.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from soflow.evaluation import FEATURE_NETWORKS
+from soflow.files import write_whole
+from soflow.sections import ConfigError
+
+if TYPE_CHECKING:
+    from soflow.config import RunConfig
+
+NAMES = ("mu", "sigma")
+
+
+def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
+    """`mu` [D] and `sigma` [D, D] of the file evaluation.reference, float64.
+
+    Raises:
+        ConfigError: if the file is missing, damaged, not of the configured feature network or holds no statistics, or
+            if the configuration asks for what statistics alone cannot tell.
+    """
+    path = config.evaluation.reference
+    if config.evaluation.precision_recall:
+        raise ConfigError(
+            f"evaluation.precision_recall = True: needs the features of the data; leave it out or leave out "
+            f"evaluation.reference = {path}, which holds statistics only"
+        )
+    try:
+        statistics = _read_npz(path, config.feature_network) if path.suffix == ".npz" else _read_torch_fidelity(path)
+        _check(statistics, config.feature_network)
+    except _UnusableError as fault:
+        raise ConfigError(f"evaluation.reference = {path}: {fault}") from None
+    return statistics
+
+
+def write_npz(path: Path, statistics: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write `mu` and `sigma`, and `made`, a JSON text that says how they came about."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: statistics[name] for name in NAMES}, made=np.array(json.dumps(facts)))
+    write_whole(path, buffer.getvalue())
+
+
+def write_torch_fidelity(root: Path, name: str, feature_network: str, statistics: dict[str, np.ndarray]) -> Path:
+    """Write the cache file that torch-fidelity reads for an input with the cache name `name`, and return its path."""
+    import torch
+
+    info = FEATURE_NETWORKS[feature_network]
+    path = root / f"{name}-{info.extractor}-stat-fid-{info.layer}.pt"
+    buffer = io.BytesIO()
+    torch.save({"mu": statistics["mu"].astype(np.float32), "sigma": statistics["sigma"].astype(np.float64)}, buffer)
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+class _UnusableError(Exception):
+    """Why a file cannot serve as reference, as the end of a sentence that names the file."""
+
+
+def _read_npz(path: Path, feature_network: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            made_with = json.loads(str(file["made"]))["feature_network"] if "made" in file.files else feature_network
+            if made_with != feature_network:
+                raise _UnusableError(f"was made with {made_with}, not evaluation.feature_network = {feature_network}")
+            return _as_statistics({name: file[name] for name in file.files if name in NAMES}, file.files)
+    except FileNotFoundError:
+        raise _UnusableError("no such file") from None
+    except _UnusableError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any way
+        raise _UnusableError(f"cannot be read as .npz ({_first_line(error)})") from None
+
+
+def _read_torch_fidelity(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise _UnusableError("no such file") from None
+    except Exception as error:  # unpickling can fail in any way
+        raise _UnusableError(
+            f"cannot be read as torch-fidelity's cache file ({_first_line(error)}); a file in ADM's format must be "
+            "named .npz"
+        ) from None
+    return _as_statistics(content, list(content) if isinstance(content, dict) else type(content).__name__)
+
+
+def _numpy_globals() -> list[Any]:
+    """What torch must be allowed to unpickle for NumPy arrays of numbers, under NumPy's old and new names."""
+    import _codecs
+
+    rebuild = np.zeros(1).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8")]
+    return [*((rebuild, name) for name in names), np.ndarray, np.dtype, *kinds, _codecs.encode]
+
+
+def _as_statistics(content: Any, found: Any) -> dict[str, np.ndarray]:
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), np.ndarray) for name in NAMES):
+        raise _UnusableError(f"must hold the arrays mu and sigma, not {found}")
+    try:
+        return {name: content[name].astype(np.float64) for name in NAMES}
+    except (TypeError, ValueError):
+        raise _UnusableError(f"mu and sigma must hold numbers, not {content['mu'].dtype}") from None
+
+
+def _check(statistics: dict[str, np.ndarray], feature_network: str) -> None:
+    mu, sigma = statistics["mu"], statistics["sigma"]
+    if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape):
+        raise _UnusableError(f"mu must have shape (D,) and sigma (D, D), not {mu.shape} and {sigma.shape}")
+    wanted = FEATURE_NETWORKS[feature_network].num_features
+    if len(mu) != wanted:
+        raise _UnusableError(
+            f"holds statistics of {len(mu)} features, but evaluation.feature_network = {feature_network} has {wanted}"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise _UnusableError("mu and sigma must be finite")
+    # Rounding to float32 is forgiven, another matrix in the covariance's place is not.
+    if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or np.diagonal(sigma).min() < 0:
+        raise _UnusableError("sigma must be a covariance, symmetric with a diagonal that is not negative")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
