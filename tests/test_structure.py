@@ -14,6 +14,7 @@ import pytest
 from helpers import REPOSITORY
 
 from soflow.data import SOURCES, DataSource
+from soflow.diagnostics import DIAGNOSTICS
 from soflow.evaluation import FEATURE_NETWORKS
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
@@ -136,6 +137,7 @@ def test_every_file_of_a_registry_is_registered():
         ("objectives", {spec.implementation.split(":")[0] for spec in OBJECTIVES.values()}),
         ("data", {info.module for info in SOURCES.values()}),
         ("networks", {spec.module for spec in NETWORKS.values()}),
+        ("diagnostics", set(DIAGNOSTICS.values())),
     ):
         files = {path.stem for path in Path(REPOSITORY / "soflow" / folder).glob("[!_]*.py")} - helpers
         assert {f"soflow.{folder}.{name}" for name in files} == registered

@@ -1,0 +1,50 @@
+"""How noisy are the velocities that the network regresses on? Guidance multiplies their noise, mixing takes it away.
+
+Measured is the mean squared deviation per element, over samples and their times, of each target from the network's
+own velocity v_θ(x_t, t, label): the flow-matching error that the network would have against that target, and so what
+its gradient sees. Targets are the conditional velocity v_t, the guided v_g and, where the objective has it, the mixed
+v_mix (SoFlow, arXiv 2512.15657). A trained network's velocity is the mean of v_g (and v_mix) given x_t, so that their
+figures are variances; with guidance it is not the mean of v_t, whose figure then includes their squared distance.
+Without guidance all targets are v_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from soflow.diagnostics import Subject
+from soflow.diagnostics.base import Probe, probes, root_mean_square
+from soflow.objectives.base import Draws
+from soflow.randomness import generator
+
+
+@torch.no_grad()
+def measure(subject: Subject) -> dict[str, float]:
+    """Mean squared deviations "v_t", "v_g", "v_mix" and their ratios to that of v_t, "v_g_ratio", "v_mix_ratio".
+
+    Times are drawn as in the last training step; no label is dropped.
+    """
+    objective, network = subject.objective, subject.network
+    deviations: dict[str, list[Tensor]] = {}
+    for probe, draws in probes_with_draws(subject):
+        x_t = objective.interpolant.x_t(probe.data, probe.noise, draws.t)
+        v_t = objective.interpolant.v_t(probe.data, probe.noise, draws.t)
+        learned = objective.velocity(network, x_t, draws.t, probe.labels)
+        targets = {"v_t": v_t} | objective.targets(network, x_t, v_t, probe.labels, draws)
+        for name, target in targets.items():
+            deviations.setdefault(name, []).append(target - learned)
+    figures = {name: root_mean_square(found) ** 2 for name, found in deviations.items()}
+    return figures | {f"{name}_ratio": value / figures["v_t"] for name, value in figures.items() if name != "v_t"}
+
+
+def probes_with_draws(subject: Subject) -> Iterator[tuple[Probe, Draws]]:
+    """Each probe with the objective's draws at the end of training, but the probe's noise and no label dropped."""
+    random = generator(subject.data.device, subject.seed, "diagnostics", "target_variance", "times")
+    for probe in probes(subject, "target_variance"):
+        draws = subject.objective.draw(tuple(probe.data.shape), 1.0, random)
+        t, l, s = (time.to(probe.data.dtype) for time in (draws.t, draws.l, draws.s))
+        yield probe, replace(draws, noise=probe.noise, t=t, l=l, s=s, drop=torch.zeros_like(draws.drop))
