@@ -38,7 +38,7 @@ from torch.overrides import TorchFunctionMode
 from soflow.config import parse
 from soflow.data import open_source
 from soflow.interpolants import per_sample
-from soflow.objectives.base import Draws
+from soflow.objectives.base import Draws, normal
 from soflow.objectives.configs import SoFlowConfig
 from soflow.objectives.soflow import SoFlow
 from soflow.precision import Precision
@@ -107,7 +107,8 @@ class Case:
             guidance_strength=1,
         )
         objective = SoFlow(config, NUM_CLASSES, conditional=True)
-        draws = objective.draw(tuple(self.data.shape), 1.0, generator(self.data.device, self.seed, "numerics"))
+        noise = normal(tuple(self.data.shape), generator(self.data.device, self.seed, "numerics", "noise"))
+        draws = objective.draw(noise, 1.0, generator("cpu", self.seed, "numerics")).to(self.data.device)
         return gradient_error(config, quotient, precision, self.network, self.data, self.labels, draws)
 
 

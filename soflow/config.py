@@ -153,7 +153,7 @@ class EvaluationConfig(Section):
     batch_size: Count = 500
     """Samples generated at a time."""
     reference: Path | None = None
-    """File of statistics that FID compares with in place of the data: .npz with mu and sigma, or torch-fidelity's .pt."""
+    """File of statistics for FID to compare with in place of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
     precision_recall: bool = False
     """Also measure precision and recall."""
     inception_score: bool = False

@@ -17,6 +17,7 @@ from soflow import codecs, networks, objectives
 from soflow.augmentation import EDM, UPRIGHT, augment
 from soflow.conditioning import join
 from soflow.config import RunConfig
+from soflow.cost.parts import part
 from soflow.data import DataSource
 from soflow.loading import BatchOrder, batches
 from soflow.measure import PeakMemory, StepClock
@@ -82,7 +83,7 @@ class Trainer:
         begin = time.perf_counter()
         for _ in range(steps):
             self._clock.start_step()
-            loss, terms = self._optimizer_step()
+            loss, terms = self.take_step()
             # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
             for name, values in terms.items():
@@ -98,24 +99,35 @@ class Trainer:
             "memory/peak_mib": self._memory.peak_mib(),
         }
 
-    def _optimizer_step(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """One optimiser step; its loss and the objective's per-sample terms, on the device."""
         training = self.config.training
-        data, labels = self._batch()
-        shape = (training.batch_size, *data.shape[1:])
-        random = generator(self.device, self.config.seed, "step", self.step)
-        draws = self.objective.draw(shape, self.step / training.total_steps, random)
-        draws = replace(draws, dropout_seed=random.initial_seed()).share(self.rank, self.world_size)
+        with part("batch"):
+            data, labels = self._batch()
+            draws = self._draws()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
         loss, terms = self.module(data, labels, draws)
-        # DistributedDataParallel averages gradients over workers; the samples' weights already sum to 1 over all.
-        (loss * self.world_size).backward()
-        self.optimizer.step()
+        with part("backward"):
+            # DistributedDataParallel averages gradients over workers; the samples' weights already sum to 1 over all.
+            (loss * self.world_size).backward()
+        with part("optimizer"):
+            self.optimizer.step()
         self.step += 1
         if self.step % training.ema_every == 0:
-            self.ema.update_parameters(self.network)
+            with part("ema"):
+                self.ema.update_parameters(self.network)
         return loss.detach(), terms
+
+    def _draws(self) -> Draws:
+        """This worker's share of the current step's random numbers."""
+        config = self.config
+        shape = (config.training.batch_size, *config.dataset.sample_shape)
+        noise = normal(shape, generator(self.device, config.seed, "noise", self.step))
+        random = generator("cpu", config.seed, "step", self.step)
+        draws = self.objective.draw(noise, self.step / config.training.total_steps, random)
+        return replace(draws, dropout_seed=random.initial_seed()).share(self.rank, self.world_size).to(self.device)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """This worker's share of the current step's samples, about in [−1, 1], and labels."""
@@ -155,7 +167,7 @@ class Trainer:
         if step < NEVER:
             raise NonFiniteLoss(
                 f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
-                f"(now {self.config.optimizer.learning_rate:g}) or a larger objective.weight_eps"
+                f"(now {self.config.optimizer.learning_rate:g}) or a longer optimizer.warmup_steps"
             )
 
     def _means(self, totals: dict[str, Tensor]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from soflow import checkpoints, objectives
 from soflow.config import RunConfig, parse, to_dict
 from soflow.networks.dit import DiT
 from soflow.objectives import OBJECTIVES
-from soflow.objectives.base import Draws, Objective
+from soflow.objectives.base import Draws, Objective, normal
 from soflow.objectives.distillation import Teacher
 from soflow.training import build_network
 
@@ -91,6 +91,21 @@ def given_draws(
     batch = len(noise)
     drop = torch.zeros(batch, dtype=torch.bool) if drop is None else drop
     return Draws(noise, t, l, s, drop, torch.full((batch,), 1 / batch, dtype=noise.dtype), num_flow_matching)
+
+
+def draw(objective: Objective, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
+    """An objective's draws for a batch of this shape, noise included."""
+    return objective.draw(normal(shape, generator), progress, generator)
+
+
+def velocity_and_derivative(objective, network, x_t, v_g, labels, draws) -> tuple[Tensor, Tensor]:
+    """u with gradient and du/dt of MeanFlow and its kin, for labels as the network sees them."""
+    if objective.in_one_call(draws):
+        tangent = objective.tangent(network, x_t, v_g, labels, draws)
+        u, du_dt = objective.total_derivative(network, x_t, tangent, draws.t, draws.s, labels)
+        return u, du_dt.detach()
+    u = objective.average_velocity(network, x_t, labels, draws)
+    return u, objective.derivative(network, x_t, v_g, u.detach(), labels, draws)
 
 
 def random_batch(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

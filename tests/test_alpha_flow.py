@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import (
     NUM_CLASSES,
     SmoothNetwork,
     count_calls,
+    draw,
     given_draws,
     golden_dit,
     gradients,
@@ -15,6 +18,7 @@ from helpers import (
     random_batch,
     relative_error,
     slope,
+    velocity_and_derivative,
 )
 from test_gaussian import LABELS, NULL, ExactNetwork, S, T, check, on_trajectories
 from torch import Tensor, nn
@@ -63,10 +67,10 @@ def test_alpha_falls_from_one_to_zero(progress, start, end, expected):
 def test_the_middle_time_carries_alpha_and_nothing_else_is_drawn_anew():
     objective, mean_flow = alpha_flow(), MeanFlow(objective_config("meanflow"), NUM_CLASSES, True)
     shape, seed = (4096, 1, 1, 1), 3
-    expected = mean_flow.draw(shape, 0.5, torch.Generator().manual_seed(seed))
+    expected = draw(mean_flow, shape, 0.5, torch.Generator().manual_seed(seed))
     known = expected.num_flow_matching
     for progress, alpha in ((0.0, 1.0), (0.4, 0.9241418), (0.6, 0.0758582), (0.9, 0.0)):
-        draws = objective.draw(shape, progress, torch.Generator().manual_seed(seed))
+        draws = draw(objective, shape, progress, torch.Generator().manual_seed(seed))
         assert torch.equal(draws.noise, expected.noise)
         assert torch.equal(draws.drop, expected.drop)
         assert torch.equal(draws.t[:known], expected.t[:known])
@@ -104,7 +108,7 @@ def draws_at(alpha: float, num_flow_matching: int = 4) -> Draws:
     s = torch.where(torch.arange(8) < num_flow_matching, t, s)
     l = {0: t, 1: s}.get(alpha, alpha * s + (1 - alpha) * t)
     drop = torch.tensor([0, 1, 0, 1, 0, 1, 1, 0]).bool()
-    return given_draws(noise, t, l, s, drop, num_flow_matching)
+    return dataclasses.replace(given_draws(noise, t, l, s, drop, num_flow_matching), gap_ratio=alpha)
 
 
 def paper_loss(config, network: nn.Module, data: Tensor, label: int, draws: Draws, i: int, alpha: float) -> Tensor:
@@ -200,7 +204,7 @@ def test_gradient_goes_over_into_meanflows(guidance):
 
 def test_rounding_is_amplified_by_one_over_alpha_and_no_more():
     alpha, objective = 0.005, alpha_flow(flow_matching_fraction=0.0, **PLAIN)
-    drawn = objective.draw((8, 4, 8, 8), 0.5, torch.Generator().manual_seed(0))
+    drawn = draw(objective, (8, 4, 8, 8), 0.5, torch.Generator().manual_seed(0))
     t, l, s = drawn.t, drawn.t + (drawn.s - drawn.t) * alpha, drawn.s
     data, labels = random_batch((8, 4, 8, 8), dtype=torch.float32)
     x_t, v_t = objective.interpolant.x_t(data, drawn.noise, t), drawn.noise - data
@@ -209,7 +213,8 @@ def test_rounding_is_amplified_by_one_over_alpha_and_no_more():
         """(t − s) times what stands for du/dt, and both outputs, from the same float32 numbers."""
         x, v, *times = (value.to(dtype) for value in (x_t, v_t, t, l, s))
         network = golden_dit(dtype)
-        _, found = objective.average_velocity(network, x, v, labels, given_draws(x, *times))
+        draws = dataclasses.replace(given_draws(x, *times), gap_ratio=alpha)
+        _, found = velocity_and_derivative(objective, network, x, v, labels, draws)
         x_l = (x_t - per_sample(t - l, x_t) * v_t).to(dtype)
         outputs = network(x, times[0], times[2], labels), network(x_l, times[1], times[2], labels)
         return per_sample(times[0] - times[2], x) * found, *outputs
@@ -227,7 +232,7 @@ def test_only_the_two_calls_of_the_difference_take_the_quotients_precision():
     network, (data, labels) = golden_dit(torch.float32), random_batch((8, 4, 8, 8), dtype=torch.float32)
     config = objective_config("alpha_flow", **PLAIN)
     full, low = Precision("fp32"), Precision("bf16")
-    draws = AlphaFlow(config, NUM_CLASSES, True).draw(data.shape, 0.6, torch.Generator().manual_seed(0))
+    draws = draw(AlphaFlow(config, NUM_CLASSES, True), data.shape, 0.6, torch.Generator().manual_seed(0))
     known = draws.num_flow_matching
 
     def errors(*precisions: Precision) -> dict[str, Tensor]:
@@ -259,7 +264,7 @@ def test_both_calls_of_the_difference_share_their_dropout_masks(known):
     data, labels = random_batch((8, 1, 2, 2))
     draws = draws_at(1e-4, known)
     x_t, v_t = objective.interpolant.x_t(data, draws.noise, draws.t), draws.noise - data
-    u, found = objective.average_velocity(network, x_t, v_t, labels, draws)
+    u, found = velocity_and_derivative(objective, network, x_t, v_t, labels, draws)
     # u = mask · x has the derivative mask · v along v, at any distance.
     mask = (u / x_t).detach()
     assert set(mask[known:].flatten().round(decimals=9).tolist()) == {0.0, 2.0}
@@ -278,7 +283,7 @@ def test_error_of_the_exact_average_velocity_vanishes_with_alpha():
     data, noise = on_trajectories(objective.interpolant, T)
     alphas, errors = [0.04, 0.02, 0.01, 0.005, 0.0025], []
     for alpha in alphas:
-        draws = given_draws(noise, T, alpha * S + (1 - alpha) * T, S)
+        draws = dataclasses.replace(given_draws(noise, T, alpha * S + (1 - alpha) * T, S), gap_ratio=alpha)
         errors.append(objective.losses(network, data, LABELS, draws).terms["average_velocity"].mean().sqrt().item())
     # One Euler step of length t − l along a curved trajectory: the error over the gap is first order in it.
     assert slope(alphas, errors) == pytest.approx(1, abs=0.05)

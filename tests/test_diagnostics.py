@@ -337,7 +337,7 @@ def test_repetition_gives_the_same_and_leaves_no_trace(name):
     calls = count_calls(network)
     first = diagnose(names, subject_of(objective, network, data, labels))
     assert torch.equal(torch.get_rng_state(), state)
-    assert set(calls) <= {256}  # 512 of the 600 samples, in two chunks
+    assert set(calls) <= {256, 512}  # 512 of the 600 samples, in two chunks; two labels may share a call
     assert first == diagnose(names, subject_of(objective, network, data, labels))
     assert all(type(value) is float and math.isfinite(value) for value in first.values())
     assert {key.split("/")[0] for key in first} == set(names)

@@ -12,6 +12,7 @@ from helpers import (
     NUM_CLASSES,
     SmoothNetwork,
     count_calls,
+    draw,
     given_draws,
     gradients,
     objective_config,
@@ -296,7 +297,7 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_step(digits, tmp
     config = tiny_config("distillation", objective={"teacher": folder})
     objective = objectives.build(config, 100)
     data, labels = random_batch((8, *DIGITS), dtype=torch.float32)
-    draws = objective.draw(tuple(data.shape), 0.5, torch.Generator().manual_seed(0))
+    draws = draw(objective, tuple(data.shape), 0.5, torch.Generator().manual_seed(0))
     with pytest.raises(ConfigError, match="its number of classes is 10 and must be this run's, 100"):
         objective.losses(Constant(), data, labels, draws)
 

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from helpers import given_draws, objective_config, slope
+from helpers import draw, given_draws, objective_config, slope
 from torch import Tensor, nn
 
 from soflow.interpolants import INTERPOLANTS, Interpolant, per_sample
@@ -161,7 +161,7 @@ def train(objective: Objective) -> nn.Module:
     optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
     for step in range(STEPS):
         random = generator("cpu", 0, "step", step)
-        draws = objective.draw((BATCH, *SHAPE), step / STEPS, random)
+        draws = draw(objective, (BATCH, *SHAPE), step / STEPS, random)
         losses = objective.losses(network, data_batch(BATCH, random), labels, draws)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
         optimizer.zero_grad()

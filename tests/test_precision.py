@@ -28,7 +28,7 @@ def draws(dropout_seed: int = 5) -> Draws:
     s = torch.cat([t[:KNOWN], s[KNOWN:]])
     l = torch.cat([t[:KNOWN], (t + 0.1 * (s - t))[KNOWN:]])
     drop = torch.zeros(BATCH, dtype=torch.bool)
-    return Draws(x.flip(0), t, l, s, drop, torch.full((BATCH,), 1 / BATCH), KNOWN, dropout_seed)
+    return Draws(x.flip(0), t, l, s, drop, torch.full((BATCH,), 1 / BATCH), KNOWN, dropout_seed=dropout_seed)
 
 
 def test_outputs_come_back_in_their_input_s_dtype():
@@ -38,8 +38,8 @@ def test_outputs_come_back_in_their_input_s_dtype():
     rounded = Precision("bf16")(network, *inputs())
     assert rounded.dtype == torch.float32
     error = (rounded - exact).abs().max() / exact.abs().max()
-    # bfloat16 rounds by 2^-9; a network of a few layers amplifies that by no more than a hundred.
-    assert 2**-12 < error < 100 * 2**-9
+    # bfloat16 rounds by 2^-8; a network of a few layers amplifies that by no more than fifty.
+    assert 2**-12 < error < 50 * 2**-8
     double = golden_dit(torch.float64)
     assert torch.equal(Precision("fp32")(double, *inputs(torch.float64)), double(*inputs(torch.float64)))
 

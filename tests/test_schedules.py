@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import golden_schedules, objective_config
+from helpers import draw, golden_schedules, objective_config
 
 from soflow.guidance import decay
 from soflow.interpolants import INTERPOLANTS
@@ -227,7 +227,7 @@ def test_drawn_times_are_ordered(schedule):
     )
     objective = SoFlow(config, 10, True)
     for step in range(20):
-        draws = objective.draw((1000, 1, 1, 1), step / 19, torch.Generator().manual_seed(step))
+        draws = draw(objective, (1000, 1, 1, 1), step / 19, torch.Generator().manual_seed(step))
         known = draws.num_flow_matching
         assert known == 250
         assert torch.equal(draws.t[:known], draws.s[:known])

@@ -11,6 +11,7 @@ from helpers import (
     NUM_CLASSES,
     SmoothNetwork,
     count_calls,
+    draw,
     given_draws,
     gradients,
     objective_config,
@@ -51,7 +52,7 @@ def test_steps_and_their_places_are_all_pairs_on_the_grid():
 def test_step_sizes_are_drawn_equally_often(smallest_steps):
     batch, levels = 40_000, int(math.log2(smallest_steps))
     objective = shortcut(smallest_steps=smallest_steps, flow_matching_fraction=0.5)
-    draws = objective.draw((batch, 1, 1, 1), 0.3, torch.Generator().manual_seed(0))
+    draws = draw(objective, (batch, 1, 1, 1), 0.3, torch.Generator().manual_seed(0))
     known = draws.num_flow_matching
     assert known == batch // 2
     t, l, s = (time[known:] for time in (draws.t, draws.l, draws.s))
@@ -146,7 +147,7 @@ def test_calls_of_the_network(known, strength, expected):
 def test_either_part_may_be_empty(fraction):
     objective, network = shortcut(flow_matching_fraction=fraction), SmoothNetwork(dtype=torch.float32)
     data, labels = random_batch((8, 1, 2, 2), dtype=torch.float32)
-    draws = objective.draw((8, 1, 2, 2), 0.0, torch.Generator().manual_seed(0))
+    draws = draw(objective, (8, 1, 2, 2), 0.0, torch.Generator().manual_seed(0))
     losses = objective.losses(network, data, labels, draws)
     assert [len(values) for values in losses.terms.values()] == [8 * fraction, 8 - 8 * fraction]
     assert losses.loss.isfinite().all()

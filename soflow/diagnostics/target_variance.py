@@ -43,8 +43,9 @@ def measure(subject: Subject) -> dict[str, float]:
 
 def probes_with_draws(subject: Subject) -> Iterator[tuple[Probe, Draws]]:
     """Each probe with the objective's draws at the end of training, but the probe's noise and no label dropped."""
-    random = generator(subject.data.device, subject.seed, "diagnostics", "target_variance", "times")
+    random = generator("cpu", subject.seed, "diagnostics", "target_variance", "times")
     for probe in probes(subject, "target_variance"):
-        draws = subject.objective.draw(tuple(probe.data.shape), 1.0, random)
+        draws = subject.objective.draw(probe.noise, 1.0, random)
         t, l, s = (time.to(probe.data.dtype) for time in (draws.t, draws.l, draws.s))
-        yield probe, replace(draws, noise=probe.noise, t=t, l=l, s=s, drop=torch.zeros_like(draws.drop))
+        kept = torch.zeros_like(draws.drop)
+        yield probe, replace(draws, t=t, l=l, s=s, drop=kept, guided=~kept).to(probe.data.device)

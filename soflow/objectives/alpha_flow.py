@@ -29,6 +29,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from soflow.cost.parts import part
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
@@ -38,8 +39,8 @@ from soflow.times import consistency_times
 class AlphaFlow(MeanFlow):
     """MeanFlow whose du/dt is, until the schedule reaches α = 0, a difference over the gap t − l = α (t − s)."""
 
-    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
-        draws, config = super().draw(shape, progress, generator), self.config
+    def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
+        draws, config = super().draw(noise, progress, generator), self.config
         alpha = step_ratio(
             progress, config.anneal_start, config.anneal_end, config.anneal_temperature, config.alpha_clamp
         )
@@ -49,46 +50,38 @@ class AlphaFlow(MeanFlow):
         l = s if alpha == 1 else l  # which rounding may miss
         equal, known = draws.t, draws.num_flow_matching
         t, l, s = (torch.cat([equal[:known], time[known:]]) for time in (t, l, s))
-        return replace(draws, t=t, l=l, s=s)
+        return replace(draws, t=t, l=l, s=s, gap_ratio=alpha)
 
-    def average_velocity(
-        self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """u with gradient and, without, what stands for du/dt in MeanFlow's target; each [B, ...].
+    def in_one_call(self, draws: Draws) -> bool:
+        return draws.gap_ratio == 0 and super().in_one_call(draws)
 
-        The latter is (1 − α) (u − u_l) / (t − l) with α = (t − l) / (t − s), and du/dt itself where l = t.
+    def average_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        if draws.gap_ratio in (0, 1):
+            return super().average_velocity(network, x_t, labels, draws)
+        return self.output_of_parts(network, x_t, labels, draws, draws.num_flow_matching, self.call_precisely)
+
+    @torch.no_grad()
+    def derivative(
+        self, network: nn.Module, x_t: Tensor, v_g: Tensor, u: Tensor, labels: Tensor, draws: Draws
+    ) -> Tensor:
+        """What stands for du/dt in MeanFlow's target, (1 − α) (u − u_l) / (t − l), and du/dt itself at α = 0.
 
         Args:
             v_g: guided velocity [B, ...], along which x_l is reached.
+            u: u(x_t, t, s, label) [B, ...] without gradient.
             labels: as the network sees them [B].
         """
-        known = draws.num_flow_matching
-        rest = slice(known, None)
+        if draws.gap_ratio == 0:
+            return super().derivative(network, x_t, v_g, u, labels, draws)
+        slope, rest = torch.zeros_like(x_t), slice(draws.num_flow_matching, None)
+        if draws.gap_ratio == 1 or len(slope[rest]) == 0:
+            return slope
         t, l, s = (time[rest] for time in (draws.t, draws.l, draws.s))
-        # The limits need fewer calls; all samples have the same α, and one look at the device tells both.
-        at_zero, at_one = torch.stack([(l == t).all(), (l == s).all()]).tolist()
-        if at_zero:
-            return super().average_velocity(network, x_t, v_g, labels, draws)
-        slope = torch.zeros_like(x_t)
-        if at_one:
-            return self.output(network, x_t, labels, draws, known if self.dropout else 0), slope
-        u = self.precise_output(network, x_t, labels, draws)
-        with torch.no_grad(), self.same_dropout(draws):
+        with part("target"), self.same_dropout(draws):
             x_l = x_t[rest] - per_sample(t - l, x_t[rest]) * v_g[rest]
             u_l = self.call_precisely(network, x_l, l, s, labels[rest])
-            slope[rest] = per_sample((l - s) / ((t - s) * (t - l)), u_l) * (u[rest] - u_l)
-        return u, slope
-
-    def precise_output(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """u = F_θ(x_t, t, s, label) [B, ...], in the quotient's precision and with its dropout masks where s < t."""
-        known, t, s = draws.num_flow_matching, draws.t, draws.s
-        if known == 0 or (self.call.name == self.call_precisely.name and not self.dropout):
-            with self.same_dropout(draws):
-                return self.call_precisely(network, x_t, t, s, labels)
-        velocity = self.call(network, x_t[:known], t[:known], s[:known], labels[:known])
-        with self.same_dropout(draws):
-            average = self.call_precisely(network, x_t[known:], t[known:], s[known:], labels[known:])
-        return torch.cat([velocity, average])
+        slope[rest] = per_sample((l - s) / ((t - s) * (t - l)), u_l) * (u[rest] - u_l)
+        return slope
 
 
 def step_ratio(progress: float, start: float, end: float, temperature: float, clamp: float) -> float:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from soflow.conditioning import with_null
+from soflow.cost.parts import part
 from soflow.interpolants import Interpolant
 from soflow.precision import Precision
 
@@ -22,7 +24,8 @@ class Draws:
     """The random numbers of one optimiser step and each sample's part in the loss.
 
     Drawn for the whole batch on every worker, which then takes its share: so the numbers, and with them the run, do
-    not depend on how many workers there are. The samples of the flow-matching part (t = l = s) come first.
+    not depend on how many workers there are. All but the noise is drawn on the host, which so knows the sizes of all
+    parts without waiting for the device. The samples of the flow-matching part (t = l = s) come first.
     """
 
     noise: Tensor
@@ -37,8 +40,16 @@ class Draws:
     """[B]: the loss is the sum of the samples' losses with these weights, which over the whole batch sum to 1."""
     num_flow_matching: int
     """Size of the leading part with s = t."""
+    gap_ratio: float = 0.0
+    """(t − l) / (t − s) as scheduled in the other part, for objectives with a middle time."""
     dropout_seed: int = 0
     """Seed of this worker's dropout masks."""
+    guided: Tensor | None = None
+    """[B] bool, samples whose velocity is guided; by default all whose label is not dropped."""
+
+    def __post_init__(self) -> None:
+        if self.guided is None:
+            object.__setattr__(self, "guided", ~self.drop)
 
     def share(self, rank: int, world_size: int) -> Draws:
         """Every world_size-th sample from `rank` on: an even share of both parts, still in order."""
@@ -51,8 +62,32 @@ class Draws:
             drop=self.drop[own],
             weight=self.weight[own],
             num_flow_matching=len(range(rank, self.num_flow_matching, world_size)),
+            gap_ratio=self.gap_ratio,
             dropout_seed=self.dropout_seed + rank,
+            guided=self.guided[own],
         )
+
+    @functools.cached_property
+    def guided_indices(self) -> Tensor:
+        """[n] indices of the guided samples."""
+        return self.guided.nonzero().squeeze(1)
+
+    @functools.cached_property
+    def num_guided_flow_matching(self) -> int:
+        """How many of the guided samples are in the flow-matching part."""
+        return int(self.guided[: self.num_flow_matching].sum())
+
+    def to(self, device: torch.device) -> Draws:
+        """The same on a device; what depends on the number of guided samples is found on the host first."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        draws = replace(self, **moved)
+        draws.__dict__["num_guided_flow_matching"] = self.num_guided_flow_matching
+        draws.__dict__["guided_indices"] = self.guided_indices.to(device, non_blocking=True)
+        return draws
 
 
 @dataclass(frozen=True)
@@ -97,8 +132,8 @@ class Objective(ABC):
         self.call, self.call_precisely, self.dropout = precision, quotient_precision, dropout
 
     @abstractmethod
-    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
-        """Random numbers for a batch of `shape` [B, C, H, W] at progress k/K in [0, 1]."""
+    def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
+        """Random numbers for a batch with this noise [B, C, H, W] at progress k/K, on the generator's device."""
 
     @abstractmethod
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
@@ -115,6 +150,62 @@ class Objective(ABC):
     def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         """The velocities [B, ...] that guidance makes of v_t, by the papers' names v_g and v_mix; without gradient."""
         return {}
+
+    def output_of_parts(
+        self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, apart: int, rest: Precision
+    ) -> Tensor:
+        """F_θ(x_t, t, s, label) [B, ...]: in one call, unless the rest of the batch has to be apart.
+
+        Args:
+            labels: as the network sees them [B].
+            apart: size of the leading part.
+            rest: precision of the other part, which shares its dropout masks with whatever is called later under
+                `same_dropout`.
+        """
+        if apart < len(x_t) and self.call.name == rest.name and not self.dropout:
+            apart = 0
+        t, s, outputs = draws.t, draws.s, []
+        with part("forward"):
+            if apart:
+                outputs.append(self.call(network, x_t[:apart], t[:apart], s[:apart], labels[:apart]))
+            if apart < len(x_t):
+                with self.same_dropout(draws):
+                    outputs.append(rest(network, x_t[apart:], t[apart:], s[apart:], labels[apart:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @torch.no_grad()
+    def guidance_outputs(
+        self,
+        network: nn.Module,
+        x_t: Tensor,
+        output: Tensor | None,
+        labels: Tensor,
+        draws: Draws,
+        null: bool,
+        label: bool,
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """F_θ(x_t, t, t, null) and F_θ(x_t, t, t, label) of the n guided samples, [n, ...] each, in one call.
+
+        Args:
+            output: F_θ(x_t, t, s, label) [B, ...] without gradient, which in the leading part, where s = t, is what is
+                wanted; None if it is not known.
+            labels: as they are [B], before any is dropped.
+            null, label: which of the two are wanted; 0 comes back for the other.
+        """
+        own, known = draws.guided_indices, 0 if output is None else draws.num_guided_flow_matching
+        wanted = [(own, self.null_labels(labels))] if null else []
+        if label:
+            wanted.append((own[known:], labels))
+        rows = torch.cat([indices for indices, _ in wanted])
+        found = x_t[:0]
+        if len(rows):
+            t, given = draws.t[rows], torch.cat([values[indices] for indices, values in wanted])
+            with part("guidance"):
+                found = self.call(network, x_t[rows], t, t, given)
+        of_null, of_label = found[: len(own)] if null else 0.0, found[len(own) if null else 0 :]
+        if label and known:
+            of_label = torch.cat([output[own[:known]], of_label])
+        return of_null, of_label if label else 0.0
 
     def draw_drop(self, batch: int, generator: torch.Generator) -> Tensor:
         """[B] bool: where the label gives way to the null label."""

@@ -23,9 +23,8 @@ class FlowMatching(Objective):
         self.parameterization = PARAMETERIZATIONS[config.parameterization]
         self.guided = self.conditional and config.guidance_strength > 1
 
-    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
-        batch = shape[0]
-        noise = normal(shape, generator)
+    def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
+        batch = len(noise)
         t = logit_normal(self.config.time_mean, self.config.time_std, normal(batch, generator))
         weight = torch.full_like(t, 1 / batch)
         return Draws(noise, t, t, t, self.draw_drop(batch, generator), weight, num_flow_matching=batch)
@@ -33,7 +32,8 @@ class FlowMatching(Objective):
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = self.call(network, x_t, draws.t, draws.t, self.given_labels(labels, draws.drop))
+        given = self.given_labels(labels, draws.drop)
+        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.call)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         loss, error = self.flow_matching_loss(output, target)
         return Losses(loss, {"flow_matching": error})
@@ -61,15 +61,14 @@ class FlowMatching(Objective):
             output: F_θ(x_t, t, s, label) [B, ...] without gradient. In the flow-matching part, where s = t, it holds
                 the conditional velocity already; only the rest needs another call.
         """
-        if not self.guided:
+        if not self.guided or len(draws.guided_indices) == 0:
             return v_t
-        known = draws.num_flow_matching
-        times = torch.cat([draws.t, draws.t[known:]])
-        labels = torch.cat([self.null_labels(labels), labels[known:]])
-        extra = self.call(network, torch.cat([x_t, x_t[known:]]), times, times, labels)
-        v_null, v_rest = self.parameterization.velocity(extra).split([len(x_t), len(x_t) - known])
-        v_label = torch.cat([self.parameterization.velocity(output[:known]), v_rest])
-        return self.mixed(v_t, v_null, v_label, draws, self.config.velocity_mix)
+        own, mix = draws.guided_indices, self.config.velocity_mix
+        outputs = self.guidance_outputs(network, x_t, output, labels, draws, null=mix > 0, label=mix < 1)
+        v_null, v_label = map(self.parameterization.velocity, outputs)
+        strength, decay_time = self.config.guidance_strength, self.config.guidance_decay_time
+        v_mix = mixed_velocity(v_t[own], v_null, v_label, draws.t[own], strength, mix, decay_time)
+        return v_t.index_copy(0, own, v_mix)
 
     def mixed(self, v_t: Tensor, v_null: Tensor, v_label: Tensor, draws: Draws, mix: float) -> Tensor:
         """v_mix [B, ...] with m = `mix`, v_g for m = 1; plain v_t for dropped samples."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from soflow.cost.parts import part
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
 
@@ -31,17 +32,9 @@ class ImprovedMeanFlow(MeanFlow):
     MeanFlow's loss, gradient and errors are those of the v-loss.
     """
 
-    def average_velocity(
-        self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """u with gradient and du/dt along (v_θ, dt = 1, ds = 0) without, each [B, ...].
-
-        Args:
-            v_g: the target's velocity [B, ...], which plays no part here.
-            labels: as the network sees them [B].
-        """
-        v = self.marginal_velocity(network, x_t, labels, draws)
-        return super().average_velocity(network, x_t, v, labels, draws)
+    def tangent(self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """v_θ(x_t, t) in place of v_g, [B, ...]."""
+        return self.marginal_velocity(network, x_t, labels, draws)
 
     @torch.no_grad()
     def marginal_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
@@ -49,6 +42,6 @@ class ImprovedMeanFlow(MeanFlow):
         known = draws.num_flow_matching  # t − s is 0 in this part
         v = torch.zeros_like(x_t)
         if known < len(x_t):
-            with self.same_dropout(draws):
+            with part("guidance"), self.same_dropout(draws):
                 v[known:] = self.velocity(network, x_t[known:], draws.t[known:], labels[known:])
         return v

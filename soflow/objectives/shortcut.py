@@ -24,8 +24,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from soflow.cost.parts import part
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_size
+from soflow.objectives.base import Draws, Losses, Objective, mean_square, part_size
 from soflow.parameterizations import PARAMETERIZATIONS
 
 
@@ -34,14 +35,13 @@ class Shortcut(Objective):
     parameterization = PARAMETERIZATIONS["euler"]
     default_sampler = "compose"
 
-    def __init__(self, config, num_classes: int, conditional: bool, *calls):
-        super().__init__(config, num_classes, conditional, *calls)
-        self.guided = conditional and config.guidance_strength > 1
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.guided = self.conditional and self.config.guidance_strength > 1
 
-    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
-        config, batch = self.config, shape[0]
+    def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
+        config, batch = self.config, len(noise)
         known = part_size(config.flow_matching_fraction, batch)
-        noise = normal(shape, generator)
         level, place = (torch.rand(batch, generator=generator, device=generator.device) for _ in range(2))
         t, l, s = shortcut_times(level, place, config.smallest_steps)
         equal = grid_times(place, config.smallest_steps)
@@ -53,8 +53,10 @@ class Shortcut(Objective):
         known = draws.num_flow_matching
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = self.call(network, x_t, draws.t, draws.s, self.given_labels(labels, draws.drop))
-        target = torch.cat([v_t[:known], self.two_steps(network, x_t, labels, draws)])
+        given = self.given_labels(labels, draws.drop)
+        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.call)
+        with part("target"):
+            target = torch.cat([v_t[:known], self.two_steps(network, x_t, labels, draws)])
         loss = mean_square(output - target)
         error = loss.detach()
         return Losses(loss, {"flow_matching": error[:known], "self_consistency": error[known:]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from soflow.cost.parts import part
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_size, part_weights
 from soflow.objectives.flow_matching import FlowMatching, adaptive_weight
@@ -17,24 +18,24 @@ class SoFlow(FlowMatching):
     default_nfe = Objective.default_nfe
     default_sampler = Objective.default_sampler
 
-    def draw(self, shape: tuple[int, ...], progress: float, generator: torch.Generator) -> Draws:
-        config, batch = self.config, shape[0]
+    def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
+        config, batch = self.config, len(noise)
         known = part_size(config.flow_matching_fraction, batch)
-        noise = normal(shape, generator)
         t_velocity, s, t = (
             logit_normal(mean, std, normal(batch, generator))
             for mean, std in zip(config.time_mean, config.time_std, strict=True)
         )
-        t, l, s = consistency_times(t, s, gap_ratio(config.gap_schedule, progress, config.r_init, config.r_end))
+        ratio = gap_ratio(config.gap_schedule, progress, config.r_init, config.r_end)
+        t, l, s = consistency_times(t, s, ratio)
         t, l, s = (torch.cat([t_velocity[:known], time[known:]]) for time in (t, l, s))
         weight = part_weights(batch, known, config.flow_matching_fraction).to(t.device)
-        return Draws(noise, t, l, s, self.draw_drop(batch, generator), weight, num_flow_matching=known)
+        return Draws(noise, t, l, s, self.draw_drop(batch, generator), weight, known, ratio)
 
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
         known, given = draws.num_flow_matching, self.given_labels(labels, draws.drop)
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = self.output(network, x_t, given, draws)
+        output = self.output_of_parts(network, x_t, given, draws, known, self.call_precisely)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         velocity_loss, velocity_error = self.flow_matching_loss(output[:known], target[:known])
         with self.same_dropout(draws):
@@ -52,22 +53,6 @@ class SoFlow(FlowMatching):
             torch.cat([velocity_loss, consistency_loss]),
             {"flow_matching": velocity_error, "consistency": consistency_error},
         )
-
-    def output(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """F_θ(x_t, t, s, label) [B, ...] of both parts, s = t in the flow-matching part.
-
-        One call, unless the consistency part has a precision of its own or must see the masks of its second call.
-        """
-        known, t, s = draws.num_flow_matching, draws.t, draws.s
-        if known in (0, len(t)) or (self.call.name == self.call_precisely.name and not self.dropout):
-            call = self.call if known else self.call_precisely
-            with self.same_dropout(draws):
-                return call(network, x_t, t, s, labels)
-        velocity_part = self.call(network, x_t[:known], t[:known], s[:known], labels[:known])
-        with self.same_dropout(draws):
-            return torch.cat(
-                [velocity_part, self.call_precisely(network, x_t[known:], t[known:], s[known:], labels[known:])]
-            )
 
     def consistency_loss(
         self,
@@ -93,7 +78,7 @@ class SoFlow(FlowMatching):
         """
         if len(x_t) == 0:  # λ = 1, or no sample of this part on this worker
             return output.flatten(1).sum(1), output.new_zeros(0)
-        with torch.no_grad():
+        with torch.no_grad(), part("target"):
             x_l = x_t + per_sample(l - t, x_t) * v_mix
             output_l = self.call_precisely(network, x_l, l, s, labels)
         q = self.solution_quotient(output.detach(), output_l, x_t, v_mix, t, l, s)
@@ -107,7 +92,8 @@ class SoFlow(FlowMatching):
     ) -> Tensor:
         """q [B, ...], with x_l = x_t + (l − t) v_mix put in and the terms that cancel removed.
 
-        Subtracting the two solutions as they stand would amplify rounding by (t − s)/(t − l), 500 times at r = 0.002.
+        Subtracting the two solutions as they stand would amplify the rounding of x_t by 1/(t − l) on top of that of the
+        two outputs, which is amplified by (t − s)/(t − l) in any case (docs/numerics.md).
         """
         p = self.parameterization
         state = per_sample(p.a_quotient(t, l, s), x_t) * x_t + per_sample(p.a(l, s), x_t) * v_mix

@@ -1,0 +1,32 @@
+"""What does MeanFlow's Jacobian-vector product cost against SoFlow's loss without one, on this machine?
+
+Measures the optimiser steps of both, and of flow matching, part by part: time, peak memory, arithmetic. Every variant
+has a process of its own; they are measured in turn, round after round, so that the machine's drift meets all alike.
+Ratios are paired by round and come with bootstrapped 95 % intervals.
+
+$ python experiments/compare_cost.py
+$ python experiments/compare_cost.py --networks DiT-B/4 --dataset latents --dataset.image-size 256 --batches 32 256
+$ python experiments/compare_cost.py --guidance True False --precisions fp32 bf16 --compiled False True
+"""
+
+from orchestration.command_line import fail, read_command_line
+from orchestration.config import EXIT_CODES
+from orchestration.cost_config import CostStudyConfig
+from orchestration.cost_study import run_cost_study
+from orchestration.spool import TrackingError
+from soflow.sections import ConfigError
+
+
+def main() -> int:
+    config = read_command_line(CostStudyConfig, __doc__)
+    try:
+        return EXIT_CODES[run_cost_study(config)]
+    except (ConfigError, TrackingError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted before the study began")
+        return EXIT_CODES["KILLED"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What an optimiser step costs: time, memory and arithmetic, measured part by part or predicted without running."""

@@ -1,0 +1,113 @@
+"""A trainer's own optimiser steps, measured: time by part, peak memory, arithmetic, activations kept for backward."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soflow.cost.allocations import AllocationPeak, bytes_of
+from soflow.cost.counting import OperationCounter
+from soflow.cost.parts import recorded_by
+from soflow.training import Trainer
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What one step computes and keeps."""
+
+    flops: dict[str, int]
+    """Floating-point operations by part."""
+    saved_bytes: int
+    """Bytes of activations kept for the backward pass, weights not included."""
+
+
+def count_step(trainer: Trainer) -> Arithmetic:
+    """Count one more step of the trainer (which takes it)."""
+    weights = {parameter.untyped_storage()._cdata for parameter in trainer.network.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    counter = OperationCounter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), recorded_by(counter), counter:
+        trainer.take_step()
+    activations = [tensor for key, tensor in saved.items() if key not in weights]
+    return Arithmetic(dict(counter.flops), bytes_of(activations))
+
+
+def peak_bytes(trainer: Trainer) -> int:
+    """Peak bytes of all tensors over one more step: weights, average, optimiser state and what the step adds."""
+    trainer.optimizer.zero_grad()
+    held = held_bytes(trainer)
+    with AllocationPeak(trainer.device) as allocations:
+        trainer.take_step()
+    trainer.optimizer.zero_grad()
+    return held + allocations.peak_bytes
+
+
+def held_bytes(trainer: Trainer) -> int:
+    """Bytes of what a trainer keeps between steps: weights, their average, the optimiser's moments."""
+    modules = (trainer.network, trainer.ema.module)
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return bytes_of(tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor))
+
+
+class PartClock:
+    """Milliseconds spent in each part; a recorder of parts (soflow.cost.parts) that never waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._steps: list[list[tuple[str, object, object]]] = []
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside is one step; its parts are told apart from other steps'."""
+        self._steps.append([])
+        with self.part("step"):
+            yield
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._steps[-1].append((name, begin, self._now()))
+
+    def milliseconds(self) -> list[dict[str, float]]:
+        """For each step the time of every part, and under "step" of the whole."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        found = []
+        for marks in self._steps:
+            spent: dict[str, float] = defaultdict(float)
+            for name, begin, end in marks:
+                spent[name] += begin.elapsed_time(end) if self.device.type == "cuda" else (end - begin) * 1e3
+            found.append(dict(spent))
+        return found
+
+    def _now(self):
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            return event
+        return time.perf_counter()
+
+
+def time_steps(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    """Milliseconds of each of some more steps: "step" as a whole, and every part of it."""
+    clock = PartClock(trainer.device)
+    with recorded_by(clock):
+        for _ in range(steps):
+            with clock.step():
+                trainer.take_step()
+    return clock.milliseconds()
