@@ -1,7 +1,10 @@
-"""Write a grid of samples from a checkpoint: one column per class, new noise with every --seed.
+"""Write samples of a checkpoint: a grid with one column per class, or a file for ADM's evaluator.
 
 $ python experiments/sample.py results/NAME/trials/0003
 $ python experiments/sample.py results/NAME/checkpoint-00001200.pt --nfe 4 --sampler compose --out samples.png
+$ python experiments/sample.py results/NAME --npz samples.npz --num-samples 50000
+
+New noise comes with every --seed; with the seed of the run a file holds the images that its FID was computed from.
 """
 
 from __future__ import annotations
@@ -27,17 +30,38 @@ class SampleConfig:
     seed: int = 0
     """Seed of the noise."""
     rows: int = 8
-    """Samples per class."""
+    """Samples per class in the grid."""
     out: Path = Path("samples.png")
     """The PNG to write."""
+    npz: Path | None = None
+    """Write this file in place of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
+    num_samples: int = 50000
+    """Samples in that file, equally many of each class."""
 
 
 def main() -> int:
     options = tyro.cli(SampleConfig, description=__doc__)
-    if options.nfe < 1 or options.rows < 1:
-        fail(f"nfe = {options.nfe}, rows = {options.rows}: must be at least 1")
+    if options.nfe < 1 or options.rows < 1 or options.num_samples < 1:
+        fail(f"nfe = {options.nfe}, rows = {options.rows}, num_samples = {options.num_samples}: must be at least 1")
     if options.sampler == "heun" and options.nfe % 2:
         fail(f"nfe = {options.nfe}: must be even for the heun sampler")
+    from soflow.checkpoints import CheckpointError
+    from soflow.sections import ConfigError
+
+    try:
+        print(write(options))
+    except (CheckpointError, ConfigError) as error:
+        fail(error)
+    return 0
+
+
+def write(options: SampleConfig) -> str:
+    """Sample, and say what was written.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or damaged.
+        ConfigError: if the autoencoder of a network on latents cannot be loaded.
+    """
     import torch
 
     from soflow import checkpoints
@@ -48,14 +72,35 @@ def main() -> int:
     if path.is_dir():
         path = checkpoints.path_of(path, checkpoints.latest_step(path))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        config, objective, network = load_sampler(path, device)
-    except checkpoints.CheckpointError as error:
-        fail(error)
-    images = draw_grid(objective, network, config, device, options.nfe, options.sampler, options.seed, options.rows)
-    write_grid(images, options.out, GRID_COLUMNS)
-    print(f"{len(images)} samples of {path} with {options.nfe} evaluation(s) each: {options.out}")
-    return 0
+    config, objective, network = load_sampler(path, device)
+    if options.npz is None:
+        images = draw_grid(objective, network, config, device, options.nfe, options.sampler, options.seed, options.rows)
+        write_grid(images, options.out, GRID_COLUMNS)
+        written, count = options.out, len(images)
+    else:
+        write_file(options, config, objective, network, device)
+        written, count = options.npz, options.num_samples
+    return f"{count} samples of {path} with {options.nfe} evaluation(s) each: {written}"
+
+
+def write_file(options: SampleConfig, config, objective, network, device) -> None:
+    """The .npz file, batch by batch, with progress on the terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from soflow import codecs
+    from soflow.evaluation.generated import generate, sampler_for
+    from soflow.evaluation.statistics import Workers
+    from soflow.interop.npz import write_samples
+
+    count, size = options.num_samples, config.evaluation.batch_size
+    evaluation = config.evaluation.model_copy(update={"num_samples": count})
+    config = config.model_copy(update={"seed": options.seed, "evaluation": evaluation})
+    sampler = options.sampler or sampler_for(config, objective, options.nfe)
+    codec = codecs.build(config.dataset, device)
+    batches = generate(objective, network, codec, config, options.nfe, sampler, Workers(device))
+    shown = track(batches, "sampling", -(-count // size), transient=True, console=Console(stderr=True))
+    write_samples(options.npz, shown, (count, *config.dataset.image_shape))
 
 
 if __name__ == "__main__":

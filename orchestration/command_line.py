@@ -11,7 +11,7 @@ import tyro
 from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from soflow.config import describe, flatten, override, read_yaml
+from soflow.config import describe, flatten, override, read_yaml, unused_keys
 from soflow.data import SOURCES, DataError
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
@@ -50,6 +50,8 @@ def _read(model: type[Config], description: str, arguments: list[str]) -> Config
     defaults = {name: getattr(model(), name).name for name in NAMES}
     for file in chosen.config:
         values = _merge(values, read_yaml(file), defaults)
+        for key, reason in unused_keys(file).items():
+            print(f"note: {file}: {key} is not used: {reason}", file=sys.stderr)
     for name, known in NAMES.items():
         if (wanted := getattr(chosen, name)) is not None:
             if wanted not in known:
@@ -115,7 +117,8 @@ def _unvalidated(model: type[Section], values: dict[str, Any], path: str = "") -
     filled = {}
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        filled[name] = values.get(name, default)
+        value = values.get(name, default)
+        filled[name] = tuple(value) if isinstance(value, list) else value  # tyro wants what the field declares
         if isinstance(default, Section):
             if not isinstance(filled[name], (dict, Section)):
                 raise ConfigError(f"{name} = {filled[name]}: must be a mapping of configuration keys")

@@ -10,7 +10,7 @@ from soflow.data import open_source
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Make sure that data set, reference statistics, Inception's weights and a teacher, where wanted, can be had.
+    """Make sure that data set, reference statistics, weights of Inception, VAE and teacher, where wanted, can be had.
 
     Warns on stderr of what is allowed but known to spoil training.
 
@@ -29,6 +29,10 @@ def check_inputs(config: RunConfig) -> None:
         from soflow.evaluation.feature_networks import weights_path
 
         weights_path("inception", config.evaluation.inception_weights)
+    if config.dataset.latent:
+        from soflow.latents import vae_folder
+
+        vae_folder(config.dataset.vae)
     if (precision := config.training.quotient_precision) != "fp32":
         print(
             f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding of its two "

@@ -293,13 +293,28 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the file cannot be read, holds something else than a mapping or cannot be translated.
     """
+    values = _mapping(path)
+    return authors_config.translate(values, path) if authors_config.is_authors(values) else values
+
+
+def unused_keys(path: str | Path) -> dict[str, str]:
+    """Keys in a file of the SoFlow authors' that mean nothing here, and why; none in other files.
+
+    Raises:
+        ConfigError: if the file cannot be read or holds something else than a mapping.
+    """
+    values = _mapping(path)
+    return authors_config.ignored(values) if authors_config.is_authors(values) else {}
+
+
+def _mapping(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of configuration keys, not a {type(values).__name__}")
-    return authors_config.translate(values, path) if authors_config.is_authors(values) else values
+    return values
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from soflow.data import DataSource
+from soflow.data import DataError, DataSource
 from soflow.randomness import generator
 
 AHEAD = 4
@@ -39,7 +39,10 @@ def batches(
         pin_memory=device.type == "cuda",
         generator=generator("cpu", 0, "loading"),  # else each start would advance the global random state
     )
-    for samples, labels in loader:
+    for item in loader:
+        if isinstance(item, DataError):
+            raise item
+        samples, labels = item
         yield samples.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
@@ -69,8 +72,11 @@ class _ByIndices(Dataset):
     def __init__(self, source: DataSource):
         self.source = source
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.source.batch(indices)
+    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | DataError:
+        try:
+            return self.source.batch(indices)
+        except DataError as error:
+            return error  # raised, it would arrive wrapped in the loading process's traceback
 
 
 class _Steps:

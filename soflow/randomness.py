@@ -11,6 +11,10 @@ import torch
 
 
 def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
-    """A fresh generator on `device` for this seed and purpose, e.g. generator("cpu", 0, "noise", step)."""
+    """A fresh generator for this seed and purpose, e.g. generator("cpu", 0, "noise", step).
+
+    On `device`, but on the CPU for meta tensors, which have no numbers.
+    """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    device = "cpu" if torch.device(device).type == "meta" else device
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -142,7 +142,7 @@ class Trainer:
         if dataset.latent:
             random = generator(self.device, config.seed, "encode", self.step)
             noise = normal((config.training.batch_size, *dataset.sample_shape), random)
-            return self.codec.encode(stored, noise[self.rank :: self.world_size]), labels
+            return self.codec.encode(stored, noise[self.rank :: self.world_size].to(self.device)), labels
         data = self.codec.encode(stored)
         if not dataset.augmentation:
             return data, labels
@@ -221,7 +221,12 @@ def build_network(config: RunConfig, num_classes: int) -> nn.Module:
 def build_optimizer(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
     kinds = {"adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
     options = config.optimizer
-    extra = {"decoupled_weight_decay": True} if options.name == "radam" else {"fused": True}
+    if options.name == "radam":
+        extra = {"decoupled_weight_decay": True}
+    elif next(network.parameters()).is_meta:
+        extra = {"foreach": False}  # one weight after another, with as few temporaries as the fused kernel
+    else:
+        extra = {"fused": True}
     return kinds[options.name](
         network.parameters(),
         lr=options.learning_rate,

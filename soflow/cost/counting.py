@@ -31,21 +31,26 @@ class OperationCounter(TorchDispatchMode):
     A recorder of parts (soflow.cost.parts). Tensors that exist before it starts must be made known with `track`.
 
     Attributes:
-        flops: operations by part; "" outside of all parts.
+        operations: of every kernel its part, floating-point operations and bytes read and written; the part is ""
+            outside of all parts.
         live_bytes: bytes of all tensors that are alive now.
         peak_bytes: the most that were alive at once since the start or the last `reset_peak`.
     """
 
     def __init__(self):
         super().__init__()
-        self.flops: Counter[str] = Counter()
+        self.operations: list[tuple[str, int, int]] = []
         self.live_bytes = self.peak_bytes = 0
         self._part = ""
         self._storages: dict[int, int] = {}
 
     @property
-    def total_flops(self) -> int:
-        return sum(self.flops.values())
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations by part."""
+        total: Counter[str] = Counter()
+        for name, flops, _ in self.operations:
+            total[name] += flops
+        return {name: flops for name, flops in total.items() if flops}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -82,9 +87,15 @@ class OperationCounter(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         result = func(*args, **kwargs)
-        if formula is not None and not any(_is_structural_zero(value) for value in args):
-            self.flops[self._part] += formula(*args, **kwargs, out_val=result)
-        self.track(*(value for value in tree_leaves(result) if isinstance(value, Tensor)))
+        results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        self.track(*results)
+        if any(_is_structural_zero(value) for value in args) and formula is not None:
+            return result
+        if not func.is_view:
+            given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            moved = sum(value.numel() * value.element_size() for value in (*given, *results))
+            flops = formula(*args, **kwargs, out_val=result) if formula else 0
+            self.operations.append((self._part, flops, moved))
         return result
 
 

@@ -40,7 +40,7 @@ def count_step(trainer: Trainer) -> Arithmetic:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), recorded_by(counter), counter:
         trainer.take_step()
     activations = [tensor for key, tensor in saved.items() if key not in weights]
-    return Arithmetic(dict(counter.flops), bytes_of(activations))
+    return Arithmetic(counter.flops, bytes_of(activations))
 
 
 def peak_bytes(trainer: Trainer) -> int:
@@ -54,11 +54,16 @@ def peak_bytes(trainer: Trainer) -> int:
 
 
 def held_bytes(trainer: Trainer) -> int:
-    """Bytes of what a trainer keeps between steps: weights, their average, the optimiser's moments."""
+    """Bytes of what a trainer keeps between steps."""
+    return bytes_of(held_tensors(trainer))
+
+
+def held_tensors(trainer: Trainer) -> list[Tensor]:
+    """What a trainer keeps between steps: weights, their average, the optimiser's moments."""
     modules = (trainer.network, trainer.ema.module)
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    return bytes_of(tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor))
+    return [tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor)]
 
 
 class PartClock:

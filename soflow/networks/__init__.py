@@ -37,7 +37,7 @@ DIT_SIZES = {
     "XL": (1152, 28, 16),
 }
 
-# U-Net is EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364) with the filter of the SoFlow experiments; XS is for small images.
+# U-Net: EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364), the filter as in the SoFlow experiments; XS is for small images.
 UNET_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "U-Net": (
         4,

@@ -1,0 +1,63 @@
+"""How many parameters each network has, as the page docs/networks.md.
+
+$ python benchmarks/parameters.py > docs/networks.md
+
+Counts are of the trained parameters, on what the networks were published for: latents [4, 32, 32] with 1000 classes
+and CIFAR-10 [3, 32, 32] with 10. Nothing is allocated: networks are built on the meta device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from soflow import networks
+from soflow.config import parse
+from soflow.networks import DIT_SIZES, NETWORKS
+
+LATENTS = {"name": "latents", "image_size": 256}
+CIFAR = {"name": "cifar10"}
+PUBLISHED = {"DiT-B/2": 131, "DiT-B/4": 131, "DiT-M/2": 308, "DiT-L/2": 459, "DiT-XL/2": 676, "U-Net": 55}
+"""Millions, from MeanFlow's table of configurations (arXiv 2505.13447), which SoFlow shares."""
+PAGE = """# Networks
+
+Trained parameters of every network of published size, counted by `benchmarks/parameters.py`. A DiT is conditioned on
+two times, so that it has one time embedder more than in arXiv 2212.09748; its position table is fixed and not counted.
+
+| network | width | depth | heads | parameters | published |
+|---|---|---|---|---|---|
+{rows}
+
+DiT on latents [4, 32, 32] with 1000 classes, U-Net on images [3, 32, 32] with 10. XXS and XS sizes are for small
+images: {small}.
+"""
+
+
+def count(network: str, dataset: dict, classes: int) -> int:
+    """Number of trained parameters."""
+    config = parse({"dataset": dataset, "network": {"name": network}})
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in networks.build(config, classes).parameters())
+
+
+def page() -> str:
+    rows = []
+    for size, (width, depth, heads) in DIT_SIZES.items():
+        for patch in (2, 4):
+            name = f"DiT-{size}/{patch}"
+            if "X" not in size.removesuffix("XL"):
+                rows.append((name, width, depth, heads, count(name, LATENTS, 1000)))
+    rows.append(("U-Net", NETWORKS["U-Net"].size["width"], "–", 1, count("U-Net", CIFAR, 10)))
+    small = {name: count(name, {"name": "digits"}, 10) for name in ("DiT-XXS/4", "DiT-XS/4", "U-Net-XS")}
+    return PAGE.format(
+        rows="\n".join(_row(*row) for row in rows),
+        small=", ".join(f"{name} has {number:,} on digits" for name, number in small.items()),
+    )
+
+
+def _row(name: str, width: int, depth: int | str, heads: int, number: int) -> str:
+    published = f"{PUBLISHED[name]} M" if name in PUBLISHED else ""
+    return f"| {name} | {width} | {depth} | {heads} | {number:,} | {published} |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

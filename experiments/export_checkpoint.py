@@ -1,0 +1,52 @@
+"""Write a checkpoint in the SoFlow authors' layout, for their programs; undoes import_checkpoint.py.
+
+$ python experiments/export_checkpoint.py results/xl2 --out ckpts/1300000.pt
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from orchestration.command_line import fail
+
+
+@dataclass
+class ExportConfig:
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint file, or the folder of a run or trial, whose newest checkpoint is taken."""
+    out: Path
+    """The file to write; the authors' programs look for ckpts/STEP.pt in their working_dir."""
+
+
+def main() -> int:
+    options = tyro.cli(ExportConfig, description=__doc__)
+    import torch
+
+    from soflow import checkpoints, networks
+    from soflow.config import parse
+    from soflow.interop import authors_checkpoint
+
+    path = options.checkpoint
+    if path.is_dir():
+        path = checkpoints.path_of(path, checkpoints.latest_step(path))
+    try:
+        state = checkpoints.load(path)
+        config = parse(state["config"])
+        authors_checkpoint.check_network(config, path)
+        authors_checkpoint.check_solution(config, path)
+    except checkpoints.CheckpointError as error:
+        fail(error)
+    with torch.device("meta"):
+        network = networks.build(config, state["num_classes"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(authors_checkpoint.export_state(state, network, config), options.out)
+    print(f"step {state['step']}: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Make a run from a checkpoint of the SoFlow authors and its YAML file, to sample from and to train on.
+
+$ python experiments/import_checkpoint.py --checkpoint SoFlow/ckpts/1200000.pt --config SoFlow/config.yaml --name xl2
+$ python experiments/sample.py results/xl2
+
+--config may also be a file of our own. Training goes on with train.py --resume results/xl2, if the data set's place and
+a later last step are given here: --dataset.root FILE --training.total-steps 1300000.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from orchestration.command_line import fail, read_command_line
+from orchestration.config import TrainConfig
+from orchestration.folders import RUN_FILE, check_storage, new_folder
+from soflow.config import to_yaml
+from soflow.sections import ConfigError
+
+
+class ImportConfig(TrainConfig):
+    checkpoint: Path | None = None
+    """The file to import."""
+
+
+def main() -> int:
+    options = read_command_line(ImportConfig, __doc__)
+    if options.checkpoint is None:
+        fail("checkpoint: must be given, a file of the SoFlow authors")
+    from soflow.checkpoints import CheckpointError
+
+    try:
+        run = TrainConfig.model_validate(options.model_dump(exclude={"checkpoint"}))
+        folder = new_folder(run)
+        check_storage(run.storage)
+        step = import_into(folder, options.checkpoint, run)
+    except (ConfigError, CheckpointError) as error:
+        fail(error)
+    print(f"step {step} of {run.training.total_steps} in {folder}; samples: python experiments/sample.py {folder}")
+    return 0
+
+
+def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
+    """Write a run's folder as training would have left it, and return its step."""
+    import torch
+
+    from orchestration.single import RECORDED_FILE
+    from soflow import checkpoints, networks
+    from soflow.interop import authors_checkpoint
+
+    config = run.run
+    authors_checkpoint.check_network(config, checkpoint)
+    classes = authors_checkpoint.NUM_CLASSES.get(config.dataset.name)
+    if classes is None:
+        known = ", ".join(authors_checkpoint.NUM_CLASSES)
+        raise ConfigError(f"dataset.name = {config.dataset.name}: must be what the authors train on, one of {known}")
+    stored = authors_checkpoint.read(checkpoint)
+    with torch.device("meta"):
+        network = networks.build(config, classes)
+    state = authors_checkpoint.import_state(stored, network, config, checkpoint)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    checkpoints.save(state, folder, state["step"])
+    (folder / RUN_FILE).write_text(to_yaml(run))
+    (folder / RECORDED_FILE).write_text(str(state["step"]))
+    return state["step"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

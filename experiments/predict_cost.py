@@ -1,0 +1,151 @@
+"""What would a run cost on hardware that is not here? Time and memory of a step, predicted without running it.
+
+The step is taken on tensors without content, its operations and bytes are counted. Two floors of its time follow: that
+of its products at the accelerator's peak, and that of every kernel at the peak of arithmetic or of memory, whichever
+binds it. Memory is the peak of all tensors on one accelerator, and the largest batch that it holds.
+
+$ python experiments/predict_cost.py
+$ python experiments/predict_cost.py soflow-imagenet256-xl2 --accelerators H100 H200 --num-workers 8
+$ python experiments/predict_cost.py results/NAME/best.yaml --accelerators here
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from orchestration.command_line import fail
+from soflow.config import RunConfig, override, parse, read_yaml
+from soflow.sections import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+HERE = "here"
+
+
+@dataclass
+class PredictConfig:
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Presets by name or configuration files; by default all presets."""
+    accelerators: tuple[str, ...] = ("A100-80GB", "H100", "RTX-4090")
+    """Hardware by name, or "here" for this machine, whose peaks are then measured."""
+    num_workers: int = 1
+    """Accelerators that share the batch."""
+    batch: int | None = None
+    """Samples per step in place of the configured number."""
+    out: Path | None = None
+    """CSV file for the table."""
+
+
+def main() -> int:
+    options = tyro.cli(PredictConfig, description=__doc__)
+    try:
+        runs = {name: _read(name, options) for name in options.runs or _presets()}
+        accelerators = _accelerators(options.accelerators)
+    except ConfigError as error:
+        fail(error)
+    rows = [row for name, config in runs.items() for row in _predict(name, config, accelerators, options.num_workers)]
+    _show(rows)
+    if options.out:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_csv(options.out, index=False)
+        print(f"table: {options.out}")
+    return 0
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _read(name: str, options: PredictConfig) -> RunConfig:
+    """The run of a preset or file, with each worker's share of the batch as its batch.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else PRESETS / f"{name}.yaml"
+    if not path.exists():
+        raise ConfigError(f"{name}: no such file and no preset; presets are {', '.join(_presets())}")
+    values = {key: value for key, value in read_yaml(path).items() if key in RunConfig.model_fields}
+    batch = options.batch or parse(values).training.batch_size
+    if options.num_workers < 1 or batch % options.num_workers:
+        raise ConfigError(f"num_workers = {options.num_workers}: must divide the batch, {batch}")
+    return parse(override(values, {"training.batch_size": batch // options.num_workers}))
+
+
+def _accelerators(names: tuple[str, ...]) -> dict:
+    import os
+
+    import torch
+
+    from soflow.cost.accelerators import ACCELERATORS, measured
+
+    found = {}
+    for name in names:
+        if name == HERE:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if device.type == "cuda":
+                memory = torch.cuda.get_device_properties(device).total_memory
+            found[name] = measured(device, memory)
+        elif name in ACCELERATORS:
+            found[name] = ACCELERATORS[name]
+        else:
+            raise ConfigError(f"accelerators = {name}: must be {HERE} or one of {', '.join(ACCELERATORS)}")
+    return found
+
+
+def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int) -> list[dict]:
+    from soflow.cost.prediction import memory_by_batch, predict
+
+    print(f"counting a step of {name}", file=sys.stderr)
+    prediction, memory = predict(config), memory_by_batch(config)
+    precision = config.training.precision
+    return [
+        {
+            "run": name,
+            "parameters": prediction.parameters,
+            "batch": config.training.batch_size * num_workers,
+            "precision": precision,
+            "accelerator": accelerator_name if num_workers == 1 else f"{num_workers} × {accelerator_name}",
+            "flops": prediction.flops * num_workers,
+            "products_s": prediction.arithmetic_s(accelerator, precision),
+            "kernels_s": prediction.roofline_s(accelerator, precision),
+            "peak_bytes": prediction.peak_bytes,
+            "fits": prediction.peak_bytes <= accelerator.memory_bytes,
+            "largest_batch": memory.largest_batch(accelerator.memory_bytes) * num_workers,
+        }
+        for accelerator_name, accelerator in accelerators.items()
+    ]
+
+
+def _show(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "run", "parameters", "batch", "accelerator", "TFLOP", "products", "kernels", "memory", "largest batch"
+    )
+    for before, row in zip([None, *rows], rows, strict=False):
+        first = before is None or before["run"] != row["run"]
+        table.add_row(
+            row["run"] if first else "",
+            f"{row['parameters'] / 1e6:.1f} M" if first else "",
+            str(row["batch"]) if first else "",
+            f"{row['accelerator']}, {row['precision']}",
+            f"{row['flops'] / 1e12:.3g}",
+            f"≥ {row['products_s'] * 1e3:.3g} ms",
+            f"{row['kernels_s'] * 1e3:.3g} ms",
+            f"{row['peak_bytes'] / 2**30:.1f} GiB" + ("" if row["fits"] else " ✗"),
+            str(row["largest_batch"]),
+        )
+    console = Console()
+    console = console if console.is_terminal else Console(width=140)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Accelerators by their makers' figures, and the one at hand by measurement."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from soflow.precision import Precision
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Peaks of a device: what it could do at best."""
+
+    memory_bytes: float
+    bytes_per_s: float
+    """To and from its memory."""
+    flops_per_s: dict[str, float]
+    """Of dense matrix products by precision (soflow.precision)."""
+
+
+def _published(memory_gb: float, terabytes_per_s: float, fp32: float, tf32: float, bf16: float) -> Accelerator:
+    """From a data sheet: GB, TB/s and dense teraflops."""
+    flops = {"fp32": fp32 * 1e12, "tf32": tf32 * 1e12, "bf16": bf16 * 1e12}
+    return Accelerator(memory_gb * 1e9, terabytes_per_s * 1e12, flops)
+
+
+ACCELERATORS = {
+    "A100-40GB": _published(40, 1.555, 19.5, 156, 312),
+    "A100-80GB": _published(80, 2.039, 19.5, 156, 312),
+    "H100": _published(80, 3.35, 67, 494.7, 989.4),
+    "H200": _published(141, 4.8, 67, 494.7, 989.4),
+    "L40S": _published(48, 0.864, 91.6, 183, 362),
+    "RTX-4090": _published(24, 1.008, 82.6, 82.6, 165.2),
+}
+"""SXM variants where there are several; NVIDIA's data sheets, without sparsity."""
+
+
+def measured(device: torch.device, memory_bytes: float) -> Accelerator:
+    """The device at hand: rates of a large matrix product and of a large addition, medians of nine."""
+    a, b = torch.randn(2, 2048, 2048, device=device).unbind()
+    long = torch.randn(2**25, device=device)
+    flops = {}
+    for name in ("fp32", "tf32", "bf16"):
+        with Precision(name).context(device), torch.no_grad():
+            flops[name] = 2 * 2048**3 / _median_s(lambda: a @ b, device)
+    return Accelerator(memory_bytes, 2 * long.nbytes / _median_s(lambda: long.add_(1), device), flops)
+
+
+def _median_s(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])

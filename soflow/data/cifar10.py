@@ -1,0 +1,83 @@
+"""CIFAR-10: 50,000 training images of 32x32 RGB pixels in 10 classes, in either form that its authors publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from soflow.config import DatasetConfig
+from soflow.data import DataError
+from soflow.data.in_memory import InMemorySource
+
+BINARY, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
+BINARY_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+SHAPE = (3, 32, 32)
+RECORD_BYTES = 1 + 3 * 32 * 32
+"""A record of the binary version: the label, then the red, green and blue planes row by row."""
+
+
+def open_source(config: DatasetConfig) -> InMemorySource:
+    return open_split(config, "train")
+
+
+def open_split(config: DatasetConfig, split: str) -> InMemorySource:
+    """The "train" split (50,000 images) or the "test" split (10,000 images).
+
+    Raises:
+        DataError: if files are missing or are not what was published.
+    """
+    if config.root is None:
+        raise DataError(f"dataset.root = None: must be the folder that holds CIFAR-10's {BINARY} or {PICKLED}")
+    if (folder := _find(config.root, BINARY, BINARY_FILES[split][0])) is not None:
+        batches = [_read_records(folder / name) for name in BINARY_FILES[split]]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    else:
+        images, labels = _read_pickled(config, split)
+    return InMemorySource(images, labels, num_classes=10)
+
+
+def _find(root: Path, folder: str, file: str) -> Path | None:
+    """`root` itself or the folder of this name in it, whichever holds the file."""
+    return next((path for path in (root / folder, root) if (path / file).exists()), None)
+
+
+def _read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 3, 32, 32] and labels [N] of a file of the binary version."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch it again") from None
+    if not len(content) or len(content) % RECORD_BYTES:
+        raise DataError(f"{path}: {len(content)} bytes are no whole records of {RECORD_BYTES} bytes; fetch it again")
+    records = content.reshape(-1, RECORD_BYTES)
+    labels = records[:, 0].astype(np.int64)
+    if labels.max() > 9:
+        raise DataError(f"{path}: has a label {labels.max()}, expected 0 to 9; fetch CIFAR-10's binary version again")
+    return records[:, 1:].reshape(-1, *SHAPE), labels
+
+
+def _read_pickled(config: DatasetConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The version for Python, whose files execute code when read: only those with the published MD5s are opened."""
+    folder = _find(config.root, PICKLED, "data_batch_1")
+    if folder is None and not config.download:
+        raise DataError(
+            f"dataset.root = {config.root}: no {BINARY}/data_batch_1.bin and no {PICKLED}/data_batch_1 in it; give the "
+            "folder where CIFAR-10 was unpacked, or set dataset.download"
+        )
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    root = config.root if folder is None else folder.parent
+    if config.download:
+        try:
+            CIFAR10(root, download=True)  # fetches nothing that is there already
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"dataset.root = {config.root}: CIFAR-10 cannot be fetched to it ({error})") from None
+    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]):
+        path = root / PICKLED / name
+        if not check_integrity(path, md5):
+            fault = "is not the published file (its MD5 differs)" if path.exists() else "is missing"
+            raise DataError(f"{path}: {fault}; unpack cifar-10-python.tar.gz again, or set dataset.download")
+    data = CIFAR10(root, train=split == "train")
+    return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, np.int64)

@@ -1,0 +1,164 @@
+"""Images that were encoded once by Stable Diffusion's autoencoder, in one HDF5 file as SoFlow's authors make it.
+
+The file's data sets, of which `latents` is what training reads over and over:
+
+- `latents` [N, 8, H, W] float32: for each image the 4 channels of the encoder's mean, then the 4 of its standard
+  deviation. A side is an 8th of the image's.
+- `labels` [N] int64, `amount` (N) and `latent_size` (H = W), scalars.
+
+experiments/encode_latents.py writes such files, with the attribute `num_classes`; where it is missing, the number of
+classes is the largest label + 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from soflow.config import LATENT_CHANNELS, LATENT_FACTOR, DatasetConfig
+from soflow.data import DataError
+
+MOMENTS = 2 * LATENT_CHANNELS
+"""Channels stored per image: means, then standard deviations."""
+REMEDY = "experiments/encode_latents.py makes such files"
+
+
+class LatentFile:
+    """Moments [N, 8, H, W] and labels of an HDF5 file, read from disk as they are needed.
+
+    Every process reads through a file handle of its own: one that is inherited by a fork shares HDF5's state with its
+    parent, and none can be pickled.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: h5py.File | None = None
+        self._pid = 0
+        with self._damage_named():
+            file = self._open()
+            for name in ("latents", "labels", "amount", "latent_size"):
+                if not isinstance(file.get(name), h5py.Dataset):
+                    raise DataError(f"{path}: has no data set {name}; {REMEDY}")
+            self.shape = self._checked_shape(file)
+            self.labels = file["labels"][()]
+            classes = file.attrs.get("num_classes")
+        self.labels, self.num_classes = self._checked_labels(classes)
+        self.fingerprint = self._digest()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moments as float32 [B, 8, H, W] and labels [B] as int64, for indices [B] in any order."""
+        found = np.empty((len(indices), *self.shape[1:]), np.float32)
+        with self._damage_named():
+            latents = self._open()["latents"]
+            # One read a sample, in the order of the file: HDF5's own selection of many takes up to 20 times longer
+            # (docs/loading.md), and refuses repeated samples, which a batch across epochs can hold.
+            for i in np.argsort(indices):
+                found[i] = latents[indices[i]]
+        return found, self.labels[indices]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def _open(self) -> h5py.File:
+        """This process's file handle."""
+        if self._file is not None and self._pid != os.getpid():
+            self._file.close()  # the parent's, of which a fork holds a copy
+            self._file = None
+        if self._file is None:
+            # Nobody writes to a finished file, and some clusters' file systems cannot lock.
+            self._file = h5py.File(self.path, "r", locking=False)
+            self._pid = os.getpid()
+        return self._file
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except (OSError, RuntimeError, KeyError, ValueError) as error:  # HDF5's many ways to say it
+            raise DataError(f"{self.path}: cut short, damaged or no HDF5 file ({error}); {REMEDY}") from None
+
+    def _checked_shape(self, file: h5py.File) -> tuple[int, int, int, int]:
+        latents, labels = file["latents"], file["labels"]
+        amount, side = (np.asarray(file[name][()]).tolist() for name in ("amount", "latent_size"))
+        shape = latents.shape
+        if len(shape) != 4 or shape[1] != MOMENTS or shape[2] != shape[3] or not shape[0] or latents.dtype.kind != "f":
+            raise DataError(
+                f"{self.path}: latents of {latents.dtype} {shape} must be floats [N, {MOMENTS}, H, H], "
+                f"{LATENT_CHANNELS} channels of means and {LATENT_CHANNELS} of standard deviations; {REMEDY}"
+            )
+        if shape[0] != amount or shape[2] != side or labels.shape != shape[:1]:
+            raise DataError(
+                f"{self.path}: latents {shape}, labels {labels.shape}, amount {amount} and latent_size {side} "
+                f"contradict each other; {REMEDY}"
+            )
+        return shape
+
+    def _checked_labels(self, num_classes: Any) -> tuple[np.ndarray, int]:
+        if self.labels.dtype.kind not in "iu":
+            raise DataError(f"{self.path}: labels of {self.labels.dtype} must be integers; {REMEDY}")
+        smallest, largest = int(self.labels.min()), int(self.labels.max())
+        num_classes = largest + 1 if num_classes is None else int(num_classes)
+        if smallest < 0 or largest >= num_classes:
+            raise DataError(
+                f"{self.path}: labels run from {smallest} to {largest}, must be in 0 to {num_classes - 1}; {REMEDY}"
+            )
+        return self.labels.astype(np.int64), num_classes
+
+    def _digest(self) -> str:
+        """Of the file's size and time, its labels and some samples: reading all of it can take an hour."""
+        samples, _ = self.batch(np.linspace(0, len(self) - 1, 16).astype(int))
+        if not np.isfinite(samples).all() or (samples[:, LATENT_CHANNELS:] < 0).any():
+            raise DataError(
+                f"{self.path}: channels {LATENT_CHANNELS} to {MOMENTS - 1} of latents must be finite standard "
+                f"deviations, not negative (logarithms of variances?); {REMEDY}"
+            )
+        stat = self.path.stat()
+        digest = hashlib.sha256(repr((self.shape, self.num_classes, stat.st_size, stat.st_mtime_ns)).encode())
+        digest.update(self.labels)
+        digest.update(samples)
+        return digest.hexdigest()
+
+
+def open_source(config: DatasetConfig) -> LatentFile:
+    if config.root is None or not config.root.is_file():
+        raise DataError(f"dataset.root = {config.root}: must be an HDF5 file of latents; {REMEDY}")
+    source = LatentFile(config.root)
+    if (side := source.shape[2] * LATENT_FACTOR) != config.image_size:
+        raise DataError(
+            f"{config.root}: holds latents of side {source.shape[2]}, of images of {side} pixels, "
+            f"but dataset.image_size = {config.image_size}; set dataset.image_size to {side}"
+        )
+    return source
+
+
+def write_latents(path: Path, parts: Iterable[np.ndarray], labels: np.ndarray, side: int, num_classes: int) -> None:
+    """Write a file of latents; `path` holds a part of it until this returns.
+
+    Not chunked, like the authors' own files: of all layouts it reads single samples fastest (docs/loading.md).
+
+    Args:
+        parts: moments [n, 8, side, side] in the order of the labels [N]; their n add up to N.
+    """
+    with h5py.File(path, "w") as file:
+        latents = file.create_dataset("latents", (len(labels), MOMENTS, side, side), np.float32)
+        file.create_dataset("labels", data=labels.astype(np.int64))
+        file.create_dataset("amount", data=np.int64(len(labels)))
+        file.create_dataset("latent_size", data=np.int64(side))
+        file.attrs["num_classes"] = num_classes
+        begin = 0
+        for part in parts:
+            latents[begin : begin + len(part)] = part
+            begin += len(part)
+    assert begin == len(labels), "parts and labels differ in number"

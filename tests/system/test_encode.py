@@ -1,0 +1,130 @@
+"""Encoding a folder of images as users do it: lost workers, Ctrl-C, going on, and what comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Session
+from PIL import Image
+
+from soflow import codecs
+from soflow.config import DatasetConfig
+from soflow.data import open_source
+from soflow.data.image_folder import read_image
+from soflow.latents import load_vae, moments
+from soflow.loading import BatchOrder, batches
+
+pytestmark = pytest.mark.slow
+
+IMAGES_PER_PART, NUM_IMAGES, SIZE, BATCH = 64, 400, 64, 16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def inputs(session: Session) -> list[str]:
+    """Images, of which class 2's folder is empty, and an autoencoder; what the command needs to know of them."""
+    from diffusers import AutoencoderKL
+
+    random = np.random.default_rng(0)
+    for i in range(NUM_IMAGES):
+        path = session.storage / "images" / f"class{i % 2}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (80, 70, 3), np.uint8)).save(path)
+    (session.storage / "images" / "class2").mkdir()
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(**blocks, block_out_channels=(16,) * 4, norm_num_groups=4).save_pretrained(session.storage / "vae")
+    return ["--root", "images", "--vae", "vae", "--image-size", str(SIZE), "--batch-size", str(BATCH)]
+
+
+def start(session: Session, *arguments: str) -> subprocess.Popen:
+    return session.launch([sys.executable, str(ROOT / "experiments" / "encode_latents.py"), *arguments])
+
+
+def wait_for_parts(folder: Path, count: int, process: subprocess.Popen) -> list[Path]:
+    deadline = time.monotonic() + 60
+    while len(found := sorted(folder.glob("*.npy"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no part was finished"
+        time.sleep(0.005)
+    return found
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=180)
+    return process.returncode, output
+
+
+def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, inputs):
+    storage, parts = session.storage, session.storage / "made" / "latents.h5.parts"
+    arguments = [*inputs, "--out", "made/latents.h5", "--num-workers", "1"]
+
+    process = start(session, *arguments)
+    first, *_ = wait_for_parts(parts, 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    code, output = end(process)
+    assert code == 130, output
+    assert output.splitlines()[-1].startswith("interrupted; the same command goes on")
+    session.assert_nothing_left()
+    marked = np.load(first) + 1
+    np.save(first, marked)  # to see that finished parts are not made again
+
+    missing = IMAGES_PER_PART * len(list(parts.glob("*.npy")))
+    path = sorted((storage / "images").rglob("*.png"))[missing]
+    content = path.read_bytes()
+    path.write_bytes(content[:1000])
+    code, output = end(start(session, *arguments))
+    assert code == 2, output
+    assert output.splitlines()[-1].startswith(f"error: {path}: cannot be read as an image")
+    assert "Traceback" not in output
+    session.assert_nothing_left()
+    path.write_bytes(content)
+
+    process = start(session, *arguments)
+    wait_for_parts(parts, len(list(parts.glob("*.npy"))) + 1, process)
+    session.kill("ray::MapWorker")
+    code, output = end(process)
+    assert code == 0, output
+    assert [path.name for path in (storage / "made").iterdir()] == ["latents.h5"]
+    session.assert_nothing_left()
+
+    expected = directly(storage)  # equal batches on one thread give equal bits
+    expected[:IMAGES_PER_PART] = marked
+    with h5py.File(storage / "made" / "latents.h5") as file:
+        assert np.array_equal(file["latents"], expected)
+        assert file["labels"][()].tolist() == [0] * 200 + [1] * 200
+    check_that_training_can_use(storage / "made" / "latents.h5", storage / "vae", expected)
+
+
+def directly(storage: Path) -> np.ndarray:
+    """Moments [N, 8, h, w] in the same batches, without Ray or parts."""
+    vae = load_vae(str(storage / "vae"), CPU)
+    paths = sorted((storage / "images").rglob("*.png"))
+    found = []
+    for begin in range(0, NUM_IMAGES, IMAGES_PER_PART):
+        part = torch.from_numpy(np.stack([read_image(path, SIZE) for path in paths[begin : begin + IMAGES_PER_PART]]))
+        found += [moments(vae, batch) for batch in part.split(BATCH)]
+    return torch.cat(found).numpy()
+
+
+def check_that_training_can_use(path: Path, vae: Path, expected: np.ndarray) -> None:
+    config = DatasetConfig(name="latents", root=path, image_size=SIZE, vae=str(vae))
+    source, codec = open_source(config), codecs.build(config, CPU)
+    assert (len(source), source.num_classes) == (NUM_IMAGES, 3)
+    order = BatchOrder(len(source), 32, seed=0)
+    for step, (stored, labels) in enumerate(batches(source, order, range(3), CPU, processes=1)):
+        indices = order.indices(step)
+        assert np.array_equal(stored.numpy(), expected[indices])
+        assert np.array_equal(labels.numpy(), indices // 200)
+        samples = codec.encode(stored, torch.randn(32, *config.sample_shape))
+        assert samples.shape == (32, 4, 8, 8)
+    assert codec.decode(samples[:2]).shape == (2, *config.image_shape)
