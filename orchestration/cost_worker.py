@@ -48,9 +48,10 @@ class CostWorker:
 
     def _prepare(self, request: Prepare) -> dict[str, Any]:
         from soflow.config import parse
-        from soflow.cost.measuring import count_step, held_bytes, peak_bytes, time_steps
+        from soflow.cost.allocations import bytes_of
+        from soflow.cost.measuring import count_step, peak_bytes, time_steps
         from soflow.cost.synthetic import synthetic_source
-        from soflow.measure import PeakMemory
+        from soflow.measure import PeakResidentMemory
         from soflow.training import Trainer
 
         self._trainer = None  # frees its memory first
@@ -58,7 +59,7 @@ class CostWorker:
         self._trainer = trainer = Trainer(config, synthetic_source(config.dataset), self.device)
         time_steps(trainer, WARMUP_STEPS)
         peak = max(peak_bytes(trainer) for _ in range(2))  # the first may miss what it releases
-        process = PeakMemory(self.device)
+        process = PeakResidentMemory()
         process.reset()
         time_steps(trainer, 1)
         # Operations can be counted only as they are issued one by one.
@@ -67,9 +68,9 @@ class CostWorker:
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
             "flops": arithmetic and arithmetic.flops,
             "saved_bytes": arithmetic and arithmetic.saved_bytes,
-            "held_bytes": held_bytes(trainer),
+            "held_bytes": bytes_of(trainer.held_tensors()),
             "peak_bytes": peak,
-            "process_peak_mib": process.peak_mib(),
+            "process_peak_mib": process.mib(),
         }
 
     def _kernels(self):

@@ -24,7 +24,7 @@ from soflow.interop import authors_config
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.configs import SoFlowConfig
-from soflow.sections import ConfigError, Count, Fraction, Positive, Section, one_of
+from soflow.sections import ConfigError, Count, Fraction, InputPath, Positive, Section, one_of
 
 Sampler = Literal["renoise", "compose", "heun"]
 PrecisionName = Literal["fp32", "tf32", "bf16"]
@@ -37,7 +37,7 @@ LATENT_CHANNELS, LATENT_FACTOR = 4, 8
 class DatasetConfig(Section):
     name: str = "digits"
     """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder or latents."""
-    root: Path | None = None
+    root: InputPath | None = None
     """Folder of the data set's files, for latents the HDF5 file; digits needs none, fashion_mnist finds Debian's."""
     conditional: bool = True
     """Train with class labels; without them every sample gets the null label."""
@@ -55,6 +55,11 @@ class DatasetConfig(Section):
     """Processes per worker that read batches ahead; 0 reads in the worker itself, best for data in memory."""
 
     _name = field_validator("name")(one_of(SOURCES))
+
+    @field_validator("vae")
+    @classmethod
+    def _folder_is_absolute(cls, vae: str) -> str:
+        return str(Path(vae).absolute()) if Path(vae).exists() else vae
 
     @model_validator(mode="after")
     def _size_is_known(self) -> DatasetConfig:
@@ -148,11 +153,11 @@ class EvaluationConfig(Section):
     """Sampler for more than one evaluation: renoise, compose (Euler for flow matching) or heun."""
     feature_network: str | None = None
     """FID features: digits-cnn, fashion-cnn or inception; by default the data set's own."""
-    inception_weights: Path | None = None
+    inception_weights: InputPath | None = None
     """File with torch-fidelity's Inception weights, for machines that cannot fetch them."""
     batch_size: Count = 500
     """Samples generated at a time."""
-    reference: Path | None = None
+    reference: InputPath | None = None
     """File of statistics for FID to compare with in place of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
     precision_recall: bool = False
     """Also measure precision and recall."""

@@ -1,4 +1,4 @@
-"""Time per optimiser step and peak memory, on the CPU and on CUDA devices."""
+"""Time per optimiser step and the process's peak memory."""
 
 from __future__ import annotations
 
@@ -50,23 +50,15 @@ class StepClock:
         return time.perf_counter()
 
 
-class PeakMemory:
-    """Peak since `reset`: memory allocated on a CUDA device, else the process's resident memory."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
+class PeakResidentMemory:
+    """Peak of this process's resident memory since `reset`: tensors, libraries and all."""
 
     def reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to the current resident size
 
-    def peak_mib(self) -> float:
+    def mib(self) -> float:
         """MiB. Where the system cannot reset a process's peak, this is the peak of its whole life."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
         try:
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -108,7 +108,7 @@ class TrainingRun:
             "dtype": self.config.training.precision,
             "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
-            "memory_measure": "peak CUDA allocation" if cuda else "peak resident memory of the worker process",
+            "memory_measure": "peak of tensors in an optimiser step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),
             "nfe": ",".join(map(str, evaluation_nfe(self.config, self.trainer.objective))),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 GapRatio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A file or folder to read, made absolute: workers have a working directory of their own."""
 
 
 class ConfigError(ValueError):

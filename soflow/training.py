@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from soflow import codecs, networks, objectives
 from soflow.augmentation import EDM, UPRIGHT, augment
 from soflow.conditioning import join
 from soflow.config import RunConfig
+from soflow.cost.allocations import AllocationPeak, bytes_of
 from soflow.cost.parts import part
 from soflow.data import DataSource
 from soflow.loading import BatchOrder, batches
-from soflow.measure import PeakMemory, StepClock
+from soflow.measure import PeakResidentMemory, StepClock
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.randomness import generator
 
@@ -68,7 +70,7 @@ class Trainer:
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._clock, self._memory = StepClock(device), PeakMemory(device)
+        self._clock, self._process = StepClock(device), PeakResidentMemory()
 
     def advance(self, steps: int) -> dict[str, float]:
         """Take optimiser steps and return what was measured over them, means over samples, the same on every worker.
@@ -77,13 +79,19 @@ class Trainer:
             NonFiniteLoss: naming the first step whose loss was infinite or NaN.
         """
         self.network.train()
-        self._memory.reset()
+        self._process.reset()
         totals: dict[str, Tensor] = {}
         first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
-        for _ in range(steps):
+        memory, held = AllocationPeak(self.device), 0
+        for step in range(steps):
             self._clock.start_step()
-            loss, terms = self.take_step()
+            measured = step == steps - 1  # the last one only: recording allocations takes time on the CPU
+            if measured:
+                self.optimizer.zero_grad()
+                held = bytes_of(self.held_tensors())
+            with memory if measured else nullcontext():
+                loss, terms = self.take_step()
             # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
             for name, values in terms.items():
@@ -96,7 +104,8 @@ class Trainer:
             "time/step_ms": self._clock.median_ms(),
             "time/train_s": self.train_s,
             "throughput/images_per_s": self.config.training.batch_size * 1e3 / self._clock.median_ms(),
-            "memory/peak_mib": self._memory.peak_mib(),
+            "memory/peak_mib": (held + memory.peak_bytes) / 2**20,
+            "memory/process_mib": self._process.mib(),
         }
 
     def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,6 +160,13 @@ class Trainer:
             data, dataset.augmentation, random, EDM if dataset.augmentations == "edm" else UPRIGHT
         )
         return data, join(labels, parameters)
+
+    def held_tensors(self) -> list[Tensor]:
+        """What is kept between steps: weights, their average, the optimiser's moments."""
+        modules = (self.network, self.ema.module)
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor)]
 
     def averaged_network(self) -> nn.Module:
         """The network with the averaged weights, for evaluation and sampling."""

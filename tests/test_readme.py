@@ -31,9 +31,10 @@ def test_the_readme_shows_commands():
 def test_a_program_takes_the_flags_shown(command, tmp_path):
     _, program, *arguments = shlex.split(command)
     if program in MODELS:
-        best = tmp_path / "best.yaml"
-        best.write_text(to_yaml(RunConfig()))
-        arguments = [str(best) if argument.endswith("best.yaml") else argument for argument in arguments]
+        (tmp_path / "best.yaml").write_text(to_yaml(RunConfig()))
+        (tmp_path / "authors.yaml").write_text("velocity_loss_ratio: 0.75\nmodel_type: DiT-B-4\n")
+        own = {path.name: str(path) for path in tmp_path.iterdir()}
+        arguments = [own.get(Path(argument).name, argument) for argument in arguments]
         read_command_line(MODELS[program], "", arguments)
         return
     shown = subprocess.run([sys.executable, ROOT / program, "--help"], capture_output=True, text=True, timeout=60)

@@ -272,7 +272,7 @@ def test_the_script_writes_both_kinds_of_files(evaluator, tmp_path, capsys):
         ({"torch_fidelity_cache": "cache", "name": "a/b"}, "name = a/b: must be a part of a file's name"),
         (
             {"evaluation": {"reference": "a.npz"}},
-            "evaluation.reference = a.npz: leave it out, reference.npz is written",
+            "a.npz: leave it out, reference.npz is written",
         ),
     ],
 )

@@ -46,24 +46,11 @@ def count_step(trainer: Trainer) -> Arithmetic:
 def peak_bytes(trainer: Trainer) -> int:
     """Peak bytes of all tensors over one more step: weights, average, optimiser state and what the step adds."""
     trainer.optimizer.zero_grad()
-    held = held_bytes(trainer)
+    held = bytes_of(trainer.held_tensors())
     with AllocationPeak(trainer.device) as allocations:
         trainer.take_step()
     trainer.optimizer.zero_grad()
     return held + allocations.peak_bytes
-
-
-def held_bytes(trainer: Trainer) -> int:
-    """Bytes of what a trainer keeps between steps."""
-    return bytes_of(held_tensors(trainer))
-
-
-def held_tensors(trainer: Trainer) -> list[Tensor]:
-    """What a trainer keeps between steps: weights, their average, the optimiser's moments."""
-    modules = (trainer.network, trainer.ema.module)
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    return [tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor)]
 
 
 class PartClock:

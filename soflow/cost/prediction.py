@@ -15,7 +15,6 @@ import torch
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import Accelerator
 from soflow.cost.counting import OperationCounter
-from soflow.cost.measuring import held_tensors
 from soflow.cost.parts import recorded_by
 from soflow.cost.synthetic import synthetic_source
 from soflow.training import Trainer
@@ -64,7 +63,7 @@ def predict(config: RunConfig) -> Prediction:
     trainer = Trainer(config, synthetic_source(config.dataset), META)
     trainer.take_step()  # the optimiser makes its moments
     trainer.optimizer.zero_grad()
-    counter.track(*held_tensors(trainer))
+    counter.track(*trainer.held_tensors())
     held = counter.live_bytes
     with recorded_by(counter), counter:
         trainer.take_step()

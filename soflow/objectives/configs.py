@@ -5,12 +5,11 @@ Apart from the objectives themselves, so that reading a configuration does not i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from soflow.sections import Fraction, GapRatio, Positive, Section
+from soflow.sections import Fraction, GapRatio, InputPath, Positive, Section
 
 
 class InterpolantFields(Section):
@@ -124,18 +123,12 @@ class DistillationConfig(SoFlowConfig):
     """SoFlow towards a trained run's velocity in place of the conditional velocity."""
 
     name: Literal["distillation"] = "distillation"
-    teacher: Path | None = None
+    teacher: InputPath | None = None
     """Trained run to distil: its folder, whose newest checkpoint is taken, or a file checkpoint-*.pt of it."""
     guidance_strength: Annotated[float, Field(ge=1)] = 1.0
     """w, strength of classifier-free guidance by the teacher, on top of what it was trained with; 1 adds none."""
     velocity_mix: Fraction = 1.0
     """m, share of the teacher's velocity in a guided target; the rest is the network's own velocity."""
-
-    @field_validator("teacher")
-    @classmethod
-    def _workers_find_it(cls, teacher: Path | None) -> Path | None:
-        """Workers run in folders of their own, where a relative path leads elsewhere."""
-        return teacher and teacher.expanduser().absolute()
 
 
 class AlphaFlowConfig(MeanFlowConfig):
