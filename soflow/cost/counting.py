@@ -43,6 +43,7 @@ class OperationCounter(TorchDispatchMode):
         self.live_bytes = self.peak_bytes = 0
         self._part = ""
         self._storages: dict[int, int] = {}
+        self._zeros: set[int] = set()
 
     @property
     def flops(self) -> dict[str, int]:
@@ -77,6 +78,7 @@ class OperationCounter(TorchDispatchMode):
 
     def _release(self, key: int) -> None:
         self.live_bytes -= self._storages.pop(key)
+        self._zeros.discard(key)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -89,7 +91,9 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         self.track(*results)
-        if any(_is_structural_zero(value) for value in args) and formula is not None:
+        if func._overloadpacket in (aten.zeros, aten._efficientzerotensor):
+            self._zeros.update(value.untyped_storage()._cdata for value in results)
+        if formula is not None and any(self._is_structural_zero(value) for value in args):
             return result
         if not func.is_view:
             given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
@@ -98,7 +102,8 @@ class OperationCounter(TorchDispatchMode):
             self.operations.append((self._part, flops, moved))
         return result
 
-
-def _is_structural_zero(value: Any) -> bool:
-    """Whether a tensor is one number expanded to a shape, as differentiation rules write zeros."""
-    return isinstance(value, Tensor) and value.dim() > 1 and value.numel() > 1 and not any(value.stride())
+    def _is_structural_zero(self, value: Any) -> bool:
+        """Whether a tensor is one zero expanded to a shape, as differentiation rules write zeros."""
+        if not isinstance(value, Tensor) or value.dim() == 0 or any(value.stride()):
+            return False
+        return value.untyped_storage()._cdata in self._zeros

@@ -59,7 +59,8 @@ def predict(config: RunConfig) -> Prediction:
     gradients besides, as large as the weights.
     """
     counter = OperationCounter()
-    config = parse(override(to_dict(config), {"dataset.loading_processes": 0}))
+    # What depends on pixels cannot be dry-run, and costs next to nothing beside the network.
+    config = parse(override(to_dict(config), {"dataset.loading_processes": 0, "dataset.augmentation": 0}))
     trainer = Trainer(config, synthetic_source(config.dataset), META)
     trainer.take_step()  # the optimiser makes its moments
     trainer.optimizer.zero_grad()
