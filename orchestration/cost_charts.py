@@ -77,7 +77,7 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
             bottom = bottom + values
         axis.set(title=_name(settings), ylabel="milliseconds per step", ylim=(0, 1.1 * bottom.max()))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _save(figure, axes, path)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from orchestration.config import LaunchConfig
+from orchestration.config import LaunchConfig, ResourcesConfig
 from soflow.config import PrecisionName, override, parse, to_dict
 from soflow.networks import NETWORKS
 from soflow.sections import Count, one_of
@@ -50,6 +51,7 @@ class CostStudyConfig(LaunchConfig):
     """Precision of all network calls but a quotient's."""
     compiled: tuple[bool, ...] = (False,)
     """With and without torch.compile."""
+    resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))
     rounds: Count = 8
     """Times that every variant is measured, in turn, so that drift of the machine meets all alike."""
     steps: Count = 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,6 +21,9 @@ from orchestration.tracking import Tracker
 from orchestration.tracking_check import check_tracking
 from soflow.config import flatten, to_dict, to_yaml
 from soflow.cost.parts import PARTS
+
+if TYPE_CHECKING:
+    from orchestration.workers import WorkerGroup
 
 STUDY_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
 FIGURES = ("time", "memory", "flops")
@@ -66,6 +70,8 @@ def run_cost_study(config: CostStudyConfig) -> str:
         names.append(f"{REFERENCE} guided")
     measured: list[Measured] = []
     status = "FINISHED"
+    # All variants' processes start at once, of which Ray would warn.
+    os.environ.setdefault("RAY_maximum_startup_concurrency", "64")
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STUDY_FILE).write_text(to_yaml(config))
@@ -101,16 +107,32 @@ def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resour
                 for name in names:
                     guided = cell.guidance and name != REFERENCE
                     values = run_values(config, cell, name.split()[0], guided)
-                    results.append(Measured(cell, name, groups[name].ask(Prepare(values, cell.attention))))
+                    results.append(
+                        Measured(
+                            cell, name, _ask(groups[name], Prepare(values, cell.attention, config.memory_gib * 2**30))
+                        )
+                    )
                 progress.advance(task)
                 for _ in range(config.rounds):
                     for result in results:
-                        result.rounds.append(groups[result.variant].ask(Time(config.steps)))
+                        result.rounds.append(_ask(groups[result.variant], Time(config.steps)))
                     progress.advance(task)
                 yield results
     finally:
         for group in groups.values():
             group.close()
+
+
+def _ask(group: WorkerGroup, request: Any) -> Any:
+    """A worker's answer.
+
+    Raises:
+        RuntimeError: with what went wrong in the worker.
+    """
+    answer = group.ask(request)
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return answer
 
 
 def table(measured: list[Measured]) -> pd.DataFrame:
@@ -136,6 +158,7 @@ def table(measured: list[Measured]) -> pd.DataFrame:
             "memory/peak_mib": figures["peak_bytes"] / 2**20,
             "memory/held_mib": figures["held_bytes"] / 2**20,
             "memory/process_peak_mib": figures["process_peak_mib"],
+            "memory/largest_batch": figures["largest_batch"],
             "memory/to_flow_matching": figures["peak_bytes"] / peers[REFERENCE].figures["peak_bytes"],
             "parameters": figures["parameters"],
         }
@@ -175,7 +198,9 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[Measured]) -> None:
         for step in steps
     ]
     pd.DataFrame(steps).to_csv(folder / ROUNDS_FILE, index=False)
-    Console().print(short_table(costs))
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(short_table(costs))
     charts = draw_charts(costs, folder)
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
 

@@ -19,6 +19,8 @@ class Prepare:
     config: dict[str, Any]
     attention: str
     """"fused" where the objective allows it, or "math" throughout."""
+    memory_bytes: float
+    """For which the largest batch is sought."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class CostWorker:
         from soflow.config import parse
         from soflow.cost.allocations import bytes_of
         from soflow.cost.measuring import count_step, peak_bytes, time_steps
+        from soflow.cost.prediction import memory_by_batch
         from soflow.cost.synthetic import synthetic_source
         from soflow.measure import PeakResidentMemory
         from soflow.training import Trainer
@@ -71,7 +74,12 @@ class CostWorker:
             "held_bytes": bytes_of(trainer.held_tensors()),
             "peak_bytes": peak,
             "process_peak_mib": process.mib(),
+            "largest_batch": memory_by_batch(config).largest_batch(request.memory_bytes),
         }
+
+    def failure(self, request: Prepare | Time, error: Exception) -> str:
+        """Why a request could not be served, in one line."""
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _kernels(self):
         if self._attention != "math":
