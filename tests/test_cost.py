@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from helpers import CPU, NUM_CLASSES, REPOSITORY, SmoothNetwork, draw, objective_config, random_batch
@@ -245,3 +247,40 @@ def test_parts_add_up_to_the_step():
         parts = {name: value for name, value in step.items() if name != "step"}
         assert set(parts) == set(PARTS)
         assert 0 < sum(parts.values()) <= step["step"]
+
+
+# The program that predicts.
+
+
+def predict_cost(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / "experiments" / "predict_cost.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_program_predicts_a_file_s_run(tmp_path):
+    (tmp_path / "run.yaml").write_text("training: {batch_size: 64}\n")
+    table = tmp_path / "costs.csv"
+    done = predict_cost(str(tmp_path / "run.yaml"), "--accelerators", "H100", "--num-workers", "4", "--out", str(table))
+    assert done.returncode == 0, done.stderr
+    row = pd.read_csv(table).iloc[0]
+    prediction = predict(run_config("soflow", batch=16))
+    assert row["flops"] == 4 * prediction.flops
+    assert row["peak_bytes"] == pytest.approx(prediction.peak_bytes, rel=0.01)
+    assert row["batch"] == 64
+    assert row["accelerator"] == "4 × H100"
+    assert row["fits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "error: nothing: no such file and no preset; presets are meanflow-cifar10-v0, "),
+        (["soflow-cifar10", "--accelerators", "TPU"], "error: accelerators = TPU: must be here or one of A100-40GB, "),
+        (["soflow-cifar10", "--num-workers", "3"], "error: num_workers = 3: must divide the batch, 1024"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(arguments, message):
+    done = predict_cost(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
