@@ -41,7 +41,7 @@ class CostStudyConfig(LaunchConfig):
     in one call with the loss), meanflow_b (in a call of its own), meanflow_c (in a call of its own, where r ≠ t)."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
     """Backbones by name."""
-    batches: tuple[Annotated[int, Field(ge=2)], ...] = (16, 64)
+    batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)
     """Samples per step."""
     guidance: tuple[bool, ...] = (True,)
     """With and without training-time guidance."""
@@ -54,7 +54,7 @@ class CostStudyConfig(LaunchConfig):
     resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))
     rounds: Count = 8
     """Times that every variant is measured, in turn, so that drift of the machine meets all alike."""
-    steps: Count = 2
+    steps: Count = 1
     """Steps per variant and round."""
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
     """Memory for which the largest batch is sought."""
