@@ -51,7 +51,7 @@ def start(session: Session, *arguments: str) -> subprocess.Popen:
 
 
 def wait_for_parts(folder: Path, count: int, process: subprocess.Popen) -> list[Path]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(found := sorted(folder.glob("*.npy"))) < count:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "no part was finished"
@@ -60,7 +60,7 @@ def wait_for_parts(folder: Path, count: int, process: subprocess.Popen) -> list[
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
