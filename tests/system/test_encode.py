@@ -97,12 +97,16 @@ def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, in
     assert [path.name for path in (storage / "made").iterdir()] == ["latents.h5"]
     session.assert_nothing_left()
 
-    expected = directly(storage)  # equal batches on one thread give equal bits
-    expected[:IMAGES_PER_PART] = marked
+    expected = directly(storage)
+    begin = IMAGES_PER_PART * int(first.name.split("-")[1])
+    expected[begin : begin + len(marked)] += 1
     with h5py.File(storage / "made" / "latents.h5") as file:
-        assert np.array_equal(file["latents"], expected)
+        latents = file["latents"][()]
         assert file["labels"][()].tolist() == [0] * 200 + [1] * 200
-    check_that_training_can_use(storage / "made" / "latents.h5", storage / "vae", expected)
+    assert np.array_equal(latents[begin : begin + len(marked)], marked)
+    # The order of a convolution's sums, and so the last bits, depends on where in memory a process has its arrays.
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
+    check_that_training_can_use(storage / "made" / "latents.h5", storage / "vae", latents)
 
 
 def directly(storage: Path) -> np.ndarray:
