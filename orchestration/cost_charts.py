@@ -30,10 +30,10 @@ def short_table(costs: pd.DataFrame) -> Table:
             result.add_row(
                 _name(settings) if i == 0 else "",
                 row["variant"],
-                f"{row['time/step_ms']:.4g}",
+                _number(row["time/step_ms"]),
                 _ratio(row, "time/to_flow_matching"),
                 _ratio(row, "time/soflow_to_this"),
-                f"{row['memory/peak_mib']:.4g}",
+                _number(row["memory/peak_mib"]),
                 f"{row['memory/to_flow_matching']:.2f}",
             )
         result.add_section()
@@ -41,7 +41,7 @@ def short_table(costs: pd.DataFrame) -> Table:
 
 
 def draw_charts(costs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Bar charts of time, memory and the parts of a step as PNG files."""
+    """Bar charts as PNG files: time with the middle half of the rounds, memory, and the parts of a step."""
     charts = {
         "time.png": ("time/step_ms", "milliseconds per step"),
         "memory.png": ("memory/peak_mib", "peak memory of tensors, MiB"),
@@ -61,9 +61,9 @@ def _bars(costs: pd.DataFrame, column: str, label: str, path: Path) -> None:
             spread = [values - cell[f"{column}_low"], cell[f"{column}_high"] - values]
             axis.errorbar(cell["variant"], values, yerr=spread, fmt="none", ecolor="black", capsize=3)
         ratios = values / values.iloc[0]
-        labels = [f"{value:.3g}\n{ratio:.2f}×" for value, ratio in zip(values, ratios, strict=True)]
-        axis.bar_label(bars, labels, padding=4)
-        axis.set(title=_name(settings), ylabel=label, ylim=(0, 1.3 * values.max()))
+        labels = [f"{_number(value)}\n{ratio:.2f}×" for value, ratio in zip(values, ratios, strict=True)]
+        axis.bar_label(bars, labels, label_type="center", color="white", fontweight="bold")
+        axis.set(title=_name(settings), ylabel=label)
     _save(figure, axes, path)
 
 
@@ -105,6 +105,10 @@ def _name(settings: tuple) -> str:
     network, batch, guidance, attention, precision, compiled = settings
     parts = [network, f"batch {batch}", "guided" if guidance else "no guidance", precision]
     return ", ".join(parts + (["math attention"] if attention == "math" else []) + (["compiled"] if compiled else []))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(row: dict, name: str) -> str:

@@ -52,10 +52,10 @@ class CostStudyConfig(LaunchConfig):
     compiled: tuple[bool, ...] = (False,)
     """With and without torch.compile."""
     resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))
-    rounds: Count = 8
+    rounds: Count = 7
     """Times that every variant is measured, in turn, so that drift of the machine meets all alike."""
-    steps: Count = 1
-    """Steps per variant and round."""
+    turn_s: Annotated[float, Field(ge=0)] = 0.5
+    """Seconds that a turn lasts at least; it has two steps at least."""
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
     """Memory for which the largest batch is sought."""
 

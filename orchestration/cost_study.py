@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -71,7 +72,7 @@ def run_cost_study(config: CostStudyConfig) -> str:
     measured: list[Measured] = []
     status = "FINISHED"
     # All variants' processes start at once, of which Ray would warn.
-    os.environ.setdefault("RAY_maximum_startup_concurrency", "64")
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STUDY_FILE).write_text(to_yaml(config))
@@ -115,7 +116,7 @@ def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resour
                 progress.advance(task)
                 for _ in range(config.rounds):
                     for result in results:
-                        result.rounds.append(_ask(groups[result.variant], Time(config.steps)))
+                        result.rounds.append(_ask(groups[result.variant], Time(config.turn_s)))
                     progress.advance(task)
                 yield results
     finally:
@@ -145,8 +146,7 @@ def table(measured: list[Measured]) -> pd.DataFrame:
             **vars(result.cell),
             "variant": result.variant,
             "time/step_ms": statistics.median(times),
-            "time/step_ms_low": min(times),
-            "time/step_ms_high": max(times),
+            **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
             **{f"time/{name}_ms": value for name, value in result.part_ms().items()},
             **ratio("time/to_flow_matching", times, peers[REFERENCE].round_ms()),
         }
@@ -175,7 +175,6 @@ def table(measured: list[Measured]) -> pd.DataFrame:
 
 def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
     """Median over rounds of the ratio of two variants' times in the same round, with a bootstrapped 95 % interval."""
-    import numpy as np
     from scipy.stats import bootstrap
 
     ratios = [mine / other for mine, other in zip(times, reference, strict=True)]

@@ -25,9 +25,9 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Time:
-    """Time some more steps of the trainer that was prepared last."""
+    """Time at least two more steps, for at least `seconds`, of the trainer that was prepared last."""
 
-    steps: int
+    seconds: float
 
 
 class CostWorker:
@@ -43,7 +43,7 @@ class CostWorker:
             if isinstance(request, Time):
                 from soflow.cost.measuring import time_steps
 
-                return time_steps(self._trainer, request.steps)
+                return time_steps(self._trainer, 2, request.seconds)
             self._attention = request.attention
         with self._kernels():
             return self._prepare(request)

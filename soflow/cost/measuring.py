@@ -95,11 +95,15 @@ class PartClock:
         return time.perf_counter()
 
 
-def time_steps(trainer: Trainer, steps: int) -> list[dict[str, float]]:
-    """Milliseconds of each of some more steps: "step" as a whole, and every part of it."""
+def time_steps(trainer: Trainer, steps: int, seconds: float = 0.0) -> list[dict[str, float]]:
+    """Milliseconds of each of `steps` more steps and of what fits into `seconds`: "step" as a whole, and every part."""
     clock = PartClock(trainer.device)
+    began = time.perf_counter()
     with recorded_by(clock):
-        for _ in range(steps):
+        while steps > 0 or time.perf_counter() - began < seconds:
             with clock.step():
                 trainer.take_step()
+            steps -= 1
+            if seconds and trainer.device.type == "cuda":
+                torch.cuda.synchronize(trainer.device)  # seconds are spent on the device, not on issuing steps
     return clock.milliseconds()

@@ -14,7 +14,7 @@ VARIANTS = ["flow_matching", "soflow", "meanflow_c"]
 def test_a_study_measures_compares_draws_and_records(session):
     code, output = session.run(
         "compare_cost.py",
-        *("--variants", *VARIANTS[1:], "--networks", "DiT-XXS/4", "--batches", "16", "--rounds", "2", "--steps", "1"),
+        *("--variants", *VARIANTS[1:], "--networks", "DiT-XXS/4", "--batches", "16", "--rounds", "2", "--turn-s", "0"),
         *("--resources.cpus-per-worker", "1", "--name", "study"),
     )
     assert code == 0, output
