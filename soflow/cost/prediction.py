@@ -20,6 +20,8 @@ from soflow.cost.synthetic import synthetic_source
 from soflow.training import Trainer
 
 META = torch.device("meta")
+EVEN = 0.01
+"""By which part two increases of memory per sample may differ and count as even."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def predict(config: RunConfig) -> Prediction:
 
 @dataclass(frozen=True)
 class MemoryByBatch:
-    """Peak memory of a step as it grows with the batch, evenly."""
+    """Peak memory of a step where it grows evenly with the batch: beyond what the optimiser needs in any case."""
 
     bytes_fixed: float
     bytes_per_sample: float
@@ -85,10 +87,16 @@ class MemoryByBatch:
 
 
 def memory_by_batch(config: RunConfig) -> MemoryByBatch:
-    """From the steps of the configured batch and of twice as many; for much smaller ones it is an upper bound."""
-    batches = (config.training.batch_size, 2 * config.training.batch_size)
-    small, large = (
-        predict(parse(override(to_dict(config), {"training.batch_size": batch}))).peak_bytes for batch in batches
-    )
-    per_sample = (large - small) / (batches[1] - batches[0])
-    return MemoryByBatch(small - batches[0] * per_sample, per_sample)
+    """From steps of the configured batch, twice as many samples and so on, until doubling again tells nothing new."""
+    batch, per_sample = config.training.batch_size, 0.0
+    before = _peak_bytes(config, batch)
+    while True:
+        now = _peak_bytes(config, 2 * batch)
+        known, per_sample = per_sample, (now - before) / batch
+        if per_sample > 0 and abs(per_sample - known) <= EVEN * per_sample:
+            return MemoryByBatch(before - batch * per_sample, per_sample)
+        before, batch = now, 2 * batch
+
+
+def _peak_bytes(config: RunConfig, batch: int) -> int:
+    return predict(parse(override(to_dict(config), {"training.batch_size": batch}))).peak_bytes
