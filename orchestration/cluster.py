@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
 from soflow.sections import ConfigError
 
-CONNECT_TIMEOUT_S = 7
-"""For each of two questions: whether the port is open, and whether a cluster is behind it."""
+CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
+"""For two questions: whether the port is open, and whether a cluster is behind it, which takes an import of Ray."""
 REMEDY = "start one with `ray start --head`, or leave address out to use this machine alone"
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 RAY_SETTINGS = {
@@ -77,7 +78,7 @@ def check_address(address: str) -> None:
             command if address == "auto" else [*command, "--address", address],
             capture_output=True,
             text=True,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=HEALTH_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         raise ConfigError(f"address = {address}: what answers there is no Ray cluster; {REMEDY}") from None
@@ -106,25 +107,44 @@ def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
         check_fits(config.resources, groups, there, "this machine")
     else:
         check_address(config.address)
+    import ray
+
+    with ray_session(config.address):
+        there = ray.cluster_resources()
+        check_fits(config.resources, groups, there, "the cluster")
+        yield share_gpus(config.resources, groups, there.get("GPU", 0))
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """A connection to the Ray cluster at `address`; without one, to a cluster of our own that ends with it.
+
+    Raises:
+        ConfigError: if the cluster cannot be reached.
+    """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 
     # "local" starts a cluster even where another one is running, which is not ours to use unasked.
-    options = {"address": config.address} if config.address else {"address": "local", "dashboard_host": "127.0.0.1"}
+    options = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
+    runtime_env: dict[str, Any] = {"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}}
+    if address:
+        runtime_env["py_modules"] = _packages()
     try:
-        ray.init(
-            **options,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}},
-        )
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"address = {config.address or 'local'}: cannot connect to Ray ({reason})") from None
+        raise ConfigError(f"address = {address or 'local'}: cannot connect to Ray ({reason})") from None
     try:
-        there = ray.cluster_resources()
-        check_fits(config.resources, groups, there, "the cluster")
-        yield share_gpus(config.resources, groups, there.get("GPU", 0))
+        yield
     finally:
         ray.shutdown()
+
+
+def _packages() -> list[str]:
+    """Folders of this program's own packages: other nodes run the same code, and need not have it installed."""
+    import orchestration
+    import soflow
+
+    return [str(Path(package.__file__).parent) for package in (soflow, orchestration)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,24 +81,102 @@ class TrainConfig(LaunchConfig):
     """Folder of an interrupted run to go on with; its own configuration is used."""
 
 
+SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random"]
+CONDITIONAL_SAMPLERS = ("tpe", "random")
+"""Those that can leave a dimension out of a trial; for others every trial has all dimensions."""
+NUM_TRIALS = 16
+
+
+class EarlyStoppingConfig(Section):
+    kind: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """Successive halving as results come, several halvings side by side, the median rule, or never."""
+    grace_reports: Count = 4
+    """Reports that every trial makes before it may be stopped."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    """One in this many trials goes on at each rung; a rung has this many times the steps of the one before."""
+    compare: Literal["equal_steps", "equal_progress"] = "equal_steps"
+    """At equal steps, or after whole trainings of growing K, each with all of r(k, K): up to twice the steps."""
+
+
 class SweepConfig(LaunchConfig):
     """A search over the configuration of training runs."""
 
-    num_trials: Count = 16
-    """Configurations to try."""
+    num_trials: Count | None = None
+    """Configurations to try, 16 by default; with --resume the sweep is extended to this many."""
     max_concurrent: Count = 2
     """Trials at a time; each has its own group of workers."""
+    seeds_per_trial: Count = 1
+    """Seeds that each configuration is trained with to its end; the search sees the mean of their FIDs."""
+    trial_retries: Annotated[int, Field(ge=0)] = 3
+    """How often a trial goes on from its checkpoint after its process or one of its workers was lost."""
     search: tuple[str, ...] | None = None
     """What is searched, each PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C; by default what the objective needs."""
-    early_stopping: bool = True
-    """Stop the worse half of the trials early (ASHA on the optimiser step)."""
-    grace_reports: Count = 4
-    """Reports that every trial makes before it may be stopped."""
+    sampler: SamplerName = "tpe"
+    """How configurations are chosen (Optuna's samplers); cmaes and gp want few, numeric dimensions."""
+    goals: tuple[str, ...] = ("fid",)
+    """Reported metrics to minimise, such as time/train_s or memory/peak_mib; the first ranks and stops trials."""
+    constraints: tuple[str, ...] = ()
+    """What a trial must keep to count as best, each METRIC<=NUMBER, such as memory/peak_mib<=2000."""
+    known_points: tuple[str, ...] | None = None
+    """Points tried first, each PATH=VALUE,PATH=VALUE; by default the base configuration and the paper's settings."""
+    early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
+    study_storage: str | None = None
+    """Database URL of the Optuna study, by default study.journal in its folder; optuna-dashboard opens either."""
+    progress: Literal["auto", "live", "plain", "json"] = "auto"
+    """How it is told: a table redrawn on the terminal, a line per report, or one JSON object per event on stdout (other
+    text on stderr); auto takes the table on a terminal and lines elsewhere."""
     resume: str | None = None
-    """Name of an interrupted sweep in `storage` to go on with; its own configuration is used."""
+    """Name of a sweep to go on with or to extend; its own configuration is used, but for num_trials and search."""
 
     @field_validator("search", mode="before")
     @classmethod
     def _as_assignments(cls, search: Any) -> Any:
         """YAML may hold a mapping of paths instead of a list of assignments."""
         return tuple(f"{path}={spec}" for path, spec in search.items()) if isinstance(search, dict) else search
+
+    @field_validator("known_points", mode="before")
+    @classmethod
+    def _as_points(cls, points: Any) -> Any:
+        """YAML may hold mappings of paths instead of lists of assignments."""
+        if not isinstance(points, (list, tuple)):
+            return points
+        as_text = (
+            ",".join(f"{k}={v}" for k, v in point.items()) if isinstance(point, dict) else point for point in points
+        )
+        return tuple(as_text)
+
+    @field_validator("goals")
+    @classmethod
+    def _goals_differ(cls, goals: tuple[str, ...]) -> tuple[str, ...]:
+        if not goals or len(set(goals)) < len(goals):
+            raise ValueError("must be one or more different metrics")
+        return goals
+
+    @field_validator("constraints")
+    @classmethod
+    def _constraints_read(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        for constraint in constraints:
+            read_constraint(constraint)
+        return constraints
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
+            return values | {"num_trials": NUM_TRIALS}
+        return values
+
+
+def read_constraint(constraint: str) -> tuple[str, float]:
+    """(metric, its highest allowed value) of METRIC<=NUMBER.
+
+    Raises:
+        ValueError: if it reads otherwise.
+    """
+    metric, sign, bound = constraint.partition("<=")
+    try:
+        if metric.strip() and sign and math.isfinite(float(bound)):
+            return metric.strip(), float(bound)
+    except ValueError:
+        pass
+    raise ValueError("must read METRIC<=NUMBER, as in memory/peak_mib<=2000")

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from orchestration.cluster import check_address
+from orchestration.cluster import check_address, ray_session
 from orchestration.parts import Parts, Setup
 from soflow.config import LATENT_FACTOR, DatasetConfig
 from soflow.data import DataError, open_source
@@ -227,26 +227,12 @@ def _ray(address: str | None) -> Iterator[None]:
     Raises:
         ConfigError: if there is none.
     """
-    import ray
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    options = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
-    try:
-        ray.init(
-            **options,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
-        )
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"address = {address or 'local'}: cannot connect to Ray ({reason})") from None
-    try:
+    with ray_session(address):
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
+import shutil
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestration.config import LaunchConfig, SweepConfig
 from soflow.sections import ConfigError
 
+LOG = logging.getLogger(__name__)
+
 SWEEP_FILE = "sweep.yaml"
 RUN_FILE = "run.yaml"
+LOCK_FILE = ".lock"
 
 
 def check_storage(storage: Path) -> None:
@@ -19,6 +28,8 @@ def check_storage(storage: Path) -> None:
     Raises:
         ConfigError: naming the folder.
     """
+    if "://" in str(storage) or str(storage).partition(":/")[0] in ("s3", "gs", "abfs", "file"):  # Path drops a slash
+        raise ConfigError(f"storage = {storage}: must be a folder, one that all nodes see; object stores are none")
     try:
         storage.mkdir(parents=True, exist_ok=True)
         probe = storage / f".write-test-{os.getpid()}"
@@ -37,8 +48,45 @@ def new_folder(config: LaunchConfig) -> Path:
     started = time.strftime("%Y%m%d-%H%M%S")
     folder = config.storage / (config.name or f"{config.objective.name}-{config.dataset.name}-{started}")
     if folder.exists():
-        raise ConfigError(f"name = {folder.name}: is taken in {config.storage}; choose another or use --resume")
+        raise _taken(folder)
     return folder
+
+
+def create(folder: Path, file: str, text: str) -> None:
+    """Make a new folder with one file in it, both or nothing.
+
+    Raises:
+        ConfigError: if the name was taken meanwhile.
+    """
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    (partial / file).write_text(text)
+    try:
+        partial.rename(folder)  # fails if there is a folder with something in it
+    except OSError:
+        shutil.rmtree(partial)
+        raise _taken(folder) from None
+
+
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError(f"name = {folder.name}: is taken in {folder.parent}; choose another or use --resume")
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Inside, no other process goes on with this sweep or run; the lock ends with the process, however that ends.
+
+    Raises:
+        ConfigError: if another process does.
+    """
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"resume = {folder.name}: another process is at it in {folder.parent}") from None
+        except OSError as error:
+            LOG.warning("%s: cannot be locked (%s); see that no two processes go on with it", folder, error)
+        yield
 
 
 def resumable_sweep(config: SweepConfig) -> Path:

@@ -1,143 +1,114 @@
-"""The live table of a sweep: a redrawn table on a terminal, a line per report elsewhere."""
+"""A sweep's progress drawn on a terminal: how it stands, the running trials, the best and the last that ended."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-SHORT_NAMES = {
-    "objective.flow_matching_fraction": "λ",
-    "objective.gap_schedule": "r(k,K)",
-    "objective.r_init": "r_init",
-    "objective.r_end": "r_end",
-    "objective.guidance_strength": "w",
-    "objective.velocity_mix": "m",
-    "objective.guidance_omega": "ω",
-    "objective.guidance_kappa": "κ",
-}
-"""The field's symbols for searched paths; others show the end of their path."""
+from orchestration.progress import Row, SweepProgress, format_number, format_point, format_value, short_name
 
-
-def short_name(path: str) -> str:
-    return SHORT_NAMES.get(path, path.rsplit(".", 1)[-1])
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
-
-
-@dataclass
-class Row:
-    """One trial's line."""
-
-    number: int
-    point: dict[str, Any]
-    state: str = "starting"
-    step: int = 0
-    fid: float = float("nan")
-    step_ms: float = float("nan")
-    memory_mib: float = float("nan")
-    reason: str = ""
-
-    def update(self, result: dict[str, Any]) -> None:
-        self.state, self.step, self.fid = "running", result["step"], result["fid"]
-        self.reason = result["reason"]
-        self.step_ms = result.get("time/step_ms", self.step_ms)
-        self.memory_mib = result.get("memory/peak_mib", self.memory_mib)
-
-
-STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "starting": "dim"}
+STYLES = {"finished": "green", "running": "", "stopped": "yellow", "failed": "red", "starting": "dim"}
+FRAME_LINES = 7
+"""Borders, heading, the line between running and other trials, the count of unseen ones, and the terminal's last."""
+USE_EVERY_S = 2.0
+"""How often the cluster is asked what is in use."""
 
 
 class LiveTable:
-    """Shows rows as they change, with the time spent and an estimate of the rest."""
+    """Redrawn once a second within the terminal's height, however many trials there are."""
 
-    def __init__(self, num_trials: int, total_steps: int, console: Console | None = None):
-        self.num_trials, self.total_steps = num_trials, total_steps
-        self.console = console or Console()
-        self.rows: list[Row] = []
-        self._began = time.monotonic()
-        self._told: dict[int, tuple] = {}
-        self._live = Live(console=self.console, auto_refresh=False, get_renderable=self.render)
+    def __init__(self, progress: SweepProgress, console: Console | None = None, use: Callable[[], str] | None = None):
+        self.progress, self.console = progress, console or Console()
+        self._ask_use, self._use, self._asked_at = use or cluster_use, "", -USE_EVERY_S
+        self._paths: list[str] = []
+        self._live = Live(console=self.console, refresh_per_second=1, get_renderable=self.render)
 
-    def row(self, number: int, point: dict[str, Any]) -> Row:
-        """A row for this trial; one that goes on after a restart gets its old row."""
-        for row in self.rows:
-            if row.number == number:
-                return row
-        self.rows.append(Row(number, point))
-        self.refresh()
-        return self.rows[-1]
+    def begin(self, name: str) -> None:
+        self._live.start()
 
-    def start(self) -> None:
-        if self.console.is_terminal:
-            self._live.start()
-        else:
-            self.console.print("starting the training workers (about 20 s)", highlight=False)
+    def started(self, row: Row) -> None:
+        self._paths += [path for path in row.point if path not in self._paths]
 
-    def refresh(self) -> None:
-        if self.console.is_terminal:
-            self._live.refresh()
-            return
-        for row in self.rows:
-            now = (row.state, row.step)
-            if self._told.get(row.number) != now and row.state != "starting":
-                self._told[row.number] = now
-                self.console.print(self._line(row), highlight=False, soft_wrap=True)
+    def reported(self, row: Row, metrics: dict[str, float]) -> None:
+        pass
 
-    def stop(self) -> None:
-        if self.console.is_terminal:
-            self._live.refresh()
-            self._live.stop()
+    def ended(self, row: Row) -> None:
+        pass
 
-    def render(self) -> Table:
-        paths = list(self.rows[0].point) if self.rows else []
-        table = Table(title=self._progress(), title_justify="left", title_style="")
-        for name in ("trial", *map(short_name, paths), "step", "FID", "s/step", "MiB", "state"):
-            table.add_column(name, justify="left" if name in ("r(k,K)", "state") else "right", no_wrap=name != "state")
-        for row in self.rows:
-            table.add_row(*self._cells(row, paths), style=STYLES[row.state] if row.state != "running" else "")
-        return table
+    def finish(self) -> None:
+        self._live.stop()
 
-    def _cells(self, row: Row, paths: list[str]) -> list[str]:
+    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+        pass
+
+    def render(self) -> Group:
+        header = self._header()
+        running, others, hidden = self._shown(self.console.height - len(header) - FRAME_LINES)
+        table = Table()
+        for name in ("trial", *map(short_name, self._paths), "step", "FID", "s/step", "MiB", "state"):
+            table.add_column(name, justify="left" if name in ("r(k,K)", "state") else "right", no_wrap=True)
+        for row in running:
+            table.add_row(*self._cells(row), style=STYLES[row.state])
+        table.add_section()
+        best = [row.number for row in self.progress.best]
+        for row in others:
+            table.add_row(*self._cells(row), style="bold green" if row.number in best[:1] else STYLES[row.state])
+        rest = [Text(f"and {hidden} more running", style="dim")] if hidden else []
+        return Group(*header, *([table] if running or others else []), *rest)
+
+    def _header(self) -> list:
+        progress = self.progress
+        begun = progress.over or any(row.step for row in list(progress.running.values()))
+        first = ("" if begun else "starting the training workers (about 20 s): ") + progress.summary()
+        lines = [Text(first, no_wrap=True, overflow="ellipsis")]
+        if progress.best:
+            best = progress.best[0]
+            told = f"best: trial {best.number}, FID {best.best_fid:.2f} | {format_point(best.point)}"
+            lines.append(Text(told, style="green", no_wrap=True, overflow="ellipsis"))
+        if time.monotonic() - self._asked_at >= USE_EVERY_S:
+            self._use, self._asked_at = self._ask_use(), time.monotonic()
+        if self._use:
+            lines.append(Text(self._use, style="dim", no_wrap=True))
+        steps = progress.over * progress.total_steps + sum(row.step for row in list(progress.running.values()))
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=progress.num_trials * progress.total_steps, completed=steps, width=60))
+        lines.append(bar)
+        return lines
+
+    def _shown(self, lines: int) -> tuple[list[Row], list[Row], int]:
+        """Running trials, then the best and the last ended ones as far as lines are left, and how many run unseen."""
+        running = sorted(self.progress.running.values(), key=lambda row: row.number)
+        best = [row for row in self.progress.best if row.number not in self.progress.running]
+        room = max(1, lines - min(len(best), 3))
+        seen = running if len(running) <= room else running[: room - 1]
+        recent = [row for row in reversed(self.progress.recent) if row not in best]
+        others = (best + recent)[: max(0, lines - len(seen))]
+        return seen, others, len(running) - len(seen)
+
+    def _cells(self, row: Row) -> list[str]:
         return [
             str(row.number),
-            *(format_value(row.point[path]) for path in paths),
-            f"{row.step}/{self.total_steps}",
-            _number(row.fid, ".2f"),
-            _number(row.step_ms / 1e3, ".3f"),
-            _number(row.memory_mib, ".0f"),
+            *(format_value(row.point[path]) if path in row.point else "–" for path in self._paths),
+            f"{row.step}/{self.progress.total_steps}",
+            format_number(row.fid, ".2f"),
+            format_number(row.step_ms / 1e3, ".3f"),
+            format_number(row.memory_mib, ".0f"),
             f"{row.state}: {row.reason}" if row.reason else row.state,
         ]
 
-    def _line(self, row: Row) -> str:
-        point = " ".join(f"{short_name(path)}={format_value(value)}" for path, value in row.point.items())
-        trial, step, fid, seconds, memory, state = self._cells(row, [])
-        numbers = f"step {step}, FID {fid}, {seconds} s/step, {memory} MiB"
-        return f"[{self._elapsed()}] trial {trial} {state}, {numbers} | {point}"
 
-    def _progress(self) -> str:
-        over = sum(row.state in ("finished", "stopped", "failed") for row in self.rows)
-        text = f"{over} of {self.num_trials} trials over, {self._elapsed()} elapsed"
-        if 0 < over < self.num_trials:
-            left_s = (time.monotonic() - self._began) / over * (self.num_trials - over)
-            text += f", about {_minutes(left_s)} to go"
-        return text if self.rows else f"starting the training workers, {text}"
+def cluster_use() -> str:
+    """CPUs and GPUs in use of those that the Ray cluster has, with the number of its nodes."""
+    import ray
 
-    def _elapsed(self) -> str:
-        return _minutes(time.monotonic() - self._began)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _number(value: float, spec: str) -> str:
-    return format(value, spec) if value == value else "–"
+    there, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
+    used = [f"{there[kind] - free.get(kind, 0):g} of {there[kind]:g} {kind}s" for kind in kinds]
+    nodes = sum(name.startswith("node:") and name != "node:__internal_head__" for name in there)
+    return f"in use: {', '.join(used)} on {nodes} node{'s' if nodes > 1 else ''}"

@@ -1,9 +1,10 @@
-"""What follows a sweep while it runs: records every trial in MLflow and draws the live table."""
+"""What follows a sweep while it runs: records every trial in MLflow and shows how it goes."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.tune.experiment import Trial
 from orchestration.config import EXPERIMENT, FLUSH_S, SweepConfig
 from orchestration.environment import environment_tags
 from orchestration.folders import resume_flags, trial_folder
-from orchestration.live import LiveTable, Row
+from orchestration.progress import SweepProgress, View, make_view
 from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
 from orchestration.summary import Summary
@@ -21,12 +22,27 @@ from orchestration.tracking import Tracker
 from soflow.config import config_hash, flatten, to_dict
 
 SPOOL = "spool"
+MAY_CHANGE = ("num_trials", "search", "progress", "resume")
+"""What a resume may change of a sweep's configuration, which MLflow does not allow of parameters."""
 
 
 @functools.cache
 def the_tracker(uri: str, folder: Path) -> Tracker:
     """The one writer of a sweep in this process, for the sweep itself and for the monitor that Tune holds."""
     return Tracker(uri, EXPERIMENT, folder / SPOOL)
+
+
+@dataclass
+class _Sweep:
+    """What a sweep in this process has besides its writer."""
+
+    config: SweepConfig
+    view: View
+    progress: SweepProgress
+
+
+_sweeps: dict[Path, _Sweep] = {}
+"""By folder. The monitor that Tune restores holds the configuration of the sweep's first start; here is the present."""
 
 
 def sweep_tags(config: SweepConfig, folder: Path) -> dict[str, str]:
@@ -39,7 +55,11 @@ def start_record(config: SweepConfig, folder: Path) -> None:
     """Open the sweep's own run in MLflow, the parent of its trials' runs."""
     tags = sweep_tags(config, folder) | {"soflow.kind": "sweep", "config_hash": config_hash(config.run)}
     tracker = the_tracker(config.resolved_tracking_uri, folder)
-    tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
+    params = flatten(to_dict(config))
+    tags |= {name: params.pop(name) for name in MAY_CHANGE}
+    tracker.start_run(folder.name, folder.name, params, tags)
+    progress = SweepProgress(config.num_trials, config.training.total_steps, config.max_concurrent)
+    _sweeps[folder] = _Sweep(config, make_view(config.progress, progress), progress)
 
 
 def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary | None) -> None:
@@ -50,6 +70,7 @@ def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary 
         for path in summary.files:
             tracker.log_artifact(folder.name, path)
     tracker.end_run(folder.name, status)
+    _sweeps.pop(folder).view.summarised(status, summary.metrics if summary else {})
     if undelivered := tracker.close(FLUSH_S):
         print(
             f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are kept in {folder / SPOOL} "
@@ -57,26 +78,27 @@ def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary 
         )
 
 
-@dataclass
 class SweepMonitor(tune.Callback):
     """The one writer of a sweep. Tune pickles it before it starts and unpickles it on a resume: it opens in `setup`."""
 
-    config: SweepConfig
-    folder: Path
-    rows: dict[str, Row] = field(default_factory=dict)
+    def __init__(self, config: SweepConfig, folder: Path):
+        self.config, self.folder = config, folder
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "folder": self.folder, "rows": {}}
+        return {"config": self.config, "folder": self.folder}
 
     def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
+        sweep = _sweeps[self.folder]
+        self.config, self.view, self.progress = sweep.config, sweep.view, sweep.progress
         self.tracker = the_tracker(self.config.resolved_tracking_uri, self.folder)
         self.common_tags = sweep_tags(self.config, self.folder)
-        self.table = LiveTable(self.config.num_trials, self.config.training.total_steps)
-        self.table.start()
+        self.facts: dict[str, dict[str, str]] = {}
+        self._counted_earlier = False
+        self.view.begin(self.folder.name)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._count_earlier(trials)
         number, point = trial.config["number"], trial.config["point"]
-        self.rows[trial.trial_id] = self.table.row(number, point)
         config = trial_config(self.config.run, point)
         tags = self.common_tags | {
             "soflow.kind": "trial",
@@ -87,46 +109,68 @@ class SweepMonitor(tune.Callback):
         }
         name = f"{self.folder.name}-{number:04d}"
         self.tracker.start_run(self._key(trial), name, flatten(to_dict(config)), tags, parent=self.folder.name)
+        self.view.started(self.progress.start(number, point))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        row, key = self.rows[trial.trial_id], self._key(trial)
-        row.update(result)
+        row, key = self.progress.report(trial.config["number"], result), self._key(trial)
         if result[RESULT_STATUS] == "failed":
             self.tracker.set_tags(key, {"failure": result[RESULT_REASON]})
             if result.get("details"):
                 self._write_details(trial, result["details"])
-        else:
-            self.tracker.log_metrics(key, result["metrics"], result["step"])
-            self.tracker.log_image(key, Path(result["grid"]), "samples", result["step"])
+            return
+        self.tracker.log_metrics(key, result["metrics"], result["step"])
+        self.tracker.log_image(key, Path(result["grid"]), "samples", result["step"])
+        if self.facts.get(key) != result["facts"]:
+            self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])
-        self.table.refresh()
+        self.view.reported(row, result["metrics"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        result, row, key = trial.last_result, self.rows[trial.trial_id], self._key(trial)
+        result, key = trial.last_result, self._key(trial)
         failed = result[RESULT_STATUS] == "failed"
-        row.state = {"failed": "failed", "finished": "finished", "running": "stopped"}[result[RESULT_STATUS]]
-        self.tracker.set_tags(key, {"state": row.state})
+        state = {"failed": "failed", "finished": "finished", "running": "stopped"}[result[RESULT_STATUS]]
+        self.tracker.set_tags(key, {"state": state})
         if not failed:
             final = {f"final/{name}": value for name, value in result["metrics"].items()}
             self.tracker.log_metrics(key, final, result["step"])
             folder = trial_folder(self.folder, trial.config["number"])
             self.tracker.log_artifact(key, folder / "config.yaml")
-        self.tracker.end_run(key, "FAILED" if failed else "FINISHED")
-        self.table.refresh()
+        self._end(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        row, key = self.rows[trial.trial_id], self._key(trial)
-        row.state, row.reason = "failed", "its process was lost"
-        self.tracker.set_tags(key, {"state": "failed", "failure": row.reason})
-        self.tracker.end_run(key, "FAILED")
-        self.table.refresh()
+        reason = "its process was lost"
+        self.tracker.set_tags(self._key(trial), {"state": "failed", "failure": reason})
+        self._end(trial, "failed", reason)
+
+    def _end(self, trial: Trial, state: str, reason: str = "") -> None:
+        key = self._key(trial)
+        self.tracker.end_run(key, "FAILED" if state == "failed" else "FINISHED")
+        self.facts.pop(key, None)
+        self.view.ended(self.progress.end(trial.config["number"], state, reason))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self.table.stop()
-        for trial in trials:
-            row = self.rows.get(trial.trial_id)
-            if row is not None and row.state in ("starting", "running"):
-                self.tracker.end_run(self._key(trial), "KILLED")
+        """Close what is still open: trials that an interruption cut off, and those that an earlier one lost."""
+        self.view.finish()
+        states = {self._key(trial): trial.status for trial in trials}
+        for key in self.tracker.open_runs():
+            if key == self.folder.name:
+                continue
+            if key not in states:
+                self.tracker.set_tags(key, {"state": "failed", "failure": "it was lost when the sweep was interrupted"})
+            # TERMINATED and open: Tune noted its end, but the process died before it was recorded here.
+            ends = {None: "FAILED", Trial.ERROR: "FAILED", Trial.TERMINATED: "FINISHED"}
+            unfinished = int(key.rsplit("/", 1)[1]) in self.progress.running
+            self.tracker.end_run(key, "KILLED" if unfinished else ends.get(states.get(key), "KILLED"))
+
+    def _count_earlier(self, trials: list[Trial]) -> None:
+        """On a resume, take in the trials that were over before."""
+        if self._counted_earlier:
+            return
+        self._counted_earlier = True
+        ends = {"failed": "failed", "finished": "finished", "running": "stopped"}
+        over = [trial for trial in trials if trial.is_finished()]
+        statuses = [(trial.last_result or {}).get(RESULT_STATUS, "failed") for trial in over]
+        self.progress.count_earlier(Counter(ends[status] for status in statuses))
 
     def _key(self, trial: Trial) -> str:
         return f"{self.folder.name}/{trial.config['number']:04d}"

@@ -1,87 +1,87 @@
-"""Optuna inside Ray Tune, with every trial ending in the state that it deserves."""
+"""Optuna inside Ray Tune: a searcher without a memory of its own, since the study remembers everything."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
-from orchestration.search_space import SearchSpace
+from orchestration.study import SweepStudy
 
-STUDY = "sweep"
 RESULT_STATUS, RESULT_REASON = "status", "reason"
 """Keys of a trial's results: "running", "finished" or "failed", and why."""
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch with a persistent study in which no trial stays RUNNING.
+class StudySearch(Searcher):
+    """Tune's trials out of a study, in which each ends in the state that it deserves and none stays RUNNING.
 
     A trial that reached its last step is told as COMPLETE, one that was stopped early as PRUNED (Ray's own class says
     COMPLETE, so that the sampler compares unlike values), one that diverged or failed as FAIL.
     """
 
-    def __init__(self, space: SearchSpace, metric: str, seed: int, journal: Path):
-        super().__init__(
-            space=space,
-            metric=metric,
-            mode="min",
-            points_to_evaluate=[space.base_point],
-            sampler=optuna.samplers.TPESampler(seed=seed),
-            study_name=STUDY,
-            storage=open_journal(journal),
-        )
+    def __init__(self, study: SweepStudy):
+        super().__init__(metric="fid", mode="min")
+        self.study = study
+        self.held: dict[str, int] = {}
+        """Numbers in the study of the trials that Tune has, by Tune's names."""
+        self.live: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """A trial's Tune configuration: its point in the space and its number in the study."""
-        point = super().suggest(trial_id)
-        return {"number": self._ot_trials[trial_id].number, "point": point}
+    def __reduce__(self):
+        return StudySearch, (self.study,)
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        value = result[self.metric]
-        if trial_id not in self._completed_trials and math.isfinite(value) and not self._is_over(trial_id):
-            self._ot_trials[trial_id].report(value, result["step"])
+    @property
+    def is_complete(self) -> bool:
+        """Whether Tune has all trials."""
+        return len(self.held) >= self.study.config.num_trials
+
+    def hold(self, trial: Trial) -> None:
+        """Tune has this trial, from its snapshot or because it was just suggested."""
+        self.held[trial.trial_id] = trial.config["number"]
+        if not trial.is_finished():
+            self.live.add(trial.trial_id)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A trial's Tune configuration: its number in the study and its point; None while enough trials are live."""
+        if len(self.live) >= self.study.config.max_concurrent:
+            return None
+        suggested = self.study.next_trial(set(self.held.values()))
+        if suggested is None:
+            return None
+        number, point = suggested
+        self.held[trial_id] = number
+        self.live.add(trial_id)
+        return {"number": number, "point": point}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if trial_id in self._completed_trials:
+        number = self.held[trial_id]
+        self.live.discard(trial_id)
+        if self.study.is_over(number):  # told before a restart; the study is ahead of Tune's snapshot
             return
-        self._completed_trials.add(trial_id)
-        if self._is_over(trial_id):  # told before a restart; the journal is ahead of Tune's snapshot
-            return
-        trial = self._ot_trials[trial_id]
-        value = (result or {}).get(self.metric, math.nan)
-        if error or (result or {}).get(RESULT_STATUS) == "failed":
-            reason = (result or {}).get(RESULT_REASON, "the trial's process failed")
-            trial.set_user_attr("reason", reason)
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif result and result[RESULT_STATUS] == "finished" and math.isfinite(value):
-            self._ot_study.tell(trial, value)
+        result = result or {}
+        if error or result.get(RESULT_STATUS) == "failed":
+            self.study.fail(number, result.get(RESULT_REASON) or "the trial's process was lost")
+        elif result.get(RESULT_STATUS) == "finished":
+            self.study.complete(number, result)
         else:
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
+            self.study.prune(number)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Go on from Tune's snapshot; trials that were suggested after it are unknown to Tune and end as FAIL."""
-        super().restore(checkpoint_path)
-        known = {trial.number for trial in self._ot_trials.values()}
-        for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in known:
-                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tune asks the scheduler first (early_stopping.py), which reports to the study."""
 
-    def _is_over(self, trial_id: str) -> bool:
-        number = self._ot_trials[trial_id].number
-        return self._ot_study.get_trials(deepcopy=False)[number].state.is_finished()
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing to save."""
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Tune's scheduler is told of the restored trials and passes them to `hold`."""
 
 
-def open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
+class StudyTrials(SearchGenerator):
+    """As many trials as the sweep's configuration says, whatever Tune counted before an abrupt end or an extension."""
 
+    def __reduce__(self):
+        return StudyTrials, (self.searcher,)
 
-def trial_states(journal: Path) -> dict[int, TrialState]:
-    """States of a sweep's trials by number: what is over and what is not, whatever Tune made of an interruption."""
-    study = optuna.load_study(study_name=STUDY, storage=open_journal(journal))
-    return {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
+    def is_finished(self) -> bool:
+        return self.searcher.is_complete

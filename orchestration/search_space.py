@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from orchestration.config import SweepConfig
+from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig
 from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.objectives import OBJECTIVES
 from soflow.sections import ConfigError
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 
 AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed another's."""
+UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
+"""Dimensions that have no effect where another path has some value: r(k, K) = r_end under the constant schedule."""
+PAPER = {
+    "soflow": {
+        "flow_matching_fraction": 0.75,
+        "gap_schedule": "exponential",
+        "r_init": 0.1,
+        "r_end": 0.002,
+        "guidance_strength": 3.0,
+        "velocity_mix": 0.25,
+    },
+    "meanflow": {"flow_matching_fraction": 0.75, "guidance_omega": 1.0, "guidance_kappa": 0.5},
+}
+"""What the objectives' papers use on ImageNet 256 (SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,18 @@ class Dimension:
         """Values that must all be allowed for the dimension to make sense."""
         return self.choices or (self.low, self.high)
 
-    def suggest(self, trial: optuna.Trial, limit: float | None) -> None:
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choices if self.choices else self.low <= value <= self.high
+
+    @property
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        return (IntDistribution if self.integer else FloatDistribution)(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: optuna.Trial, limit: float | None = None) -> None:
         """Let Optuna choose a value, not above `limit`."""
         if self.choices:
             trial.suggest_categorical(self.path, self.choices)
@@ -80,11 +106,35 @@ class SearchSpace:
     dimensions: tuple[Dimension, ...]
     base: dict[str, Any]
     """The base configuration with dotted paths."""
+    fixed: bool = False
+    """Every dimension is suggested for every trial, also where it has no effect: some samplers know nothing else."""
 
     def __call__(self, trial: optuna.Trial) -> None:
         for dimension in self.dimensions:
-            limit = AT_MOST.get(dimension.path)
-            dimension.suggest(trial, trial.params.get(limit, self.base[limit]) if limit else None)
+            if self.fixed or self.is_used(dimension.path, trial.params):
+                dimension.suggest(trial, self._limit(dimension.path, trial.params))
+
+    def point(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The value of each searched path for a trial's parameters; the base's where it has no effect."""
+        return {
+            dimension.path: params[dimension.path]
+            if dimension.path in params and self.is_used(dimension.path, params)
+            else self.base[dimension.path]
+            for dimension in self.dimensions
+        }
+
+    def is_used(self, path: str, params: dict[str, Any]) -> bool:
+        """Whether a path has an effect, given the parameters that were chosen before it."""
+        if path not in UNUSED_WHERE:
+            return True
+        condition, value = UNUSED_WHERE[path]
+        return params.get(condition, self.base.get(condition)) != value
+
+    def _limit(self, path: str, params: dict[str, Any]) -> float | None:
+        limit = AT_MOST.get(path)
+        if limit is None:
+            return None
+        return params[limit] if limit in params and self.is_used(limit, params) else self.base[limit]
 
     @property
     def base_point(self) -> dict[str, Any]:
@@ -93,7 +143,7 @@ class SearchSpace:
         for dimension in self.dimensions:
             value = self.base[dimension.path]
             if dimension.choices:
-                point[dimension.path] = value if value in dimension.choices else dimension.choices[0]
+                point[dimension.path] = value if value in dimension else dimension.choices[0]
             else:
                 point[dimension.path] = min(max(value, dimension.low), dimension.high)
         return point
@@ -118,10 +168,39 @@ def build(config: SweepConfig) -> SearchSpace:
             raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
         is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
         dimensions.append(replace(dimension, integer=is_integer))
-    dimensions.sort(key=lambda dimension: dimension.path in AT_MOST)  # what limits others is chosen first
+    dimensions.sort(key=_turn({dimension.path: index for index, dimension in enumerate(dimensions)}))
+    space = SearchSpace(tuple(dimensions), flat, fixed=config.sampler not in CONDITIONAL_SAMPLERS)
     for dimension in dimensions:
         _check_extremes(dimension, {d.path: d for d in dimensions}, base)
-    return SearchSpace(tuple(dimensions), flat)
+        _check_use(dimension, space)
+    return space
+
+
+def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
+    """A key that keeps the given order, but what limits others or decides whether they are used comes before them."""
+
+    def key(dimension: Dimension) -> tuple:
+        condition, _ = UNUSED_WHERE.get(dimension.path, (None, None))
+        return dimension.path in AT_MOST, max(order[dimension.path], order.get(condition, -1) + 0.5)
+
+    return key
+
+
+def _check_use(dimension: Dimension, space: SearchSpace) -> None:
+    """A dimension without any effect is refused, and one whose limit falls back to a base value that is too low."""
+    searched = {other.path: other for other in space.dimensions}
+    condition, value = UNUSED_WHERE.get(dimension.path, (None, None))
+    if condition and condition not in searched and space.base.get(condition) == value:
+        raise ConfigError(f"search of {dimension.path}: has no effect where {condition} = {value}")
+    limit = AT_MOST.get(dimension.path)
+    if limit in searched and limit in UNUSED_WHERE:
+        condition, value = UNUSED_WHERE[limit]
+        lowest = (max if dimension.choices else min)(dimension.extremes)
+        if condition in searched and value in searched[condition] and lowest > space.base[limit]:
+            raise ConfigError(
+                f"search of {dimension.path}: {lowest:g} exceeds {limit} = {space.base[limit]:g}, which holds where "
+                f"{condition} = {value}"
+            )
 
 
 def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
@@ -138,6 +217,40 @@ def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: 
             parse(override(base, point))
         except ConfigError as error:
             raise ConfigError(f"search of {dimension.path}: {error}") from None
+
+
+def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
+    """Points to try first: the configured ones, or the base configuration and the paper's settings inside the space.
+
+    Raises:
+        ConfigError: if a configured point lies outside.
+    """
+    if config.known_points is not None:
+        return [space.base_point | _read_point(text, space) for text in config.known_points]
+    searched = {dimension.path: dimension for dimension in space.dimensions}
+    paper = {f"objective.{name}": value for name, value in PAPER.get(config.objective.name, {}).items()}
+    inside = {path: value for path, value in paper.items() if path in searched and value in searched[path]}
+    points = [space.base_point, space.base_point | inside]
+    return points if points[0] != points[1] and _is_valid(space, points[1]) else points[:1]
+
+
+def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
+    searched = {dimension.path: dimension for dimension in space.dimensions}
+    point = {}
+    for assignment in text.split(","):
+        path, equals, value = assignment.partition("=")
+        if not equals or path not in searched:
+            raise ConfigError(f"known_points = {text}: {path} must be a searched path; those are {', '.join(searched)}")
+        point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
+        if point[path] is None or point[path] not in searched[path]:
+            raise ConfigError(f"known_points = {text}: {path} = {value} lies outside what is searched")
+    if not _is_valid(space, space.base_point | point):
+        raise ConfigError(f"known_points = {text}: {' and '.join(point)} do not go together")
+    return point
+
+
+def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
+    return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
 
 
 def trial_config(base: RunConfig, point: dict[str, Any]) -> RunConfig:

@@ -7,10 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from orchestration.admission import Room, check_room, micro_batches_that_fit, room
 from orchestration.cluster import connected
 from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig, TrainConfig
 from orchestration.environment import environment_tags
-from orchestration.folders import RUN_FILE, check_storage, new_folder, resumable_run
+from orchestration.folders import RUN_FILE, check_storage, create, new_folder, resumable_run, sole_owner
+from orchestration.following import FollowedRun
 from orchestration.inputs import check_inputs
 from orchestration.tracking import Tracker
 from orchestration.tracking_check import check_tracking
@@ -26,19 +28,21 @@ def train(config: TrainConfig) -> str:
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
     """
-    if config.resume is None:
-        folder = new_folder(config)
-    else:
-        folder = resumable_run(config.resume)
+    resuming = config.resume is not None
+    folder = resumable_run(config.resume) if resuming else new_folder(config)
+    if resuming:
         config = TrainConfig.model_validate(read_yaml(folder / RUN_FILE))
     check_storage(config.storage)
     check_inputs(config)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=1) as resources:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(to_yaml(config))
-        print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
-        return _Run(config, folder.absolute()).execute(resources)
+        there = room(resources, groups=1)
+        check_room(config, there)
+        if not resuming:
+            create(folder, RUN_FILE, to_yaml(config))
+        with sole_owner(folder):
+            print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
+            return _Run(config, folder.absolute()).execute(resources, there)
 
 
 RECORDED_FILE = "recorded_step"
@@ -52,7 +56,7 @@ class _Run:
         self.console = Console()
         self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
 
-    def execute(self, resources: ResourcesConfig) -> str:
+    def execute(self, resources: ResourcesConfig, there: Room) -> str:
         from orchestration.training_worker import training_group
 
         run = self.config.run
@@ -67,7 +71,7 @@ class _Run:
         group = training_group(resources, self.folder, "workers")
         status = "KILLED"
         try:
-            status = "FINISHED" if self._follow(group) else "FAILED"
+            status = "FINISHED" if self._follow(group, there) else "FAILED"
         except KeyboardInterrupt:
             self._say(f"interrupted; go on with: python experiments/train.py --resume {self.folder}")
         finally:
@@ -77,20 +81,22 @@ class _Run:
                 self._say(f"{undelivered} records wait in {self.folder / 'spool'}; --resume {self.folder} sends them")
         return status
 
-    def _follow(self, group) -> bool:
+    def _follow(self, group, there: Room) -> bool:
         """Ask for reports until the run is over; False if it failed."""
-        from orchestration.training_worker import Request
         from soflow.files import write_whole
 
-        total, values = self.config.training.total_steps, to_dict(self.config.run)
+        total = self.config.training.total_steps
         # Not the newest checkpoint: its report may have been lost with the driver and has to be made again.
         recorded = self.folder / RECORDED_FILE
         step = int(recorded.read_text()) if recorded.exists() else 0
+        num_workers = self.config.resources.num_workers
+        parts = micro_batches_that_fit(self.config.run, there, num_workers)
+        run = FollowedRun(self.config.run, self.folder, num_workers, step, parts)
         columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task("starting the training workers", total=total, completed=step)
             while step < total:
-                answer = group.ask(Request(values, str(self.folder), step))
+                answer = run.next_report(group)
                 if answer.failure:
                     self.tracker.set_tags(self.key, {"failure": answer.failure})
                     self._say(f"failed at step {answer.step}: {answer.failure}")

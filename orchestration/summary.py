@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.table import Table
 
-from orchestration.config import SweepConfig
+from orchestration.config import SweepConfig, read_constraint
 from orchestration.folders import trial_folder
 from orchestration.live import format_value, short_name
-from orchestration.search import RESULT_REASON, RESULT_STATUS
 from orchestration.search_space import trial_config
+from orchestration.study import REASON, load_study
 from soflow.config import to_yaml
 
-STATES = {"finished": "finished", "running": "stopped", "failed": "failed"}
+STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 METRICS = ("fid", "kid", "class_consistency", "fid_floor", "time/train_s", "time/step_ms", "memory/peak_mib")
 
 
-def ranking(folder: Path, trials: list[Trial]) -> pd.DataFrame:
-    """One row per trial: finished ones by FID, then stopped ones by step and FID, then failed ones."""
+def ranking(config: SweepConfig, folder: Path, trials: list[Trial]) -> pd.DataFrame:
+    """One row per trial: finished ones by the first goal, then stopped ones by step and it, then failed ones.
+
+    Finished trials that break a constraint come after those that keep them all. With several goals the column `pareto`
+    marks those trials that no other beats in one goal without being worse in another.
+    """
+    study = load_study(config, folder)
+    records = study.get_trials(deepcopy=False)
+    infeasible = [trial.number for trial in records if any(excess > 0 for excess in trial.constraints.values())]
+    first, shown = config.goals[0], dict.fromkeys((*METRICS, *config.goals))
+    shown |= dict.fromkeys(read_constraint(constraint)[0] for constraint in config.constraints)
     rows = []
     for trial in trials:
-        result = trial.last_result or {}
+        result, record = trial.last_result or {}, records[trial.config["number"]]
+        metrics = {first: math.nan} | result | result.get("metrics", {})
         rows.append(
             {
                 "trial": trial.config["number"],
                 **trial.config["point"],
-                "state": STATES.get(result.get(RESULT_STATUS), "failed") if trial.status != Trial.ERROR else "failed",
+                "state": STATES[record.state],
                 "step": result.get("step", 0),
-                **{name: result[name] for name in METRICS if name in result},
-                "reason": result.get(RESULT_REASON, ""),
+                **{name: metrics[name] for name in shown if name in metrics},
+                "reason": record.user_attrs.get(REASON, ""),
                 "folder": str(trial_folder(folder, trial.config["number"])),
             }
         )
     table = pd.DataFrame(rows)
+    if config.constraints:
+        table["feasible"] = (table["state"] == "finished") & ~table["trial"].isin(infeasible)
+    if len(config.goals) > 1:
+        table["pareto"] = table["trial"].isin([trial.number for trial in study.best_trials])
     order = table["state"].map({"finished": 0, "stopped": 1, "failed": 2})
+    breaks = table["trial"].isin(infeasible)
     return (
-        table.assign(_order=order, _step=-table["step"])
-        .sort_values(["_order", "_step", "fid"])
-        .drop(columns=["_order", "_step"])
+        table.assign(_order=order, _breaks=breaks, _step=-table["step"])
+        .sort_values(["_order", "_breaks", "_step", first])
+        .drop(columns=["_order", "_breaks", "_step"])
         .reset_index(drop=True)
     )
 
@@ -58,7 +75,7 @@ class Summary:
 
 def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Summary:
     """Write trials.csv and best.yaml, print the ranking and what to do next."""
-    table = ranking(folder, trials)
+    table = ranking(config, folder, trials)
     paths = list(trials[0].config["point"])
     summary = Summary(len(table), {}, [folder / "trials.csv"])
     table.to_csv(summary.files[0], index=False)
@@ -66,7 +83,9 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
     console = console if console.is_terminal else Console(width=160)  # a file has no width to keep to
     console.print(_as_rich(table, paths))
     best = table.iloc[0]
-    if best["state"] == "finished":
+    if best["state"] == "finished" and not best.get("feasible", True):
+        console.print(f"no finished trial keeps to {' and '.join(config.constraints)}", highlight=False)
+    elif best["state"] == "finished":
         by_number = {trial.config["number"]: trial.config["point"] for trial in trials}
         summary.files.append(folder / "best.yaml")
         summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]])))
@@ -103,6 +122,8 @@ def _as_rich(table: pd.DataFrame, paths: list[str]) -> Table:
         "class_consistency": "consistency",
         "time/train_s": "train s",
         "memory/peak_mib": "MiB",
+        "feasible": "feasible",
+        "pareto": "pareto",
         "state": "state",
     }
     shown = {column: title for column, title in shown.items() if column in table}

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from orchestration import search_space
+from orchestration.admission import Room, check_room, room
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig, SweepConfig
-from orchestration.folders import SWEEP_FILE, check_storage, new_folder, resumable_sweep, resume_flags
+from orchestration.folders import (
+    SWEEP_FILE,
+    check_storage,
+    create,
+    new_folder,
+    resumable_sweep,
+    resume_flags,
+    sole_owner,
+)
 from orchestration.inputs import check_inputs
+from orchestration.progress import stdout_for
+from orchestration.recovery import TUNE_FOLDER, check_state, own_config
 from orchestration.tracking_check import check_tracking
-from soflow.config import read_yaml, to_yaml
-
-TUNE_FOLDER = "tune"
-STUDY_FILE = "study.journal"
+from soflow.config import to_yaml
 
 
 def run_sweep(config: SweepConfig) -> str:
@@ -26,36 +35,64 @@ def run_sweep(config: SweepConfig) -> str:
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
     """
+    with stdout_for(config.progress), ExitStack() as until_the_end:
+        return _run(config, until_the_end)
+
+
+def _run(config: SweepConfig, until_the_end: ExitStack) -> str:
     resuming = config.resume is not None
     folder = resumable_sweep(config) if resuming else new_folder(config)
+    tune_has_state = False
     if resuming:
-        config = SweepConfig.model_validate(read_yaml(folder / SWEEP_FILE))
+        until_the_end.enter_context(sole_owner(folder))
+        config = _resumed(config, folder)
+        tune_has_state = check_state(config, folder)
     space = search_space.build(config)
     check_storage(config.storage)
     check_inputs(config)
+    _check_study(config, folder, resuming)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=config.max_concurrent) as resources:
+        there = room(resources, config.max_concurrent)
+        check_room(config, there, space)
         _silence_libraries()
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SWEEP_FILE).write_text(to_yaml(config))
+        if resuming:
+            from soflow.files import write_whole  # imports torch
+
+            write_whole(folder / SWEEP_FILE, to_yaml(config).encode())
+        else:
+            create(folder, SWEEP_FILE, to_yaml(config))
+            until_the_end.enter_context(sole_owner(folder))
         trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
         print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
-        slot = _slot(config, resources, folder)
-        tuner = _restored_tuner(slot, folder) if resuming else _new_tuner(slot, config, space, folder)
+        slot = _slot(config, resources, there, folder)
+        tuner = _restored_tuner(slot, folder) if tune_has_state else _new_tuner(slot, config, folder)
         return _execute(tuner, config, folder)
+
+
+def _check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
+    from orchestration.study import check_study  # imports optuna
+
+    check_study(config, folder, resuming)
+
+
+def _resumed(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The sweep's own configuration, with what may change on a resume."""
+    changes = {name: getattr(config, name) for name in ("num_trials", "search", "progress")}
+    return own_config(folder, {name: value for name, value in changes.items() if value is not None})
 
 
 def _execute(tuner, config: SweepConfig, folder: Path) -> str:
     from orchestration.monitor import end_record, start_record
-    from orchestration.search import trial_states
+    from orchestration.study import trial_states
     from orchestration.summary import write_summary
 
     start_record(config, folder)
     status, summary = "FAILED", None
     try:
         trials = tuner.fit()._experiment_analysis.trials
-        states = trial_states(folder / STUDY_FILE)
+        states = trial_states(config, folder)
         over = sum(state.is_finished() for state in states.values())
         status = "FINISHED" if over == len(states) >= config.num_trials else "KILLED"
         if status == "FINISHED":
@@ -78,31 +115,35 @@ def _silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _slot(config: SweepConfig, resources: ResourcesConfig, folder: Path):
+def _slot(config: SweepConfig, resources: ResourcesConfig, there: Room, folder: Path):
     from ray import tune
 
+    from orchestration.early_stopping import rungs
     from orchestration.slot import TrialSlot
 
-    settings = {"base": config.run, "resources": resources, "sweep_folder": folder}
+    settings = {"base": config.run, "resources": resources, "there": there, "sweep_folder": folder}
+    settings |= {"rungs": rungs(config), "seeds": config.seeds_per_trial, "restarts": config.trial_retries}
     # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
     return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
 
 
-def _new_tuner(slot, config: SweepConfig, space: search_space.SearchSpace, folder: Path):
+def _new_tuner(slot, config: SweepConfig, folder: Path):
     from ray import tune
 
+    from orchestration.early_stopping import StudyPruning
     from orchestration.monitor import SweepMonitor
-    from orchestration.search import StudySearch
+    from orchestration.search import StudySearch, StudyTrials
+    from orchestration.study import SweepStudy
 
+    search = StudySearch(SweepStudy(config, folder))
     return tune.Tuner(
         slot,
         tune_config=tune.TuneConfig(
             metric="fid",
             mode="min",
-            search_alg=StudySearch(space, metric="fid", seed=config.seed, journal=folder / STUDY_FILE),
-            scheduler=_scheduler(config),
+            search_alg=StudyTrials(search),
+            scheduler=StudyPruning(search),
             num_samples=config.num_trials,
-            max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
             trial_dirname_creator=_trial_number,
         ),
@@ -111,7 +152,7 @@ def _new_tuner(slot, config: SweepConfig, space: search_space.SearchSpace, folde
             storage_path=str(folder),
             callbacks=[SweepMonitor(config, folder)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1, checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=3),
+            failure_config=tune.FailureConfig(max_failures=config.trial_retries),
             verbose=0,
         ),
     )
@@ -125,17 +166,3 @@ def _restored_tuner(slot, folder: Path):
     from ray import tune
 
     return tune.Tuner.restore(str(folder / TUNE_FOLDER), slot, resume_unfinished=True)
-
-
-def _scheduler(config: SweepConfig):
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    training = config.training
-    if not config.early_stopping:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="step",
-        max_t=training.total_steps,
-        grace_period=min(config.grace_reports * training.report_every, training.total_steps),
-        reduction_factor=2,
-    )

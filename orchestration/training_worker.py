@@ -7,12 +7,14 @@ a restarted worker can serve it as well as the one that was lost.
 from __future__ import annotations
 
 import functools
+import gc
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration import mailbox
 from orchestration.config import ResourcesConfig
 from orchestration.workers import WorkerGroup
 
@@ -30,6 +32,8 @@ class Request:
     config: dict[str, Any]
     directory: str
     start: int
+    micro_batches: int = 1
+    """In how many parts each worker takes its samples of a step."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,18 @@ class Answer:
     finished: bool = False
     failure: str | None = None
     """One line; None if all went well."""
+    out_of_memory: bool = False
+    """Whether it failed because an optimiser step did not fit into memory."""
     details: str = ""
     """The traceback of an unexpected failure."""
 
 
-def training_group(resources: ResourcesConfig, folder: Path, name: str) -> WorkerGroup:
+def training_group(
+    resources: ResourcesConfig, folder: Path, name: str, restarts: int = mailbox.RESTARTS
+) -> WorkerGroup:
     """A group of workers that train; reference features are cached beside `folder`, for all sweeps and runs there."""
-    return WorkerGroup(resources, folder, name, functools.partial(TrainingWorker, str(folder.parent / "reference")))
+    make_server = functools.partial(TrainingWorker, str(folder.parent / "reference"))
+    return WorkerGroup(resources, folder, name, make_server, restarts=restarts)
 
 
 class TrainingWorker:
@@ -76,6 +85,8 @@ class TrainingWorker:
             fresh = self._prepare(request)
             waited = {"time/handover_s": time.perf_counter() - (self._answered_at or took)} if fresh else {}
             report = self._run.advance()
+            while self._run.trainer.step <= request.start:  # it had to go back to an older checkpoint
+                report = self._run.advance()
         except NonFiniteLoss as error:  # seen by all workers alike
             self._run = None
             return Answer(request.start, failure=str(error))
@@ -88,18 +99,18 @@ class TrainingWorker:
             self._answered_at = time.perf_counter()
         if report is None:
             return Answer(self._run.trainer.step)
-        return Answer(report.step, report.metrics | waited, report.facts, str(report.grid), finished=self._run.finished)
+        return Answer(report.step, report.metrics | waited, report.facts, str(report.grid), report.finished)
 
     def _prepare(self, request: Request) -> bool:
         """Hold the run of the request at its start, built anew unless it is just there; True if it is a new one."""
-        held = self._request
-        same = held is not None and (held.directory, held.config) == (request.directory, request.config)
-        if self._run is not None and same and self._run.trainer.step == request.start:
+        if self._run is not None and replace(self._request, start=self._run.trainer.step) == request:
             return False
         from soflow.config import parse
         from soflow.run import TrainingRun
 
         self._run = None  # frees its memory first
+        if request.micro_batches > 1:  # memory is scarce
+            _give_back_memory()
         config = parse(request.config)
         self._run = TrainingRun(
             config,
@@ -110,6 +121,7 @@ class TrainingWorker:
             request.start,
             self.rank,
             self.world_size,
+            request.micro_batches,
         )
         self._request = request
         return request.start == 0
@@ -136,5 +148,18 @@ class TrainingWorker:
 
     def failure(self, request: Request, error: Exception) -> Answer:
         """The answer to a request that ended in an unexpected error, made where that was caught."""
+        from soflow.out_of_memory import StepOutOfMemory
+
+        if isinstance(error, StepOutOfMemory):
+            return Answer(request.start, failure=str(error), out_of_memory=True)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Answer(request.start, failure=reason, details=traceback.format_exc())
+
+
+def _give_back_memory() -> None:
+    """Free what a failed step left behind, in reference cycles and in the caching allocator."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -7,22 +7,23 @@ it (`training_worker.TrainingWorker`, `cost_worker.CostWorker`).
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.config import ResourcesConfig
+from orchestration.mailbox import RESTARTS, Mailbox
+from orchestration.placement import free_placement_groups
 
-POLL_S = 10.0
-"""How long a worker's or a group's question to the mailbox waits for an answer before it is asked again."""
 JOIN_S = 15.0
 """How long closing waits for the workers to leave by themselves."""
-GROUP_RESTARTS = 20
-"""Losses of a worker that a group survives."""
 
 
 class Server(Protocol):
@@ -35,57 +36,12 @@ class Server(Protocol):
         ...
 
 
-class WorkerGroupError(RuntimeError):
-    """The group of workers is gone and cannot be restarted."""
+class RequestFailed(RuntimeError):
+    """The workers were lost on this request time and again; the group serves the next one."""
 
 
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Between one group's owner, who posts requests, and its workers, who all take each request in turn."""
-
-    def __init__(self):
-        self._number, self._request, self._answer, self._closed = 0, None, None, False
-        self._changed = asyncio.Condition()
-
-    async def post(self, request: Any) -> int:
-        async with self._changed:
-            self._number, self._request, self._answer = self._number + 1, request, None
-            self._changed.notify_all()
-            return self._number
-
-    async def take(self, after: int) -> tuple[int, Any] | None:
-        """The first unanswered request newer than number `after`, None if there was none for a while."""
-
-        def ready() -> bool:
-            return self._closed or (self._number > after and self._answer is None)
-
-        if not await self._wait(ready):
-            return None
-        return (-1, None) if self._closed else (self._number, self._request)
-
-    async def answer(self, number: int, answer: Any) -> None:
-        """The first answer counts: one worker's failure is not replaced by another's success."""
-        async with self._changed:
-            if number == self._number and self._answer is None:
-                self._answer = answer
-                self._changed.notify_all()
-
-    async def read(self, number: int) -> Any:
-        await self._wait(lambda: self._number == number and self._answer is not None)
-        return self._answer if self._number == number else None
-
-    async def close(self) -> None:
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    async def _wait(self, condition) -> bool:
-        try:
-            async with self._changed:
-                await asyncio.wait_for(self._changed.wait_for(condition), POLL_S)
-        except asyncio.TimeoutError:
-            return False
-        return True
+class ServingFailed(RuntimeError):
+    """A worker leaves its group, since others may be waiting for what it could not do."""
 
 
 class WorkerGroup:
@@ -96,6 +52,7 @@ class WorkerGroup:
         name: of the group, unique in `folder`.
         make_server: called in each worker with its device, rank and the number of workers.
         share: of the workers' CPUs and GPUs that the group reserves, below 1 where groups take turns.
+        restarts: how many times the workers may be lost on one request.
     """
 
     def __init__(
@@ -105,39 +62,58 @@ class WorkerGroup:
         name: str,
         make_server: Callable[[Any, int, int], Server],
         share: float = 1.0,
+        restarts: int = RESTARTS,
     ):
-        self._mailbox = Mailbox.remote()
+        # Lost with its owner's node, and with no other.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(restarts)
+        self._make_trainer = partial(
+            _trainer, resources, folder, mailbox=self._mailbox, make_server=make_server, share=share
+        )
+        self._name, self._starts = name, 0
+        self._start()
+
+    def _start(self) -> None:
+        free_placement_groups()
+        self._starts += 1
+        name = f"{self._name}-{self._starts}"
         self._error: BaseException | None = None
-        trainer = _trainer(resources, folder, name, self._mailbox, make_server, share)
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._fit, args=(self._make_trainer(name=name),), name=name, daemon=True)
         self._thread.start()
 
     def ask(self, request: Any) -> Any:
         """Post a request and wait for its answer; a worker lost meanwhile is replaced and starts the request anew.
 
         Raises:
-            WorkerGroupError: if the group is gone for good.
+            RequestFailed: if the workers were lost on this request time and again.
         """
+        if not self._thread.is_alive():
+            self._start()
         number = ray.get(self._mailbox.post.remote(request))
-        while (answer := ray.get(self._mailbox.read.remote(number))) is None:
-            if not self._thread.is_alive():
-                raise WorkerGroupError(f"the training workers are gone: {self._error or 'they ended by themselves'}")
-        return answer
+        while (outcome := ray.get(self._mailbox.read.remote(number))) is None:
+            free_placement_groups()  # what a lost group held may be what this one waits for
+            if not self._thread.is_alive():  # whoever replaces lost workers was lost as well
+                ray.get(self._mailbox.ended.remote([f"the group: {_one_line(self._error)}"]))
+                self._start()
+        if outcome.losses:
+            raise RequestFailed(f"the workers were lost {len(outcome.losses)} times: {outcome.losses[-1]}")
+        return outcome.answer
 
     def close(self) -> None:
         """Let the workers leave, and free their resources."""
-        ray.get(self._mailbox.close.remote())
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self._mailbox.close.remote())
         self._thread.join(JOIN_S)
         ray.kill(self._mailbox)
 
     def _fit(self, trainer) -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # whatever ended the group is told to whoever asks it next
+        except BaseException as error:  # whatever ended the group is told to whoever asks it
             self._error = error
 
 
-def _trainer(resources: ResourcesConfig, folder: Path, name: str, mailbox, make_server, share: float):
+def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, make_server, share: float):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -158,7 +134,9 @@ def _trainer(resources: ResourcesConfig, folder: Path, name: str, mailbox, make_
         run_config=RunConfig(
             name=name,
             storage_path=str(folder / "workers"),
-            failure_config=FailureConfig(max_failures=GROUP_RESTARTS),
+            callbacks=[LossReport(mailbox)],
+            # The mailbox counts, for each request anew.
+            failure_config=FailureConfig(max_failures=-1),
         ),
     )
 
@@ -167,15 +145,17 @@ def serve(loop_config: dict[str, Any]) -> None:
     """The worker's loop: take a request, serve it, answer; until the mailbox closes."""
     import torch
     from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
 
     torch.set_num_threads(loop_config["threads"])
     mailbox, context = loop_config["mailbox"], get_context()
-    rank = context.get_world_rank()
-    server = loop_config["make_server"](get_device(), rank, context.get_world_size())
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    generation = broadcast_from_rank_zero(ray.get(mailbox.begin.remote(workers)) if rank == 0 else None)
+    server = loop_config["make_server"](get_device(), rank, workers)
     number = 0
     while number >= 0:
-        message = ray.get(mailbox.take.remote(number))
+        message = ray.get(mailbox.take.remote(generation, number))
         if message is None or message[0] < 0:
             number = number if message is None else -1
             continue
@@ -183,8 +163,36 @@ def serve(loop_config: dict[str, Any]) -> None:
         try:
             answer = server.serve(request)
         except Exception as error:
-            # The other workers of this group may be waiting in a collective call: only a restart frees them.
-            ray.get(mailbox.answer.remote(number, server.failure(request, error)))
-            raise
+            said = _one_line(error)
+            failed = mailbox.fail.remote(generation, number, rank, said, server.failure(request, error))
+            if not ray.get(failed):
+                raise ServingFailed(said) from error
+            continue
         if rank == 0:
-            ray.get(mailbox.answer.remote(number, answer))
+            ray.get(mailbox.answer.remote(generation, number, answer))
+
+
+class LossReport(UserCallback):
+    """Tells the mailbox, from the process that watches the workers, why a group ended."""
+
+    def __init__(self, mailbox):
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        losses = [
+            f"worker {rank}: {_one_line(getattr(error, 'health_check_failure', error))}"
+            for rank, error in sorted(worker_exceptions.items())
+            if not isinstance(error, ServingFailed)
+        ]
+        with contextlib.suppress(ray.exceptions.RayActorError):  # then there is no owner either
+            ray.get(self._mailbox.ended.remote(losses))
+
+
+def _one_line(error: BaseException) -> str:
+    """An error in one line; Ray's many lines about a lost process are reduced to their cause."""
+    text = str(error)
+    if "low on memory" in text:  # Ray's memory monitor
+        return "killed since its node ran out of memory"
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process or node was lost"
+    return f"{type(error).__name__}: {text}".splitlines()[0]

@@ -1,7 +1,14 @@
-"""Checkpoint files: written whole or not at all, read without executing anything that they contain."""
+"""Checkpoint files: written whole or not at all, checked when read, read without executing anything that they contain.
+
+A run keeps its last checkpoint, the one before and that of its best report. If the last is torn or gone, the run goes
+on from the one before. torch writes a zip archive, which holds a CRC-32 of each member.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
 import re
 import zipfile
@@ -10,8 +17,12 @@ from typing import Any
 
 import torch
 
-KEEP = 2
-"""Newest checkpoints kept per run: an orchestrator may be one report behind the files."""
+from soflow.files import write_whole
+
+LOG = logging.getLogger(__name__)
+
+BEST_FILE = "best.json"
+"""Step and FID of a run's best report so far, whose checkpoint is kept."""
 
 
 class CheckpointError(RuntimeError):
@@ -27,8 +38,20 @@ def latest_step(directory: Path) -> int:
     return max(_steps(directory), default=0)
 
 
-def save(state: dict[str, Any], directory: Path, step: int) -> Path:
-    """Write atomically, then drop all but the newest `KEEP` files."""
+def best_step(directory: Path) -> int | None:
+    """Step of the report with the lowest FID so far, None if no report's FID is known."""
+    best = _best(directory)
+    return None if best is None else best[0]
+
+
+def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.nan) -> Path:
+    """Write atomically, then drop all checkpoints but this one, the one before and the best.
+
+    Later ones go too: this run has gone back behind them and will write them again.
+
+    Args:
+        fid: of this step's report, by which the best checkpoint is known.
+    """
     path = path_of(directory, step)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -36,7 +59,13 @@ def save(state: dict[str, Any], directory: Path, step: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    for old in sorted(_steps(directory))[:-KEEP]:
+    best = _best(directory)
+    if math.isfinite(fid) and (best is None or best[0] >= step or fid < best[1]):
+        best = step, fid
+        write_whole(directory / BEST_FILE, json.dumps({"step": step, "fid": fid}).encode())
+    steps = _steps(directory)
+    kept = {step, max((old for old in steps if old < step), default=step), best[0] if best else step}
+    for old in set(steps) - kept:
         path_of(directory, old).unlink(missing_ok=True)
     return path
 
@@ -60,6 +89,35 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except Exception as error:  # unpickling can fail in any way
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: is damaged or not a checkpoint ({reason})") from None
+
+
+def load_newest(directory: Path, at_most: int, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]]:
+    """Step and content of the newest checkpoint that can be read, none newer than step `at_most`.
+
+    The log names damaged ones.
+
+    Raises:
+        CheckpointError: naming every file that was tried, if there is no good one.
+    """
+    faults = []
+    for step in sorted({at_most, *(step for step in _steps(directory) if step < at_most)}, reverse=True):
+        try:
+            state = load(path_of(directory, step), device)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            LOG.warning("%s; going on from step %d", "; ".join(faults), step)
+        return step, state
+    raise CheckpointError("; ".join(faults))
+
+
+def _best(directory: Path) -> tuple[int, float] | None:
+    try:
+        values = json.loads((directory / BEST_FILE).read_text())
+        return int(values["step"]), float(values["fid"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: then the next report counts as best
+        return None
 
 
 def _steps(directory: Path) -> list[int]:

@@ -1,44 +1,31 @@
 """One training run in its directory: train to a report, evaluate, draw a grid, write a checkpoint, go on.
 
-The directory holds config.yaml, the newest checkpoints and grids/, one PNG per report. Nothing here knows what
-started the run or where its reports go.
+The directory holds config.yaml, the checkpoints that are kept (`checkpoints`), grids/ with one PNG per report and
+reports/ with what each of them said. Nothing here knows what started the run or where its reports go.
 """
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from soflow import checkpoints, codecs, networks, objectives
+from soflow import checkpoints, codecs, networks, objectives, reports
 from soflow.codecs import Codec
-from soflow.config import RunConfig, parse, to_dict, to_yaml
+from soflow.config import RunConfig, parse, to_dict
 from soflow.data import DataSource
 from soflow.evaluation.fidelity import Evaluator
 from soflow.evaluation.generated import evaluate, evaluation_nfe, look_closer, sampler_for
 from soflow.images import write_grid
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
+from soflow.reports import Report
 from soflow.sampling import sample
 from soflow.training import Trainer
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run has to say after some more steps."""
-
-    step: int
-    """Optimiser steps done."""
-    metrics: dict[str, float]
-    facts: dict[str, str]
-    """How the numbers were made: hardware, precision, evaluation protocol."""
-    grid: Path
-    """PNG of one-step samples, a column per class."""
 
 
 class TrainingRun:
@@ -46,11 +33,12 @@ class TrainingRun:
 
     Args:
         directory: the run's own folder, on storage that all workers see.
-        start: step of the checkpoint to go on from, 0 for a fresh start.
+        start: steps that were reported, 0 for a fresh start. The run goes on from the newest good checkpoint up to
+            there and may so be some steps behind.
         evaluator: of the configured data and features, for the same rank and number of workers.
 
     Raises:
-        CheckpointError: if the checkpoint to start from is missing, damaged or of another configuration.
+        CheckpointError: if all checkpoints to start from are missing or damaged, or one is of another configuration.
     """
 
     def __init__(
@@ -63,14 +51,14 @@ class TrainingRun:
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        micro_batches: int = 1,
     ):
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
-        self.trainer = Trainer(config, source, device, rank, world_size)
+        self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
         if start:
-            self._restore(checkpoints.path_of(directory, start))
+            self._restore(start)
         elif rank == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "config.yaml").write_text(to_yaml(config))
+            reports.begin(config, directory)
 
     @property
     def finished(self) -> bool:
@@ -81,10 +69,10 @@ class TrainingRun:
 
         Raises:
             NonFiniteLoss: if training diverged.
+            StepOutOfMemory: if a step did not fit into memory.
         """
-        training, trainer = self.config.training, self.trainer
-        next_report = (trainer.step // training.report_every + 1) * training.report_every
-        metrics = trainer.advance(min(next_report, training.total_steps) - trainer.step)
+        trainer = self.trainer
+        metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
         network = trainer.averaged_network()
         metrics |= evaluate(trainer, network, self.evaluator)
         evaluation = self.config.evaluation
@@ -97,8 +85,10 @@ class TrainingRun:
         images = draw_grid(trainer.objective, network, self.config, self.device, nfe, codec=trainer.codec)
         write_grid(images, grid, GRID_COLUMNS)
         state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
-        checkpoints.save(state, self.directory, trainer.step)
-        return Report(trainer.step, metrics, self._facts(), grid)
+        checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
+        report = Report(trainer.step, metrics, self._facts(), grid, self.finished)
+        reports.record(report, self.directory)
+        return report
 
     def _facts(self) -> dict[str, str]:
         """How this run's numbers were made, for comparing like with like."""
@@ -111,13 +101,17 @@ class TrainingRun:
             "memory_measure": "peak of tensors in an optimiser step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),
+            "micro_batch": str(self.trainer.micro_batch),
             "nfe": ",".join(map(str, evaluation_nfe(self.config, self.trainer.objective))),
             **{f"fid_{name}": str(value) for name, value in self.evaluator.protocol().items()},
         }
 
-    def _restore(self, path: Path) -> None:
-        state = checkpoints.load(path, self.device)
+    def _restore(self, start: int) -> None:
+        step, state = checkpoints.load_newest(self.directory, start, self.device)
+        if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
+            step, state = checkpoints.load_newest(self.directory, agreed, self.device)
         if parse(state["config"]) != self.config:
+            path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
         self.trainer.load_state_dict(state)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from soflow.data import DataSource
 from soflow.loading import BatchOrder, batches
 from soflow.measure import PeakResidentMemory, StepClock
 from soflow.objectives.base import Draws, Objective, normal
+from soflow.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.randomness import generator
 
 NEVER = torch.iinfo(torch.int64).max
@@ -50,16 +51,29 @@ class LossModule(nn.Module):
 class Trainer:
     """One training run on one of `world_size` workers, which all hold the same weights.
 
+    Args:
+        micro_batches: in how many parts each step takes this worker's samples, one after another, adding up gradients.
+            More of them need less memory; to rounding they make the same step, dropout's masks apart.
+
     Attributes:
         step: optimiser steps done.
         network, ema: the trained weights and their moving average (ema.module, in the configured dtype).
         train_s: seconds spent in optimiser steps since the run began, over all resumes.
     """
 
-    def __init__(self, config: RunConfig, source: DataSource, device: torch.device, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        config: RunConfig,
+        source: DataSource,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches: int = 1,
+    ):
         self.config, self.source, self.device = config, source, device
-        self.rank, self.world_size = rank, world_size
-        self.network = build_network(config, source.num_classes).to(device)
+        self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
+        with device if device.type == "meta" else nullcontext():  # weights without content need not be made first
+            self.network = build_network(config, source.num_classes).to(device)
         self.objective = objectives.build(config, source.num_classes)
         self.codec = codecs.build(config.dataset, device)
         self.ema = AveragedModel(self.network, multi_avg_fn=_ema_update(config.training.ema_decay))
@@ -77,7 +91,25 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: naming the first step whose loss was infinite or NaN.
+            StepOutOfMemory: after which this trainer is of no use.
         """
+        try:
+            return self._advance(steps)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StepOutOfMemory(
+                f"training.batch_size = {self.config.training.batch_size}: a step does not fit into memory with "
+                f"{self.micro_batch} samples at a time on each of {self.world_size} workers "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
+
+    @property
+    def micro_batch(self) -> int:
+        """The most samples that this worker's network sees at a time."""
+        return -(-self.config.training.batch_size // (self.world_size * self.micro_batches))
+
+    def _advance(self, steps: int) -> dict[str, float]:
         self.network.train()
         self._process.reset()
         totals: dict[str, Tensor] = {}
@@ -113,30 +145,43 @@ class Trainer:
         training = self.config.training
         with part("batch"):
             data, labels = self._batch()
-            draws = self._draws()
+            shares = self._draws()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
-        loss, terms = self.module(data, labels, draws)
-        with part("backward"):
-            # DistributedDataParallel averages gradients over workers; the samples' weights already sum to 1 over all.
-            (loss * self.world_size).backward()
+        found = []
+        for number, draws in enumerate(shares):
+            own = slice(number, None, self.micro_batches)
+            with self._gradients_stay_here() if draws is not shares[-1] else nullcontext():
+                loss, terms = self.module(data[own], labels[own], draws)
+                with part("backward"):
+                    # DistributedDataParallel averages over workers; the samples' weights already sum to 1 over all.
+                    (loss * self.world_size).backward()
+            found.append((loss.detach(), terms))
         with part("optimizer"):
             self.optimizer.step()
         self.step += 1
         if self.step % training.ema_every == 0:
             with part("ema"):
                 self.ema.update_parameters(self.network)
-        return loss.detach(), terms
+        losses, terms = zip(*found, strict=True)
+        return sum(losses), {name: torch.cat([values[name] for values in terms]) for name in terms[0]}
 
-    def _draws(self) -> Draws:
-        """This worker's share of the current step's random numbers."""
+    def _gradients_stay_here(self) -> AbstractContextManager:
+        """Inside, gradients are added up on this worker and not averaged over workers."""
+        return self.module.no_sync() if self.world_size > 1 else nullcontext()
+
+    def _draws(self) -> list[Draws]:
+        """This worker's share of the current step's random numbers, one micro-batch after another."""
         config = self.config
         shape = (config.training.batch_size, *config.dataset.sample_shape)
         noise = normal(shape, generator(self.device, config.seed, "noise", self.step))
         random = generator("cpu", config.seed, "step", self.step)
         draws = self.objective.draw(noise, self.step / config.training.total_steps, random)
-        return replace(draws, dropout_seed=random.initial_seed()).share(self.rank, self.world_size).to(self.device)
+        draws = replace(draws, dropout_seed=random.initial_seed())
+        # A micro-batch is what a worker would get if there were so many times more workers.
+        virtual = self.world_size * self.micro_batches
+        return [draws.share(rank, virtual).to(self.device) for rank in range(self.rank, virtual, self.world_size)]
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """This worker's share of the current step's samples, about in [−1, 1], and labels."""
@@ -177,6 +222,10 @@ class Trainer:
     def _learning_rate(self) -> float:
         optimizer = self.config.optimizer
         return optimizer.learning_rate * min(1.0, (self.step + 1) / (optimizer.warmup_steps + 1))
+
+    def earliest(self, step: int) -> int:
+        """The smallest of the workers' steps."""
+        return int(self._reduce(torch.tensor(step, device=self.device), "MIN"))
 
     def _check_finite(self, first_bad: Tensor) -> None:
         step = int(self._reduce(first_bad, "MIN"))

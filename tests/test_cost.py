@@ -155,7 +155,7 @@ def test_a_prediction_is_what_is_measured(name, network):
     assert prediction.parameters == sum(parameter.numel() for parameter in made.network.parameters())
 
 
-@pytest.mark.parametrize("batch", (4, 64))  # with 4, only the optimiser's step decides the peak
+@pytest.mark.parametrize("batch", [4, 64])  # with 4, only the optimiser's step decides the peak
 def test_memory_grows_evenly_with_the_batch(batch):
     memory = memory_by_batch(run_config("soflow", "DiT-XS/2", batch=batch))
     at_256 = predict(run_config("soflow", "DiT-XS/2", batch=256)).peak_bytes

@@ -18,6 +18,7 @@ from soflow.objectives import OBJECTIVES
 from soflow.training import NonFiniteLoss, Trainer
 
 WORKERS = 2
+MICRO_BATCHES = "micro-batches"
 
 
 def cases() -> dict[str, tuple[str, dict, int]]:
@@ -31,6 +32,8 @@ def cases() -> dict[str, tuple[str, dict, int]]:
         found[f"meanflow, {jvp}"] = ("meanflow", {"jvp": jvp}, 10)
     trigonometric = {"interpolant": "trigonometric", "parameterization": "trigonometric"}
     found["soflow, trigonometric, no guidance"] = ("soflow", trigonometric | {"guidance_strength": 1}, 10)
+    for name in ("soflow", "meanflow"):
+        found[f"{name}, two {MICRO_BATCHES} per worker"] = (name, {}, 10)  # 3 + 2 on each
     return found
 
 
@@ -48,10 +51,12 @@ def source() -> InMemorySource:
     return InMemorySource(random.integers(0, 256, (20, 1, 8, 8), np.uint8), np.arange(20) % 10, num_classes=10)
 
 
-def steps(name: str, settings: dict, batch: int, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+def steps(
+    name: str, settings: dict, batch: int, rank: int, world_size: int, micro_batches: int = 1
+) -> dict[str, torch.Tensor]:
     """Gradients of the first step, weights after three, and the losses reported."""
     config = tiny_config(name, objective=settings, training={"batch_size": batch})
-    trainer = Trainer(config, source(), CPU, rank, world_size)
+    trainer = Trainer(config, source(), CPU, rank, world_size, micro_batches)
     disturb(trainer.network)
     metrics = trainer.advance(1)
     result = {f"gradient/{name}": p.grad.clone() for name, p in trainer.network.named_parameters()}
@@ -64,7 +69,10 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # networks, draws and sums, so that only rounding of 1e-16 is left
     try:
-        return {case: steps(*inputs, rank, world_size) for case, inputs in cases().items()}
+        return {
+            case: steps(*inputs, rank, world_size, 2 if MICRO_BATCHES in case and world_size > 1 else 1)
+            for case, inputs in cases().items()
+        }
     finally:
         torch.set_default_dtype(before)
 

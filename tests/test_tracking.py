@@ -4,6 +4,7 @@ import http.server
 import json
 import math
 import os
+import random
 import resource
 import signal
 import socket
@@ -18,8 +19,10 @@ import pytest
 from PIL import Image
 
 from orchestration.environment import environment_tags, git_commit
+from orchestration.mlflow_writer import KEY_TAG
+from orchestration.recorded import RecordedRuns
 from orchestration.spool import Spool, TrackingError
-from orchestration.tracking import KEY_TAG, Tracker
+from orchestration.tracking import Tracker
 from orchestration.tracking_check import check_tracking
 
 REPOSITORY = Path(__file__).parents[1]
@@ -310,7 +313,7 @@ def test_spool_survives_damage(tmp_path):
     spool.append({"number": 4})
     spool.close()
     (tmp_path / "delivered").write_text("not a number")
-    assert [event["number"] for event in Spool(tmp_path).peek(10)] == [0, 2, 4]
+    assert Spool(tmp_path).peek(10) == [{"number": 0}, None, {"number": 2}, {"number": 4}]
 
 
 def test_spool_has_one_owner(tmp_path):
@@ -485,3 +488,155 @@ def test_driver_killed_in_the_middle(uri, experiment, tmp_path):
     run = runs_of(uri, experiment)["run"]
     assert len(recorded) > 100
     assert history(uri, run, "loss") == [(step, 1 / step) for step in range(1, len(recorded) + 1)]
+
+
+RECORD_TRIALS_UNTIL_KILLED = """
+import itertools, sys, time
+from pathlib import Path
+from orchestration.tracking import Tracker
+uri, experiment, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+tracker = Tracker(uri, experiment, folder / "spool")
+tracker.start_run("sweep", "sweep", {}, {})
+done = folder / "done"
+for trial in itertools.count(int(done.read_text()) if done.exists() else 0):
+    key = f"sweep/{trial}"
+    tracker.start_run(key, key, {"trial": trial}, {"seed": trial}, parent="sweep")
+    for step in range(1, 9):
+        tracker.log_metrics(key, {"loss": 1 / step, "fid": trial + step}, step)
+        if step % 4 == 0:
+            tracker.log_image(key, folder / "grid.png", "samples", step)
+        time.sleep(0.01)
+    if trial % 3 == 1:
+        tracker.set_tags(key, {"failure": "made for the test"})
+    (folder / f"{trial}.txt").write_text(f"trial {trial}")
+    tracker.log_artifact(key, folder / f"{trial}.txt", "out")
+    tracker.end_run(key, ("FINISHED", "FAILED", "KILLED")[trial % 3])
+    done.write_text(str(trial + 1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1])
+def test_everything_is_once_however_often_the_driver_is_killed(uri, experiment, tmp_path, image, seed):
+    """SIGKILL at random moments, in the middle of recording, delivering or both; then the rest is delivered."""
+    moments = random.Random(seed)
+    for _ in range(3):
+        command = python(RECORD_TRIALS_UNTIL_KILLED, uri, experiment, tmp_path)
+        process = subprocess.Popen(command, cwd=REPOSITORY)
+        time.sleep(moments.uniform(2.5, 6))
+        process.kill()
+        process.wait()
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    for key in tracker.open_runs():
+        tracker.end_run(key, "KILLED")
+    assert tracker.close(120) == 0
+
+    trials = int((tmp_path / "done").read_text())
+    assert trials > 10
+    runs = runs_of(uri, experiment)
+    assert set(runs) >= {"sweep", *(f"sweep/{trial}" for trial in range(trials))}
+    assert len(runs) <= trials + 2  # the trial that was recorded when the last kill came
+    assert not [run for run in runs.values() if run.info.status == "RUNNING"]
+    for trial in range(trials):
+        run = runs[f"sweep/{trial}"]
+        assert run.info.status == ("FINISHED", "FAILED", "KILLED")[trial % 3]
+        assert run.data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id
+        assert run.data.tags.get("failure") == ("made for the test" if trial % 3 == 1 else None)
+        assert run.data.params == {"trial": str(trial)}
+        assert history(uri, run, "loss") == [(step, 1 / step) for step in range(1, 9)]
+        assert history(uri, run, "fid") == [(step, trial + step) for step in range(1, 9)]
+        assert len(files(uri, run, "images")) == 2 * 2
+        text = client_of(uri).download_artifacts(run.info.run_id, f"out/{trial}.txt", tmp_path)
+        assert Path(text).read_text() == f"trial {trial}"
+
+
+def test_a_run_that_goes_on_loses_the_marks_of_its_failure(uri, experiment, tmp_path):
+    for state, status in (("failed", "KILLED"), ("finished", "FINISHED")):
+        tracker = Tracker(uri, experiment, tmp_path / "spool")
+        tracker.start_run("run", "run", {}, {"seed": 1})
+        assert tracker.open_runs() == ["run"]
+        assert tracker.flush(30)
+        tags = runs_of(uri, experiment)["run"].data.tags
+        assert not {"state", "failure"} & tags.keys()
+        assert runs_of(uri, experiment)["run"].info.status == "RUNNING"
+        tracker.set_tags("run", {"state": state} | ({"failure": "lost"} if state == "failed" else {}))
+        tracker.end_run("run", status)
+        assert tracker.open_runs() == []
+        assert tracker.close(30) == 0
+    run = runs_of(uri, experiment)["run"]
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["state"], run.data.tags["seed"]) == ("finished", "1")
+    assert "failure" not in run.data.tags
+
+
+def test_a_run_that_the_server_created_after_all_is_deleted(uri, experiment, tmp_path):
+    """As if a request timed out here, was repeated, and carried out by the server twice."""
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    tracker.start_run("run", "run", {"a": 1}, {})
+    tracker.log_metrics("run", {"loss": 1.0}, 1)
+    assert tracker.flush(30)
+    ours, client = tracker.run_id("run"), client_of(uri)
+    number = client.get_experiment_by_name(experiment).experiment_id
+    client.create_run(number, run_name="run", tags={KEY_TAG: "run"})
+    tracker.end_run("run", "FINISHED")
+    assert tracker.close(30) == 0
+    assert runs_of(uri, experiment)["run"].info.run_id == ours
+
+    client.create_run(number, run_name="run", tags={KEY_TAG: "run"})
+    tracker = Tracker(uri, experiment, tmp_path / "another spool")  # which has to find out which of them is ours
+    tracker.log_metrics("run", {"loss": 2.0}, 2)
+    assert tracker.close(30) == 0
+    assert tracker.run_id("run") == ours
+    assert history(uri, runs_of(uri, experiment)["run"], "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_an_artifact_is_sent_again_only_if_its_content_changed(uri, experiment, tmp_path):
+    (tmp_path / "report" / "sub").mkdir(parents=True)
+    (tmp_path / "report" / "sub" / "file.txt").write_text("one")
+    (tmp_path / "table.csv").write_text("1,2")
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    tracker.start_run("run", "run", {}, {})
+
+    def record() -> dict[str, tuple[str, int]]:
+        tracker.log_artifact("run", tmp_path / "report")
+        tracker.log_artifact("run", tmp_path / "table.csv", "tables")
+        assert tracker.flush(30)
+        folder = Path(uri.removeprefix("sqlite:///")).parent / "artifacts" / tracker.run_id("run") / "artifacts"
+        there = [folder / "report" / "sub" / "file.txt", folder / "tables" / "table.csv"]
+        return {path.name: (path.read_text(), path.stat().st_mtime_ns) for path in there}
+
+    first = record()
+    assert {name: text for name, (text, _) in first.items()} == {"file.txt": "one", "table.csv": "1,2"}
+    assert record() == first
+    (tmp_path / "report" / "sub" / "file.txt").write_text("two")  # as long as before
+    second = record()
+    assert second["file.txt"][0] == "two"
+    assert second["table.csv"] == first["table.csv"]
+    assert tracker.close(30) == 0
+
+
+def test_opening_a_long_journal_reads_only_what_its_index_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestration.spool.BYTES_PER_INDEX", 2000)
+    recorded = RecordedRuns()
+    spool = Spool(tmp_path, recorded)
+    for run in range(30):
+        event = {"kind": "start", "key": str(run)}
+        spool.append(event)
+        for step in range(5):
+            spool.append({"kind": "metrics", "key": str(run), "step": step, "metrics": {"a": 1, "b": 2}})
+        if run % 2:
+            spool.append({"kind": "end", "key": str(run)})
+    size = (tmp_path / "journal.jsonl").stat().st_size
+    position = json.loads((tmp_path / "index.json").read_text())["position"]
+    assert size - 2200 < position < size  # as a killed process leaves it
+    spool._journal.close()
+
+    for index_is_lost in (False, True):
+        if index_is_lost:
+            (tmp_path / "index.json").write_text("{")
+        again = RecordedRuns()
+        Spool(tmp_path, again)._journal.close()
+        assert again.state() == recorded.state()
+        assert again.new_names("metrics", "29", ["a", "b", "c"], 4) == {"c"}
+        assert again.new_names("metrics", "29", ["a"], 5) == {"a"}
+        assert list(again.open) == [str(run) for run in range(0, 30, 2)]

@@ -353,6 +353,7 @@ FACTS = {
     "memory_measure",
     "threads",
     "workers",
+    "micro_batch",
     "nfe",
     "fid_feature_network",
     "fid_feature_weights_sha256",
@@ -380,12 +381,15 @@ def finished_run(digits, evaluator, tmp_path_factory):
 def test_reports_come_at_every_interval_and_at_the_end(finished_run):
     _, directory, reports, _ = finished_run
     assert [report.step for report in reports] == [3, 6, 7]
-    assert sorted(path.name for path in directory.iterdir()) == [
+    best = {f"checkpoint-{checkpoints.best_step(directory):08d}.pt"}
+    assert {path.name for path in directory.iterdir()} == best | {
+        "best.json",
         "checkpoint-00000006.pt",
         "checkpoint-00000007.pt",
         "config.yaml",
         "grids",
-    ]
+        "reports",
+    }
     assert sorted(path.name for path in (directory / "grids").iterdir()) == [
         "step-00000003.png",
         "step-00000006.png",
@@ -457,8 +461,8 @@ def test_another_configuration_s_checkpoint_is_refused(finished_run, digits, eva
     other = parse(to_dict(config) | {"seed": config.seed + 1})
     with pytest.raises(CheckpointError, match=r"checkpoint-00000007.pt: belongs to another configuration"):
         TrainingRun(other, digits, directory, CPU, evaluator, start=7)
-    with pytest.raises(CheckpointError, match=r"checkpoint-00000005.pt: no such checkpoint"):
-        TrainingRun(config, digits, directory, CPU, evaluator, start=5)
+    with pytest.raises(CheckpointError, match=r"checkpoint-00000001.pt: no such checkpoint"):
+        TrainingRun(config, digits, directory, CPU, evaluator, start=1)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "soflow"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from conftest import SMALL, wait_for_line
 
 pytestmark = pytest.mark.slow
 
-ONE_AT_A_TIME = [*SMALL, "--num-trials", "3", "--max-concurrent", "1", "--no-early-stopping"]
+ONE_AT_A_TIME = [*SMALL, "--num-trials", "3", "--max-concurrent", "1", "--early-stopping.kind", "none"]
 # Half a second per report, so that a fault falls into the trial that it is meant for.
 ONE_AT_A_TIME += ["--training.batch-size", "128", "--training.total-steps", "60", "--training.report-every", "20"]
 NUMBERS = ["fid", "kid", "class_consistency", "step", "state"]
@@ -42,7 +43,8 @@ def test_a_killed_process_costs_time_but_changes_nothing(session, victim):
 
 
 def test_ctrl_c_stops_cleanly_and_resume_goes_on(session):
-    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--no-early-stopping"]
+    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--early-stopping.kind", "none"]
+    flags += ["--seeds-per-trial", "2"]
     sweep = session.start("sweep_schedule.py", *flags, "--name", "cut")
     wait_for_line(sweep, "step 8/")
     os.kill(sweep.pid, signal.SIGINT)
@@ -62,6 +64,12 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(session):
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     for number in range(3):
         assert [step for step, _ in session.history(f"cut-{number:04d}", "fid")] == list(range(4, 41, 4))
+        metrics = runs[f"cut-{number:04d}"].data.metrics
+        of_seeds = [metrics["fid/seed_0"], metrics["fid/seed_1"]]
+        assert of_seeds[0] != of_seeds[1]
+        assert metrics["final/fid"] == pytest.approx(sum(of_seeds) / 2, rel=1e-12)
+        assert metrics["fid/low"] < min(of_seeds)
+        assert max(of_seeds) < metrics["fid/high"]
     assert before["cut-0000"].info.run_id == runs["cut-0000"].info.run_id
 
 
@@ -71,13 +79,43 @@ def test_a_killed_driver_resumes_to_the_same_numbers(session):
     sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "killed")
     wait_for_line(sweep, "trial 1 running, step 40/")
     os.kill(sweep.pid, signal.SIGKILL)
+    (state,) = (session.storage / "killed" / "tune").glob("experiment_state-*.json")
+    content = state.read_bytes()
+    state.write_bytes(content[: len(content) // 2])
+    code, output = session.run("sweep_schedule.py", "--resume", "killed")
+    assert code != 0
+    assert f"error: {state}: is damaged" in output  # and no new experiment in its place
+    state.write_bytes(content)
+
+    resumed = session.start("sweep_schedule.py", "--resume", "killed")
+    wait_for_line(resumed, "trial 1 running")
+    code, output = session.run("sweep_schedule.py", "--resume", "killed")
+    assert code != 0
+    assert "resume = killed: another process is at it" in output
+    output, _ = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, output
+    assert_same_sweep(session, "undisturbed", "killed")
+
+    # All of Tune's state can be done without: what was trained is read from the study and the trials' folders.
+    shutil.rmtree(state.parent)
+    checkpoints = {path: path.stat().st_mtime for path in (session.storage / "killed").rglob("checkpoint-*.pt")}
     code, output = session.run("sweep_schedule.py", "--resume", "killed")
     assert code == 0, output
-    tables = [pd.read_csv(session.storage / name / "trials.csv") for name in ("undisturbed", "killed")]
-    tables = [table[table["state"] == "finished"][NUMBERS].reset_index(drop=True) for table in tables]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert "RUNNING" not in session.study_states("killed")
+    assert {path: path.stat().st_mtime for path in checkpoints} == checkpoints
+    assert_same_sweep(session, "undisturbed", "killed")
     session.assert_nothing_left(within_s=90)  # Ray's agents take their time to notice that a driver is gone
+
+
+def assert_same_sweep(session, one: str, other: str) -> None:
+    """Every trial once and with the same numbers: in Tune's table, in the study and in MLflow, step for step."""
+    tables = [pd.read_csv(session.storage / name / "trials.csv")[NUMBERS] for name in (one, other)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert session.study_states(other) == session.study_states(one)
+    runs = session.runs()
+    for number in range(len(tables[0])):
+        histories = [session.history(f"{name}-{number:04d}", "fid") for name in (one, other)]
+        assert histories[0] == histories[1]
+        assert runs[f"{other}-{number:04d}"].info.status == "FINISHED"
 
 
 def test_a_single_run_is_interrupted_and_resumed(session):

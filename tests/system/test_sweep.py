@@ -17,7 +17,9 @@ TAGS |= {"fid_feature_network", "fid_feature_weights_sha256", "fid_num_samples",
 def test_a_sweep_is_recorded_whole(session):
     from mlflow import MlflowClient
 
-    code, output = session.run("sweep_schedule.py", *SMALL, "--name", "one", "--num-trials", "4", "--no-early-stopping")
+    code, output = session.run(
+        "sweep_schedule.py", *SMALL, "--name", "one", "--num-trials", "4", "--early-stopping.kind", "none"
+    )
     assert code == 0, output
     session.assert_nothing_left()
     runs = session.runs()
@@ -75,7 +77,7 @@ def test_failing_trials_are_told_as_such_and_the_sweep_goes_on(session):
 
 
 def test_stopped_trials_are_pruned(session):
-    steps = ["--training.total-steps", "16", "--grace-reports", "1"]
+    steps = ["--training.total-steps", "16", "--early-stopping.grace-reports", "1"]
     code, output = session.run("sweep_schedule.py", *SMALL, *steps, "--name", "asha", "--num-trials", "8")
     assert code == 0, output
     states = session.study_states("asha")
@@ -84,9 +86,28 @@ def test_stopped_trials_are_pruned(session):
     assert states.count("COMPLETE") == (table["state"] == "finished").sum() > 0
     assert (table[table["state"] == "stopped"]["step"] < 16).all()
 
+    code, output = session.run("sweep_schedule.py", "--resume", "asha", "--num-trials", "10")
+    assert code == 0, output
+    extended = pd.read_csv(session.storage / "asha" / "trials.csv").sort_values("trial")
+    assert list(extended["trial"]) == list(range(10))
+    assert session.study_states("asha")[:8] == states
+    old = ["trial", "fid", "step", "state"]
+    assert extended[old][:8].values.tolist() == table.sort_values("trial")[old].values.tolist()
+    assert set(session.runs()) == {"asha", *(f"asha-{number:04d}" for number in range(10))}
+
 
 def test_one_seed_gives_one_sweep(session):
-    one_at_a_time = [*SMALL, "--num-trials", "3", "--max-concurrent", "1", "--no-early-stopping", "--seed", "7"]
+    one_at_a_time = [
+        *SMALL,
+        "--num-trials",
+        "3",
+        "--max-concurrent",
+        "1",
+        "--early-stopping.kind",
+        "none",
+        "--seed",
+        "7",
+    ]
     for name in ("first", "second"):
         code, output = session.run("sweep_schedule.py", *one_at_a_time, "--name", name)
         assert code == 0, output
@@ -98,11 +119,16 @@ def test_one_seed_gives_one_sweep(session):
 @pytest.mark.parametrize("objective", ["meanflow", "flow_matching"])
 def test_other_objectives_and_two_workers_a_trial(session, objective):
     flags = ["--objective", objective, "--num-trials", "2", "--max-concurrent", "1", "--resources.num-workers", "2"]
-    flags += ["--evaluation.nfe", "1", "4"]
+    flags += ["--evaluation.nfe", "1", "4", "--goals", "fid", "time/train_s", "--constraints", "memory/peak_mib<=1e6"]
     code, output = session.run("sweep_schedule.py", *SMALL, *flags, "--name", "two")
     assert code == 0, output
     runs = session.runs()
     assert runs["two-0001"].data.tags["workers"] == "2"
+    table = pd.read_csv(session.storage / "two" / "trials.csv")
+    fastest = table["time/train_s"].idxmin()
+    assert table["feasible"].all()
+    assert table["pareto"][0]
+    assert table["pareto"][fastest]
     assert {"fid", "fid_4nfe"} <= set(runs["two-0001"].data.metrics)
     best = yaml.safe_load((session.storage / "two" / "best.yaml").read_text())
     assert best["objective"]["name"] == objective

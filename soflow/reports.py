@@ -1,0 +1,75 @@
+"""What a run says at intervals, and its record in the run's folder.
+
+A report that was made, but lost on its way with whoever asked for it, need not be made again: it is read from here.
+This module does not import torch, so that the asking side stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from soflow.config import RunConfig, parse, read_yaml, to_yaml
+from soflow.sections import ConfigError
+
+CONFIG_FILE = "config.yaml"
+FOLDER = "reports"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has to say after some more steps."""
+
+    step: int
+    """Optimiser steps done."""
+    metrics: dict[str, float]
+    facts: dict[str, str]
+    """How the numbers were made: hardware, precision, evaluation protocol."""
+    grid: Path
+    """PNG of one-step samples, a column per class."""
+    finished: bool
+    """Whether it is the run's last report."""
+
+
+def next_step(config: RunConfig, after: int) -> int:
+    """The step of the report that follows step `after`."""
+    every, total = config.training.report_every, config.training.total_steps
+    return min((after // every + 1) * every, total)
+
+
+def begin(config: RunConfig, directory: Path) -> None:
+    """Make the folder that of a run of this configuration without any reports."""
+    shutil.rmtree(directory / FOLDER, ignore_errors=True)
+    (directory / FOLDER).mkdir(parents=True)
+    _write(directory / CONFIG_FILE, to_yaml(config))
+
+
+def record(report: Report, directory: Path) -> None:
+    values = asdict(report) | {"grid": str(report.grid.relative_to(directory))}
+    _write(_path(directory, report.step), json.dumps(values))
+
+
+def recorded(config: RunConfig, directory: Path, after: int) -> Report | None:
+    """The report that follows step `after`, if a run of this configuration has made it before; else None."""
+    step = next_step(config, after)
+    try:
+        values = json.loads(_path(directory, step).read_text())
+        report = Report(**values | {"grid": directory / values["grid"]})
+        known = parse(read_yaml(directory / CONFIG_FILE)) == config and report.step == step and report.grid.exists()
+        return report if known else None
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):  # none yet, or damaged: it is made again
+        return None
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / FOLDER / f"step-{step:08d}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,294 @@
+"""A sweep from which, at random moments, everything is taken in turn that a sweep can lose, and what is left of it.
+
+$ python tests/system/chaos.py 0 1 2        each seed's sweep against one that nothing happened to
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+NUM_TRIALS, STEPS, REPORT_EVERY = 12, 40, 8
+SWEEP = [
+    *("--num-trials", str(NUM_TRIALS), "--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),
+    *("--training.total-steps", str(STEPS), "--training.report-every", str(REPORT_EVERY)),
+    *("--training.batch-size", "64", "--evaluation.num-samples", "64"),
+]
+FAULTS = ("worker", "trainable", "raylet", "driver", "server", "disk")
+OUTAGE_S, FULL_S, PATIENCE_S = 30, 5, 300
+SPOOL_DISK = "4m"
+
+
+@dataclass
+class Server:
+    """An MLflow server that can be taken away and brought back."""
+
+    folder: Path
+    port: int = 0
+    process: subprocess.Popen | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        if not self.port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+        database, artifacts = f"sqlite:///{self.folder / 'mlflow.db'}", str(self.folder / "artifacts")
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", artifacts]
+        log = open(self.folder / "server.log", "a")  # noqa: SIM115 (the server's for its life)
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@dataclass
+class Chaos:
+    """One sweep on a cluster of three nodes with a tracking server, and what is done to it."""
+
+    folder: Path
+    cluster: Cluster
+    seed: int
+    server: Server = field(init=False)
+    driver: subprocess.Popen | None = None
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.server, self.random = Server(self.folder), random.Random(self.seed)
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output").read_text(errors="replace")
+
+    @property
+    def sweep(self) -> Path:
+        return self.folder / "sweep"
+
+    def run(self, faults: tuple[str, ...]) -> None:
+        """The sweep from its start to its end, with these faults in an order and at moments that the seed decides."""
+        order = self.random.sample(faults, len(faults))
+        if "disk" in order:  # its small disk is put in place while no driver runs
+            order.remove("disk")
+            order.insert(self.random.randint(order.index("driver") + 1, len(order)), "disk")
+        self.server.start()
+        try:
+            self._launch(*SWEEP, "--tracking-uri", self.server.uri, "--address", self.cluster.address)
+            for fault in order:
+                self._wait_for_reports(self.random.randint(1, 6))
+                time.sleep(self.random.uniform(0, 1.5))
+                self._tell(fault)
+                getattr(self, f"_lose_{fault}")()
+            self._wait(lambda: self.driver.poll() is not None, "the sweep's end")
+            assert self.driver.returncode == 0, self.output
+        finally:
+            self._kill_driver()
+            self.server.stop()
+            self._unmount()
+
+    def _launch(self, *flags: str) -> None:
+        command = [sys.executable, str(ROOT / "experiments" / "sweep_schedule.py"), *flags]
+        with open(self.folder / "output", "a") as out:
+            self.driver = subprocess.Popen(
+                [*command, "--storage", str(self.folder)],
+                cwd=self.folder,
+                env=os.environ | self.cluster.env,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    def _wait_for_reports(self, count: int) -> None:
+        wanted = self.output.count(", step ") + count
+        self._wait(lambda: self.output.count(", step ") >= wanted, f"{count} reports")
+
+    def _wait(self, condition, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} within {PATIENCE_S} s\n{self.told}\n{self.output}"
+            assert what == "the sweep's end" or self.driver.poll() is None, f"it ended\n{self.told}\n{self.output}"
+            time.sleep(0.1)
+
+    def _tell(self, what: str) -> None:
+        self.told.append(f"{time.strftime('%H:%M:%S')} {what}, after {self.output.count(', step ')} reports")
+
+    def _lose_worker(self) -> None:
+        self._kill("ray::RayTrainWorker")
+
+    def _lose_trainable(self) -> None:
+        self._kill("ray::ResourceTrainable")
+
+    def _kill(self, title: str) -> None:
+        deadline = time.monotonic() + 60
+        while not (found := self.cluster.processes(title)):
+            assert time.monotonic() < deadline, f"no {title}\n{self.output}"
+            time.sleep(0.05)
+        os.kill(self.random.choice(found)[1], signal.SIGKILL)
+
+    def _lose_raylet(self) -> None:
+        """A node that is not the head, by preference one that has a part of the sweep; a new one takes its place."""
+        nodes = [index for index, node in enumerate(self.cluster.nodes) if index and node.process.poll() is None]
+        busy = [index for index, _ in self.cluster.processes("ray::RayTrainWorker") if index in nodes]
+        self.cluster.kill_raylet(self.random.choice(busy or nodes))
+        self.cluster.add_node(2)
+
+    def _lose_driver(self) -> None:
+        self._kill_driver()
+        if self._mount():
+            self._tell("the spool's disk is a small one")
+        self._launch("--resume", "sweep")
+
+    def _kill_driver(self) -> None:
+        if self.driver is not None and self.driver.poll() is None:
+            os.killpg(self.driver.pid, signal.SIGKILL)
+            self.driver.wait()
+
+    def _lose_server(self) -> None:
+        self.server.stop()
+        time.sleep(OUTAGE_S)
+        self.server.start()
+
+    def _lose_disk(self) -> None:
+        if not os.path.ismount(self.sweep / "spool"):
+            self._tell("the disk could not be filled: mounting is not allowed here")
+            return
+        ballast = self.sweep / "spool" / "ballast"
+        with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert os.statvfs(ballast).f_bavail == 0
+        time.sleep(FULL_S)
+        ballast.unlink()
+
+    def _mount(self) -> bool:
+        """Put the spool onto a small disk of its own, where this may be done."""
+        spool = self.sweep / "spool"
+        if not spool.exists():
+            return False
+        spool.rename(moved := spool.with_name("spool-moved"))
+        spool.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SPOOL_DISK}", "tmpfs", str(spool)]
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+        subprocess.run(["cp", "-a", f"{moved}/.", str(spool)], check=True)
+        return mounted
+
+    def _unmount(self) -> None:
+        if os.path.ismount(self.sweep / "spool"):
+            subprocess.run(["umount", "--lazy", str(self.sweep / "spool")], check=True)
+
+
+def check(chaos: Chaos, undisturbed: Path) -> None:
+    """Every trial is accounted for once in Tune, Optuna and MLflow, and measured what it would have undisturbed."""
+    numbers = ["trial", "state", "step", "fid", "kid", "class_consistency"]
+    tables = [pd.read_csv(folder / "sweep" / "trials.csv") for folder in (undisturbed, chaos.folder)]
+    expected, found = (table.sort_values("trial")[numbers].reset_index(drop=True) for table in tables)
+    assert len(found) == NUM_TRIALS
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    _check_tune(chaos.sweep)
+    _check_study(chaos.sweep)
+    assert histories(chaos.folder) == histories(undisturbed)
+
+
+def _check_tune(sweep: Path) -> None:
+    import json
+
+    newest = max(sweep.glob("tune*/experiment_state-*.json"), key=lambda path: path.stat().st_mtime)
+    trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
+    assert len({trial["trial_id"] for trial in trials}) == len(trials) == NUM_TRIALS
+    assert {trial["status"] for trial in trials} == {"TERMINATED"}
+
+
+def _check_study(sweep: Path) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(sweep / "study.journal")))
+    [summary] = optuna.get_all_study_summaries(storage)
+    states = [trial.state.name for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials]
+    assert states == ["COMPLETE"] * NUM_TRIALS, states
+
+
+def histories(folder: Path) -> dict[str, list]:
+    """FID by step of every trial in the folder's MLflow database, which holds all records, each once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("soflow").experiment_id], max_results=1000)
+    assert sorted(run.info.run_name for run in runs) == ["sweep", *(f"sweep-{n:04d}" for n in range(NUM_TRIALS))]
+    steps = list(range(REPORT_EVERY, STEPS + 1, REPORT_EVERY))
+    found = {}
+    for run in runs:
+        assert run.info.status == "FINISHED", run.info.run_name
+        if run.info.run_name == "sweep":
+            continue
+        history = client.get_metric_history(run.info.run_id, "fid")
+        assert [point.step for point in history] == steps, (run.info.run_name, history)
+        for name in run.data.metrics:
+            once = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+            assert len(once) == len(set(once)) == len({step for step, _ in once}), (run.info.run_name, name, once)
+        images = folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts" / "images"
+        assert len(list(images.glob("*.png"))) == len(steps), run.info.run_name
+        found[run.info.run_name] = [(point.step, point.value) for point in history]
+    return found
+
+
+def run_seed(folder: Path, seed: int, faults: tuple[str, ...] = FAULTS) -> Chaos:
+    """A sweep in `folder` on a cluster of its own with these faults."""
+    with Cluster((2, 2, 2)) as cluster:
+        chaos = Chaos(folder, cluster, seed)
+        chaos.run(faults)
+    return chaos
+
+
+def main(seeds: list[int]) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    print(f"in {folder}", flush=True)
+    run_seed(folder / "undisturbed", 0, faults=())
+    failed = 0
+    for seed in seeds:
+        began = time.monotonic()
+        chaos = None
+        try:
+            chaos = run_seed(folder / str(seed), seed)
+            check(chaos, folder / "undisturbed")
+            outcome = "every trial once, numbers equal"
+        except AssertionError as error:
+            outcome, failed = f"FAILED: {error}", failed + 1
+        print(f"seed {seed}, {time.monotonic() - began:.0f} s: {outcome}", flush=True)
+        for line in chaos.told if chaos else ():
+            print(f"    {line}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(seed) for seed in sys.argv[1:]]))

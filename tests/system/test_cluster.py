@@ -1,0 +1,82 @@
+"""A sweep on a cluster of several nodes that somebody else started and that asks for a token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from cluster import Cluster
+from conftest import SMALL, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without CPUs, a node with two CPUs and what Ray takes for a GPU, a node with one CPU."""
+    with Cluster((0,)) as cluster, pytest.MonkeyPatch.context() as patch:
+        cluster.add_node(2, "--num-gpus=1")
+        cluster.add_node(1)
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield cluster
+
+
+TWO_GROUPS = """
+import json, sys
+from pathlib import Path
+
+class Files:
+    def __init__(self, *_):
+        pass
+
+    def serve(self, request):
+        import orchestration.workers, soflow.config
+        return [orchestration.workers.__file__, soflow.config.__file__]
+
+from orchestration.cluster import connected
+from orchestration.config import TrainConfig
+from orchestration.workers import WorkerGroup
+
+with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
+    import ray
+
+    before = ray.available_resources()["GPU"]
+    groups = [WorkerGroup(resources, Path(sys.argv[2]), name, Files) for name in ("one", "two")]
+    files = [path for group in groups for path in group.ask("where?")]
+    print(json.dumps([resources.gpus_per_worker, before, ray.available_resources().get("GPU", 0), files]))
+    for group in groups:
+        group.close()
+"""
+
+
+def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tmp_path):
+    command = [sys.executable, "-c", TWO_GROUPS, cluster.address, tmp_path]
+    # Not from the project's folder, where Ray would let workers look first.
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    share, before, left, files = json.loads(ran.stdout.splitlines()[-1])
+    assert (share, before, left) == (0.5, 1, 0)
+    # The project is installed where this test runs. Yet what workers import is what was sent to them.
+    assert all("py_modules" in path for path in files), files
+
+
+def test_a_sweep_uses_several_nodes_and_survives_the_loss_of_one(session, cluster):
+    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "4", "--max-concurrent", "3"]
+    flags += ["--early-stopping.kind", "none", "--name", "spread", "--address", cluster.address]
+    sweep = session.start("sweep_schedule.py", *flags, "--resources.gpus-per-worker", "0")
+    wait_for_line(sweep, "running, step")  # three groups of one worker take all CPUs of two nodes
+    deadline = time.monotonic() + 60
+    while {node for node, _ in cluster.processes("ray::RayTrainWorker")} != {1, 2} and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {node for node, _ in cluster.processes("ray::RayTrainWorker")} == {1, 2}
+    cluster.kill_raylet(2)  # two CPUs are left: one of the three trials at a time has to wait
+    rest, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, rest
+    assert session.study_states("spread") == ["COMPLETE"] * 4
+    for number in range(4):
+        assert [step for step, _ in session.history(f"spread-{number:04d}", "fid")] == list(range(4, 41, 4))
+    assert cluster.ask("ray.available_resources().get('CPU')") == "2.0"
