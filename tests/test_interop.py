@@ -500,7 +500,7 @@ def test_the_file_with_a_runs_seed_holds_the_images_that_its_evaluation_measured
 
         def evaluate(self, batches):
             seen.extend(batches)
-            return {}
+            return {"fid": 0.0}
 
         def floor(self):
             return {}

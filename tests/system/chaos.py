@@ -78,6 +78,8 @@ class Chaos:
     folder: Path
     cluster: Cluster
     seed: int
+    outage_s: float = OUTAGE_S
+    """How long the tracking server is away."""
     server: Server = field(init=False)
     driver: subprocess.Popen | None = None
     told: list[str] = field(default_factory=list)
@@ -174,7 +176,7 @@ class Chaos:
 
     def _lose_server(self) -> None:
         self.server.stop()
-        time.sleep(OUTAGE_S)
+        time.sleep(self.outage_s)
         self.server.start()
 
     def _lose_disk(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from cluster import Cluster
@@ -64,19 +63,23 @@ def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tm
     assert all("py_modules" in path for path in files), files
 
 
-def test_a_sweep_uses_several_nodes_and_survives_the_loss_of_one(session, cluster):
-    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "4", "--max-concurrent", "3"]
-    flags += ["--early-stopping.kind", "none", "--name", "spread", "--address", cluster.address]
-    sweep = session.start("sweep_schedule.py", *flags, "--resources.gpus-per-worker", "0")
-    wait_for_line(sweep, "running, step")  # three groups of one worker take all CPUs of two nodes
-    deadline = time.monotonic() + 60
-    while {node for node, _ in cluster.processes("ray::RayTrainWorker")} != {1, 2} and time.monotonic() < deadline:
-        time.sleep(0.1)
+def test_two_sweeps_at_once_use_several_nodes_and_do_not_disturb_each_other(session, cluster):
+    """With one storage folder and one tracking database; their groups take all CPUs of two nodes."""
+    flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--early-stopping.kind", "none"]
+    flags += ["--address", cluster.address, "--resources.gpus-per-worker", "0"]
+    sweeps = [
+        session.start("sweep_schedule.py", *flags, "--name", f"sweep{at_a_time}", "--max-concurrent", str(at_a_time))
+        for at_a_time in (2, 1)
+    ]
+    for sweep in sweeps:
+        wait_for_line(sweep, "running, step")
     assert {node for node, _ in cluster.processes("ray::RayTrainWorker")} == {1, 2}
-    cluster.kill_raylet(2)  # two CPUs are left: one of the three trials at a time has to wait
-    rest, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 0, rest
-    assert session.study_states("spread") == ["COMPLETE"] * 4
-    for number in range(4):
-        assert [step for step, _ in session.history(f"spread-{number:04d}", "fid")] == list(range(4, 41, 4))
-    assert cluster.ask("ray.available_resources().get('CPU')") == "2.0"
+    for sweep in sweeps:
+        rest, _ = sweep.communicate(timeout=240)
+        assert sweep.returncode == 0, rest
+    for name in ("sweep2", "sweep1"):
+        assert session.study_states(name) == ["COMPLETE"] * 3
+        for number in range(3):
+            assert [step for step, _ in session.history(f"{name}-{number:04d}", "fid")] == list(range(4, 41, 4))
+    assert {run.info.status for run in session.runs().values()} == {"FINISHED"}
+    assert cluster.ask("ray.available_resources().get('CPU')") == "3.0"

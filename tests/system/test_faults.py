@@ -24,24 +24,6 @@ ONE_AT_A_TIME += ["--training.batch-size", "128", "--training.total-steps", "60"
 NUMBERS = ["fid", "kid", "class_consistency", "step", "state"]
 
 
-@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::ResourceTrainable"])
-def test_a_killed_process_costs_time_but_changes_nothing(session, victim):
-    undisturbed = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "undisturbed")
-    assert undisturbed.wait(240) == 0, undisturbed.stdout.read()
-
-    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "disturbed")
-    wait_for_line(sweep, "trial 1 running, step 20/")
-    session.kill(victim)
-    rest, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 0, rest
-    session.assert_nothing_left()
-    tables = [pd.read_csv(session.storage / name / "trials.csv")[NUMBERS] for name in ("undisturbed", "disturbed")]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert session.study_states("disturbed") == ["COMPLETE"] * 3
-    for number in range(3):
-        assert [step for step, _ in session.history(f"disturbed-{number:04d}", "fid")] == [20, 40, 60]
-
-
 def test_ctrl_c_stops_cleanly_and_resume_goes_on(session):
     flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--early-stopping.kind", "none"]
     flags += ["--seeds-per-trial", "2"]
