@@ -52,12 +52,15 @@ class MlflowWriter:
     An answer of 5xx counts as an outage even if only one event provokes it: later events wait behind it, because a
     server that fails cannot be told from an event that it fails at.
 
+    Args:
+        origin: of the keys, which sets them apart from equal ones of others who use the same server.
+
     Attributes:
         run_ids: MLflow's ids of runs by key, as far as they are known.
     """
 
-    def __init__(self, tracking_uri: str, experiment: str):
-        self.tracking_uri, self.experiment = tracking_uri, experiment
+    def __init__(self, tracking_uri: str, experiment: str, origin: str):
+        self.tracking_uri, self.experiment, self.origin = tracking_uri, experiment, origin
         self.run_ids: dict[str, str] = {}
         self._client = None
         self._sent: Counter[str] = Counter()  # events of each run sent before an outage within a delivery
@@ -130,7 +133,7 @@ class MlflowWriter:
 
         run_id = self._find_run(key)
         if run_id is None:
-            tags = {KEY_TAG: key}
+            tags = {KEY_TAG: self._tag(key)}
             if event["parent"] is not None and (parent := self._find_run(event["parent"])):
                 tags["mlflow.parentRunId"] = parent
             run = self._client.create_run(self._experiment_id, event["time_ms"], tags, event["name"])
@@ -146,7 +149,8 @@ class MlflowWriter:
         """The run's id; of several with its key, all but the one that holds records are deleted."""
         if key not in self.run_ids or anew:
             quote = '"' if "'" in key else "'"
-            found = list(self._client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = {quote}{key}{quote}"))
+            of_this_key = f"tags.`{KEY_TAG}` = {quote}{self._tag(key)}{quote}"
+            found = list(self._client.search_runs([self._experiment_id], of_this_key))
             found.sort(
                 key=lambda run: (run.info.run_id == self.run_ids.get(key), len(run.data.params), len(run.data.metrics))
             )
@@ -156,6 +160,9 @@ class MlflowWriter:
                 LOG.warning("MLflow holds run %s twice; %s, without records, is deleted", key, twin.info.run_id)
                 self._client.delete_run(twin.info.run_id)
         return self.run_ids.get(key)
+
+    def _tag(self, key: str) -> str:
+        return f"{key}@{self.origin}"
 
     def _send_values(self, key: str, events: list[Event]) -> None:
         """Send the metrics and tags of these events, and their images as files and a tag."""

@@ -9,8 +9,11 @@ of one core: the more there is to send, the more events wait for each other and 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ comes meanwhile travels together, which costs less. Nothing waits longer than th
 class Tracker:
     """Records the events of runs; a daemon thread delivers them to MLflow.
 
-    A run is known by its key, such as "<sweep>/<trial>", which stands for one MLflow run for ever. Only an unknown
-    status raises; an event that MLflow refuses is skipped with a warning. A metric or image is taken once per step:
-    a run that repeats steps after a restart adds nothing until it is beyond the last step recorded.
+    A run is known by its key, such as "<sweep>/<trial>", which together with the spool stands for one MLflow run for
+    ever, whatever names others give to theirs on the same server. Only an unknown status raises; an event that MLflow
+    refuses is skipped with a warning. A metric or image is taken once per step: a run that repeats steps after a
+    restart adds nothing until it is beyond the last step recorded.
 
     Args:
         tracking_uri: http://, https:// or sqlite:/// URI; with SQLite the artifacts lie beside the database.
@@ -49,7 +53,7 @@ class Tracker:
         self.tracking_uri, self.spool_dir = tracking_uri, Path(spool_dir)
         self._recorded, self._recording = RecordedRuns(), threading.Lock()
         self._spool = Spool(self.spool_dir, self._recorded)
-        self._writer = MlflowWriter(tracking_uri, experiment)
+        self._writer = MlflowWriter(tracking_uri, experiment, _origin(self.spool_dir))
         self._hurry, self._flushing = threading.Event(), False
         self._thread = threading.Thread(target=self._deliver_until_stopped, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -151,3 +155,16 @@ class Tracker:
         """Wait, or less if somebody waits for the delivery."""
         self._hurry.wait(seconds)
         self._hurry.clear()
+
+
+def _origin(spool_dir: Path) -> str:
+    """What the spool's keys have in common: made once, and kept with the events."""
+    path = spool_dir / "origin"
+    with suppress(OSError):  # missing, or on a disk that takes nothing: then this process has one of its own
+        if path.exists():
+            return path.read_text().strip()
+        partial = path.with_suffix(".tmp")
+        partial.write_text(made := uuid.uuid4().hex[:12])
+        os.replace(partial, path)
+        return made
+    return uuid.uuid4().hex[:12]

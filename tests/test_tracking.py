@@ -94,7 +94,7 @@ def runs_of(uri, experiment):
     """The experiment's runs by key; fails if two share one."""
     client = client_of(uri)
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    by_key = {run.data.tags[KEY_TAG]: run for run in runs}
+    by_key = {run.data.tags[KEY_TAG].partition("@")[0]: run for run in runs}
     assert len(by_key) == len(runs)
     return by_key
 
@@ -190,15 +190,17 @@ def test_undelivered_events_are_sent_by_the_next_tracker(uri, experiment, tmp_pa
 
 
 def test_same_key_is_the_same_run(uri, experiment, tmp_path):
-    for spool in ("one", "two"):  # the second knows nothing of the first
-        tracker = Tracker(uri, experiment, tmp_path / spool)
-        tracker.start_run("it's", spool, {"a": 1}, {"spool": spool})
+    for name in ("one", "two"):  # the second remembers nothing of the first
+        tracker = Tracker(uri, experiment, tmp_path / "spool")
+        tracker.start_run("it's", name, {"a": 1}, {"try": name})
         assert tracker.flush(30)
         assert [run.info.status for run in runs_of(uri, experiment).values()] == ["RUNNING"]
         tracker.end_run("it's", "FINISHED")
         assert tracker.close(30) == 0
+        for file in ("journal.jsonl", "delivered", "index.json"):
+            (tmp_path / "spool" / file).unlink(missing_ok=True)
     run = runs_of(uri, experiment)["it's"]
-    assert (run.info.status, run.info.run_name, run.data.tags["spool"]) == ("FINISHED", "two", "two")
+    assert (run.info.status, run.info.run_name, run.data.tags["try"]) == ("FINISHED", "two", "two")
 
 
 def test_repeated_steps_are_taken_once(uri, experiment, tmp_path, image):
@@ -577,17 +579,30 @@ def test_a_run_that_the_server_created_after_all_is_deleted(uri, experiment, tmp
     assert tracker.flush(30)
     ours, client = tracker.run_id("run"), client_of(uri)
     number = client.get_experiment_by_name(experiment).experiment_id
-    client.create_run(number, run_name="run", tags={KEY_TAG: "run"})
+    tag = {KEY_TAG: client.get_run(ours).data.tags[KEY_TAG]}
+    client.create_run(number, run_name="run", tags=tag)
     tracker.end_run("run", "FINISHED")
     assert tracker.close(30) == 0
     assert runs_of(uri, experiment)["run"].info.run_id == ours
 
-    client.create_run(number, run_name="run", tags={KEY_TAG: "run"})
-    tracker = Tracker(uri, experiment, tmp_path / "another spool")  # which has to find out which of them is ours
+    client.create_run(number, run_name="run", tags=tag)
+    (tmp_path / "spool" / "index.json").unlink(missing_ok=True)
+    tracker = Tracker(uri, experiment, tmp_path / "spool")  # which has to find out which of them is ours
     tracker.log_metrics("run", {"loss": 2.0}, 2)
     assert tracker.close(30) == 0
     assert tracker.run_id("run") == ours
     assert history(uri, runs_of(uri, experiment)["run"], "loss") == [(1, 1.0), (2, 2.0)]
+
+
+def test_equal_names_of_others_are_other_runs(uri, experiment, tmp_path):
+    for spool, loss in (("mine", 1.0), ("yours", 2.0)):
+        tracker = Tracker(uri, experiment, tmp_path / spool)
+        tracker.start_run("run", "run", {}, {})
+        tracker.log_metrics("run", {"loss": loss}, 1)
+        assert tracker.close(30) == 0
+    client = client_of(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert sorted(run.data.metrics["loss"] for run in runs) == [1.0, 2.0]
 
 
 def test_an_artifact_is_sent_again_only_if_its_content_changed(uri, experiment, tmp_path):

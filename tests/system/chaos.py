@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from contextlib import suppress
@@ -87,6 +88,8 @@ class Chaos:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
         self.server, self.random = Server(self.folder), random.Random(self.seed)
+        self._back = threading.Thread()
+        self._back.start()
 
     @property
     def output(self) -> str:
@@ -106,7 +109,7 @@ class Chaos:
         try:
             self._launch(*SWEEP, "--tracking-uri", self.server.uri, "--address", self.cluster.address)
             for fault in order:
-                self._wait_for_reports(self.random.randint(1, 6))
+                self._wait_for_reports(self.random.randint(1, 5))
                 time.sleep(self.random.uniform(0, 1.5))
                 self._tell(fault)
                 getattr(self, f"_lose_{fault}")()
@@ -114,6 +117,7 @@ class Chaos:
             assert self.driver.returncode == 0, self.output
         finally:
             self._kill_driver()
+            self._back.join()
             self.server.stop()
             self._unmount()
 
@@ -164,6 +168,7 @@ class Chaos:
         self.cluster.add_node(2)
 
     def _lose_driver(self) -> None:
+        self._back.join()  # a sweep is not started, nor gone on with, while its server is away
         self._kill_driver()
         if self._mount():
             self._tell("the spool's disk is a small one")
@@ -175,9 +180,10 @@ class Chaos:
             self.driver.wait()
 
     def _lose_server(self) -> None:
+        """The rest goes on meanwhile, and so do the other faults."""
         self.server.stop()
-        time.sleep(self.outage_s)
-        self.server.start()
+        self._back = threading.Timer(self.outage_s, self.server.start)
+        self._back.start()
 
     def _lose_disk(self) -> None:
         if not os.path.ismount(self.sweep / "spool"):

@@ -1,4 +1,4 @@
-"""Everything that a sweep can lose, taken from it in turn at random moments: nothing is missing, nothing is there twice."""
+"""What a sweep can lose is taken from it in turn at random moments: then nothing is missing and nothing there twice."""
 
 from __future__ import annotations
 
