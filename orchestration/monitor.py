@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from orchestration.tracking import Tracker
 from soflow.config import config_hash, flatten, to_dict
 
 SPOOL = "spool"
+ENDS = {"failed": "failed", "finished": "finished", "running": "stopped"}
+"""How a trial ended, by the status of its last result."""
 MAY_CHANGE = ("num_trials", "search", "progress", "resume")
 """What a resume may change of a sweep's configuration, which MLflow does not allow of parameters."""
 
@@ -128,13 +130,14 @@ class SweepMonitor(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result, key = trial.last_result, self._key(trial)
         failed = result[RESULT_STATUS] == "failed"
-        state = {"failed": "failed", "finished": "finished", "running": "stopped"}[result[RESULT_STATUS]]
+        state = ENDS[result[RESULT_STATUS]]
         self.tracker.set_tags(key, {"state": state})
         if not failed:
             final = {f"final/{name}": value for name, value in result["metrics"].items()}
             self.tracker.log_metrics(key, final, result["step"])
             folder = trial_folder(self.folder, trial.config["number"])
-            self.tracker.log_artifact(key, folder / "config.yaml")
+            if (folder / "config.yaml").exists():  # else it was stopped at an earlier rung
+                self.tracker.log_artifact(key, folder / "config.yaml")
         self._end(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -167,10 +170,10 @@ class SweepMonitor(tune.Callback):
         if self._counted_earlier:
             return
         self._counted_earlier = True
-        ends = {"failed": "failed", "finished": "finished", "running": "stopped"}
-        over = [trial for trial in trials if trial.is_finished()]
-        statuses = [(trial.last_result or {}).get(RESULT_STATUS, "failed") for trial in over]
-        self.progress.count_earlier(Counter(ends[status] for status in statuses))
+        for trial in filter(Trial.is_finished, trials):
+            result = trial.last_result or {}
+            state = ENDS[result.get(RESULT_STATUS, "failed")]
+            self.progress.take_in(trial.config["number"], trial.config["point"], state, result.get("fid", math.nan))
 
     def _key(self, trial: Trial) -> str:
         return f"{self.folder.name}/{trial.config['number']:04d}"

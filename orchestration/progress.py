@@ -87,9 +87,10 @@ class SweepProgress:
         self._began = time.monotonic()
         self._timed: deque[tuple[float, int]] = deque(maxlen=TIMED)  # seconds and steps between reports
 
-    def count_earlier(self, states: dict[str, int]) -> None:
-        """Take in how many trials had ended, by state, before this process began."""
-        self.counts.update(states)
+    def take_in(self, number: int, point: dict[str, Any], state: str, fid: float) -> None:
+        """A trial had ended before this process began."""
+        self.counts[state] += 1
+        self._rank(Row(number, point, state, fid=fid, best_fid=fid))
 
     def start(self, number: int, point: dict[str, Any]) -> Row:
         """A trial starts, or goes on after a restart."""
@@ -107,10 +108,13 @@ class SweepProgress:
         row.step_ms = result.get("time/step_ms", row.step_ms)
         row.memory_mib = result.get("memory/peak_mib", row.memory_mib)
         row.heard_at = now
-        if row.best_fid == row.best_fid:
-            others = [other for other in self.best if other.number != number]
-            self.best = sorted([*others, row], key=lambda row: row.best_fid)[:BEST]
+        self._rank(row)
         return row
+
+    def _rank(self, row: Row) -> None:
+        if row.best_fid == row.best_fid:
+            others = [other for other in self.best if other.number != row.number]
+            self.best = sorted([*others, row], key=lambda row: row.best_fid)[:BEST]
 
     def end(self, number: int, state: str, reason: str = "") -> Row:
         row = self.running.pop(number)

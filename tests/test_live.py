@@ -66,8 +66,12 @@ def test_the_time_left_is_that_of_all_steps_left():
 
 def test_trials_that_ended_before_a_resume_count():
     progress = SweepProgress(num_trials=6, total_steps=100, slots=2)
-    progress.count_earlier({"finished": 2, "failed": 1})
+    for number, state, fid in ((0, "finished", 3.0), (1, "finished", 2.0), (2, "failed", float("nan"))):
+        progress.take_in(number, POINT, state, fid)
     assert progress.summary().startswith("3 of 6 trials over (2 finished, 1 failed), 0 running")
+    progress.start(3, POINT)
+    progress.report(3, result(50, 2.5))
+    assert [row.number for row in progress.best] == [1, 3, 0]
 
 
 def test_a_file_gets_a_line_per_report_and_how_the_sweep_stands_at_each_end():
