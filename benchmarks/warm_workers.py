@@ -51,9 +51,9 @@ def tiny(folder: Path, trials: int) -> SweepConfig:
     )
 
 
-def many(folder: Path, trials: int, slots: int, workers: int) -> SweepConfig:
+def many(folder: Path, trials: int, slots: int, workers: int, address: str | None) -> SweepConfig:
     small = {"total_steps": 2, "report_every": 2, "batch_size": 32}
-    values = {"max_concurrent": slots, "training": small, "resources": {"num_workers": workers}}
+    values = {"max_concurrent": slots, "training": small, "resources": {"num_workers": workers}, "address": address}
     return SweepConfig.model_validate(to_dict(tiny(folder, trials)) | values)
 
 
@@ -169,9 +169,9 @@ def row(name: str, gaps: list[float]) -> str:
     return f"| {name} | {statistics.median(gaps):.2f} | {min(gaps):.2f} | {max(gaps):.2f} | {len(gaps)} |"
 
 
-def measure_many(trials: int, slots: int, workers: int) -> None:
+def measure_many(trials: int, slots: int, workers: int, address: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = many(Path(folder), trials, slots, workers)
+        config = many(Path(folder), trials, slots, workers, address)
         memory = MemoryLog(Path(folder) / config.name)
         memory.start()
         gaps = warm_gaps(config)[slots - 1 :]  # each slot's first trial waits for its group's start
@@ -187,10 +187,11 @@ def main() -> None:
     options.add_argument("--trials", type=int, default=6, help="trials of each design, at least 2 (default 6)")
     options.add_argument("--slots", type=int, help="measure many trials in so many slots, and memory")
     options.add_argument("--workers", type=int, default=1, help="workers per slot (default 1)")
+    options.add_argument("--address", help="of a Ray cluster, with --slots; by default one is started")
     chosen = options.parse_args()
     trials = chosen.trials
     if chosen.slots:
-        return measure_many(trials, chosen.slots, chosen.workers)
+        return measure_many(trials, chosen.slots, chosen.workers, chosen.address)
     with tempfile.TemporaryDirectory() as folder:
         config = tiny(Path(folder), trials)
         warm = warm_gaps(config)

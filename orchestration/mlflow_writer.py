@@ -17,8 +17,11 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from orchestration.tracking_check import database_of
 
@@ -75,16 +78,18 @@ class MlflowWriter:
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the tracker tells, without tracebacks
-        client = MlflowClient(tracking_uri=self.tracking_uri)
-        experiment = client.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            database = database_of(self.tracking_uri)
-            artifacts = (database.parent / "artifacts").as_uri() if database else None
-            self._experiment_id = client.create_experiment(self.experiment, artifact_location=artifacts)
-        else:
-            self._experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":  # MLflow lets nobody else take its name
-                client.restore_experiment(self._experiment_id)
+        database = database_of(self.tracking_uri)
+        # Two processes that make one database's tables at the same time leave it broken for good.
+        with FileLock(f"{database}.lock") if database else nullcontext():
+            client = MlflowClient(tracking_uri=self.tracking_uri)
+            experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is None:
+                artifacts = (database.parent / "artifacts").as_uri() if database else None
+                self._experiment_id = client.create_experiment(self.experiment, artifact_location=artifacts)
+            else:
+                self._experiment_id = experiment.experiment_id
+                if experiment.lifecycle_stage == "deleted":  # MLflow lets nobody else take its name
+                    client.restore_experiment(self._experiment_id)
         self._client = client
 
     def deliver(self, events: Iterable[Event | None], stopped: Callable[[], bool]) -> bool:

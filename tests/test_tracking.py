@@ -655,3 +655,25 @@ def test_opening_a_long_journal_reads_only_what_its_index_does_not_know(tmp_path
         assert again.new_names("metrics", "29", ["a", "b", "c"], 4) == {"c"}
         assert again.new_names("metrics", "29", ["a"], 5) == {"a"}
         assert list(again.open) == [str(run) for run in range(0, 30, 2)]
+
+
+@pytest.mark.slow
+def test_several_programs_may_make_the_database_at_once(tmp_path):
+    """Each makes the tables if there are none."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    script = """
+import sys
+from pathlib import Path
+from orchestration.tracking import Tracker
+tracker = Tracker(sys.argv[1], "shared", Path(sys.argv[2]))
+tracker.start_run("run", "run", {}, {})
+tracker.end_run("run", "FINISHED")
+sys.exit(tracker.close(120))
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, uri, str(tmp_path / name)]) for name in ("one", "two", "three")
+    ]
+    assert [process.wait(180) for process in started] == [0, 0, 0]
+    client = client_of(uri)
+    runs = client.search_runs([client.get_experiment_by_name("shared").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
