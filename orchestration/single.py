@@ -72,7 +72,9 @@ class _Run:
         status = "KILLED"
         try:
             status = "FINISHED" if self._follow(group, there) else "FAILED"
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not _is_interruption(error):
+                raise
             self._say(f"interrupted; go on with: python experiments/train.py --resume {self.folder}")
         finally:
             group.close()
@@ -121,6 +123,11 @@ class _Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error; pydantic raises its own about one that meets it at work."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__cause__))
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

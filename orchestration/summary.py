@@ -32,12 +32,12 @@ def ranking(config: SweepConfig, folder: Path, trials: list[Trial]) -> pd.DataFr
     study = load_study(config, folder)
     records = study.get_trials(deepcopy=False)
     infeasible = [trial.number for trial in records if any(excess > 0 for excess in trial.constraints.values())]
-    first, shown = config.goals[0], dict.fromkeys((*METRICS, *config.goals))
+    shown = dict.fromkeys((*METRICS, *config.goals))
     shown |= dict.fromkeys(read_constraint(constraint)[0] for constraint in config.constraints)
     rows = []
     for trial in trials:
         result, record = trial.last_result or {}, records[trial.config["number"]]
-        metrics = {first: math.nan} | result | result.get("metrics", {})
+        metrics = dict.fromkeys(config.goals, math.nan) | result | result.get("metrics", {})
         rows.append(
             {
                 "trial": trial.config["number"],
@@ -58,7 +58,7 @@ def ranking(config: SweepConfig, folder: Path, trials: list[Trial]) -> pd.DataFr
     breaks = table["trial"].isin(infeasible)
     return (
         table.assign(_order=order, _breaks=breaks, _step=-table["step"])
-        .sort_values(["_order", "_breaks", "_step", first])
+        .sort_values(["_order", "_breaks", "_step", *config.goals])
         .drop(columns=["_order", "_breaks", "_step"])
         .reset_index(drop=True)
     )

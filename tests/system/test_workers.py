@@ -42,13 +42,16 @@ class Holder:
         ray.get(self.group.ready())
         return self.group.id.hex()
 
+    def live(self):
+        pass
+
 mine, living, dead = placement_group([{"CPU": 1}]), Holder.remote(), Holder.remote()
 names = {mine.id.hex(): "mine", ray.get(living.hold.remote()): "living", ray.get(dead.hold.remote()): "dead"}
 held = lambda: sorted(names[key] for key, group in placement_group_table().items() if group["state"] != "REMOVED")
 ray.kill(dead)
 while True:
     try:
-        ray.get(dead.hold.remote())
+        ray.get(dead.live.remote())
     except ray.exceptions.RayActorError:
         break
 print(*held())
