@@ -257,6 +257,7 @@ def predict_cost(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_program_predicts_a_file_s_run(tmp_path):
     (tmp_path / "run.yaml").write_text("training: {batch_size: 64}\n")
     table = tmp_path / "costs.csv"

@@ -40,7 +40,7 @@ ACCELERATORS = {
 
 
 def measured(device: torch.device, memory_bytes: float) -> Accelerator:
-    """The device at hand: rates of a large matrix product and addition, the best of 29: peaks whatever else runs."""
+    """The device at hand: rates of a large matrix product and addition, the best of nine: peaks whatever else runs."""
     a, b = torch.randn(2, 2048, 2048, device=device).unbind()
     long = torch.randn(2**25, device=device)
     flops = {}
@@ -52,7 +52,7 @@ def measured(device: torch.device, memory_bytes: float) -> Accelerator:
 
 def _fastest_s(run: Callable[[], object], device: torch.device) -> float:
     times = []
-    for _ in range(30):
+    for _ in range(10):
         begin = time.perf_counter()
         run()
         if device.type == "cuda":

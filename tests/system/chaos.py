@@ -168,8 +168,8 @@ class Chaos:
         self.cluster.add_node(2)
 
     def _lose_driver(self) -> None:
-        self._back.join()  # a sweep is not started, nor gone on with, while its server is away
         self._kill_driver()
+        self._back.join()  # a sweep is not started, nor gone on with, while its server is away
         if self._mount():
             self._tell("the spool's disk is a small one")
         self._launch("--resume", "sweep")
