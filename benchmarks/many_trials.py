@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -96,7 +97,7 @@ def measure(sampler: str, size: int, repeats: int) -> dict[str, float]:
             held.add(number)
             result = {"fid": 2.0, "step": 800, "status": "running"}
             scheduler = StudyPruning(StudySearch(study))
-            stops.append(seconds(lambda: scheduler.must_stop(number, result)))  # noqa: B023
+            stops.append(seconds(partial(scheduler.must_stop, number, result)))
             study.prune(number)
         found["suggest"], found["stop"] = statistics.median(times), statistics.median(stops)
         trials = tune_trials(study)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from orchestration.config import LaunchConfig, SweepConfig
 from soflow.sections import ConfigError
@@ -28,7 +30,7 @@ def check_storage(storage: Path) -> None:
     Raises:
         ConfigError: naming the folder.
     """
-    if "://" in str(storage) or str(storage).partition(":/")[0] in ("s3", "gs", "abfs", "file"):  # Path drops a slash
+    if re.match(r"\w+:/", str(storage)):  # a URL, of which Path has dropped a slash
         raise ConfigError(f"storage = {storage}: must be a folder, one that all nodes see; object stores are none")
     try:
         storage.mkdir(parents=True, exist_ok=True)
@@ -79,14 +81,17 @@ def sole_owner(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: if another process does.
     """
-    with (folder / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"resume = {folder.name}: another process is at it in {folder.parent}") from None
-        except OSError as error:
-            LOG.warning("%s: cannot be locked (%s); see that no two processes go on with it", folder, error)
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"resume = {folder.name}: another process is at it in {folder.parent}") from None
+    except (OSError, NotImplementedError) as error:
+        LOG.warning("%s: cannot be locked (%s); see that no two processes go on with it", folder, error)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def resumable_sweep(config: SweepConfig) -> Path:

@@ -54,8 +54,8 @@ class Server:
         database, artifacts = f"sqlite:///{self.folder / 'mlflow.db'}", str(self.folder / "artifacts")
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", artifacts]
-        log = open(self.folder / "server.log", "a")  # noqa: SIM115 (the server's for its life)
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        with open(self.folder / "server.log", "a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(OSError):
@@ -148,17 +148,10 @@ class Chaos:
         self.told.append(f"{time.strftime('%H:%M:%S')} {what}, after {self.output.count(', step ')} reports")
 
     def _lose_worker(self) -> None:
-        self._kill("ray::RayTrainWorker")
+        self.cluster.kill("ray::RayTrainWorker", self.random.choice)
 
     def _lose_trainable(self) -> None:
-        self._kill("ray::ResourceTrainable")
-
-    def _kill(self, title: str) -> None:
-        deadline = time.monotonic() + 60
-        while not (found := self.cluster.processes(title)):
-            assert time.monotonic() < deadline, f"no {title}\n{self.output}"
-            time.sleep(0.05)
-        os.kill(self.random.choice(found)[1], signal.SIGKILL)
+        self.cluster.kill("ray::ResourceTrainable", self.random.choice)
 
     def _lose_raylet(self) -> None:
         """A node that is not the head, by preference one that has a part of the sweep; a new one takes its place."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,6 +134,14 @@ class Cluster:
     def kill_raylet(self, index: int) -> None:
         """SIGKILL a node's raylet: Ray's other processes of that node end by themselves."""
         os.kill(self.nodes[index].raylet, signal.SIGKILL)
+
+    def kill(self, title: str, choose: Callable[[list[tuple[int, int]]], tuple[int, int]] = min) -> None:
+        """SIGKILL a process whose command contains `title`, the one that `choose` takes of several."""
+        deadline = time.monotonic() + 60
+        while not (found := self.processes(title)):  # a title cannot be read while Ray is changing it
+            assert time.monotonic() < deadline, f"no {title}"
+            time.sleep(0.05)
+        os.kill(choose(found)[1], signal.SIGKILL)
 
     def alive(self) -> list[Node]:
         """Nodes whose raylet lives."""

@@ -8,12 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from cluster import Cluster
 from conftest import SMALL, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -119,26 +118,18 @@ def test_a_single_run_is_interrupted_and_resumed(session):
 
 
 @pytest.fixture
-def cluster(session):
+def cluster(monkeypatch):
     """A Ray cluster that somebody else started, with 4 CPUs."""
-    ray = Path(sys.executable).parent / "ray"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tempfile.mkdtemp(prefix="ray-")  # not pytest's: Ray's sockets need a short path
-    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={folder}"]
-    starting = session.launch([*start, "--dashboard-host=127.0.0.1"])
-    assert starting.wait(120) == 0, starting.stdout.read()
-    yield f"127.0.0.1:{port}"
-    for process in session.processes():
-        os.kill(process, signal.SIGKILL)
-    session.assert_nothing_left()
+    with Cluster((4,)) as cluster:
+        for name, value in cluster.env.items():
+            monkeypatch.setenv(name, value)
+        yield cluster
 
 
 def test_on_a_shared_cluster_nothing_of_ours_is_left(session, cluster):
-    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "shared", "--address", cluster)
+    sweep = session.start("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "shared", "--address", cluster.address)
     wait_for_line(sweep, "trial 1 running, step 20/")
-    session.kill("ray::ResourceTrainable")
+    cluster.kill("ray::ResourceTrainable")
     rest, _ = sweep.communicate(timeout=240)
     assert sweep.returncode == 0, rest
     # Ray Train starts this one once per cluster, for all jobs, and keeps it; it holds no resources.
@@ -157,7 +148,7 @@ for attempt in range(40):
 print([group.name for group in groups], [actor.class_name for actor in actors], ray.available_resources().get("CPU"))
 """
     command = [sys.executable, "-c", script % of_ray]
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": cluster}
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
     asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
 
