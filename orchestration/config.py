@@ -88,10 +88,11 @@ NUM_TRIALS = 16
 
 
 class EarlyStoppingConfig(Section):
-    kind: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """Successive halving as results come, several halvings side by side, the median rule, or never."""
+    kind: Literal["asha", "hyperband", "median", "none", "pbt"] = "asha"
+    """Successive halving as results come, several halvings side by side, the median rule, or never; or pbt: nothing is
+    stopped, but the worst trials go on from the best ones' weights with other m and w."""
     grace_reports: Count = 4
-    """Reports that every trial makes before it may be stopped."""
+    """Reports that every trial makes before it may be stopped; with pbt, between two exchanges."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One in this many trials goes on at each rung; a rung has this many times the steps of the one before."""
     compare: Literal["equal_steps", "equal_progress"] = "equal_steps"

@@ -11,7 +11,7 @@ from soflow import reports
 from soflow.config import RunConfig, to_dict
 
 if TYPE_CHECKING:
-    from orchestration.training_worker import Answer
+    from orchestration.training_worker import Answer, Request
     from orchestration.workers import WorkerGroup
 
 LOG = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class FollowedRun:
     step: int = 0
     """Optimiser steps reported."""
     micro_batches: int = 1
+    taken_over: int = 0
+    """Step at which it goes on from another run's checkpoint, which lies in its folder as its own; 0 if it does not."""
 
     def next_report(self, group: WorkerGroup) -> Answer:
         """The next report, or the reason why there is none.
@@ -50,13 +52,18 @@ class FollowedRun:
         return answer
 
     def _ask(self, group: WorkerGroup) -> Answer:
-        from orchestration.training_worker import Answer, Request
+        from orchestration.training_worker import Answer
         from orchestration.workers import RequestFailed
 
         try:
-            return group.ask(Request(to_dict(self.config), str(self.folder), self.step, self.micro_batches))
+            return group.ask(self._request())
         except RequestFailed as error:
             return Answer(self.step, failure=str(error), out_of_memory="ran out of memory" in str(error))
+
+    def _request(self) -> Request:
+        from orchestration.training_worker import Request
+
+        return Request(to_dict(self.config), str(self.folder), self.step, self.micro_batches, self.taken_over)
 
     def _take_smaller_parts(self) -> bool:
         """Halve the micro-batch; False if it is one sample already."""

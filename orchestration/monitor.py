@@ -14,8 +14,9 @@ from ray.tune.experiment import Trial
 from orchestration.config import EXPERIMENT, FLUSH_S, SweepConfig
 from orchestration.environment import environment_tags
 from orchestration.folders import resume_flags, trial_folder
+from orchestration.population import guidance_of, is_exchange
 from orchestration.progress import SweepProgress, View, make_view
-from orchestration.search import RESULT_REASON, RESULT_STATUS
+from orchestration.search import RESULT_REASON, RESULT_STATUS, current_point
 from orchestration.search_space import trial_config
 from orchestration.summary import Summary
 from orchestration.tracking import Tracker
@@ -111,7 +112,7 @@ class SweepMonitor(tune.Callback):
         }
         name = f"{self.folder.name}-{number:04d}"
         self.tracker.start_run(self._key(trial), name, flatten(to_dict(config)), tags, parent=self.folder.name)
-        self.view.started(self.progress.start(number, point))
+        self.view.started(self.progress.start(number, current_point(trial.config)))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         row, key = self.progress.report(trial.config["number"], result), self._key(trial)
@@ -120,11 +121,14 @@ class SweepMonitor(tune.Callback):
             if result.get("details"):
                 self._write_details(trial, result["details"])
             return
-        self.tracker.log_metrics(key, result["metrics"], result["step"])
+        metrics = result["metrics"] | guidance_of(self.config, current_point(trial.config))
+        self.tracker.log_metrics(key, metrics, result["step"])
         self.tracker.log_image(key, Path(result["grid"]), "samples", result["step"])
         if self.facts.get(key) != result["facts"]:
             self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])
+        if is_exchange(self.config, result["step"]):
+            row.state = "waiting"
         self.view.reported(row, result["metrics"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -95,7 +95,7 @@ class SweepProgress:
     def start(self, number: int, point: dict[str, Any]) -> Row:
         """A trial starts, or goes on after a restart."""
         row = self.running.setdefault(number, Row(number, point))
-        row.state, row.reason, row.heard_at = "starting", "", time.monotonic()
+        row.point, row.state, row.reason, row.heard_at = point, "starting", "", time.monotonic()
         return row
 
     def report(self, number: int, result: dict[str, Any]) -> Row:
@@ -148,7 +148,10 @@ class SweepProgress:
         """Counts and times in a line."""
         counts = [f"{self.counts[state]} {state}" for state in OVER if self.counts[state]]
         text = f"{self.over} of {self.num_trials} trials over" + (f" ({', '.join(counts)})" if counts else "")
-        text += f", {len(self.running)} running, {format_time(self.elapsed_s)} elapsed"
+        waiting = sum(row.state == "waiting" for row in list(self.running.values()))
+        text += f", {len(self.running) - waiting} running"
+        text += f", {waiting} waiting for others" if waiting else ""
+        text += f", {format_time(self.elapsed_s)} elapsed"
         if self.over < self.num_trials and self.left_s is not None:
             text += f", at most {format_time(self.left_s)} to go"
         return text

@@ -14,7 +14,7 @@ from orchestration.config import ResourcesConfig
 from orchestration.folders import trial_folder
 from orchestration.following import FollowedRun
 from orchestration.replicates import over_seeds
-from orchestration.search import RESULT_REASON, RESULT_STATUS
+from orchestration.search import RESULT_REASON, RESULT_STATUS, current_point
 from orchestration.search_space import trial_config
 from orchestration.training_worker import Answer, training_group
 from soflow.config import RunConfig, override, parse, to_dict
@@ -50,11 +50,12 @@ class TrialSlot(tune.Trainable):
         self._begin(config)
 
     def _begin(self, trial: dict[str, Any]) -> None:
-        self.trial, self.rungs_done, self.done_steps, self.micro_batches = trial, 0, 0, 1
+        self.trial, self.rungs_done, self.micro_batches = trial, 0, 1
+        self.taken_over = self.done_steps = trial.get("exchange", {"step": 0})["step"]
 
     def step(self) -> dict[str, Any]:
         try:
-            config = trial_config(self.base, self.trial["point"])
+            config = trial_config(self.base, current_point(self.trial))
             parts = micro_batches_that_fit(config, self.room, self.resources.num_workers)
             self.micro_batches = max(self.micro_batches, parts)
         except ConfigError as error:
@@ -62,7 +63,7 @@ class TrialSlot(tune.Trainable):
         folder = trial_folder(self.sweep_folder, self.trial["number"])
         if self.rungs_done < len(self.earlier_rungs):
             return self._next_rung(config, folder)
-        run = self._run(config, folder, self.done_steps)
+        run = self._run(config, folder, self.done_steps, self.taken_over)
         answer = self._follow(run)
         if answer.failure:
             return self._failed(answer)
@@ -93,8 +94,8 @@ class TrialSlot(tune.Trainable):
             ends.append(answer.metrics)
         return self._result(first, over_seeds(ends))
 
-    def _run(self, config: RunConfig, folder: Path, step: int = 0) -> FollowedRun:
-        return FollowedRun(config, folder, self.resources.num_workers, step, self.micro_batches)
+    def _run(self, config: RunConfig, folder: Path, step: int = 0, taken_over: int = 0) -> FollowedRun:
+        return FollowedRun(config, folder, self.resources.num_workers, step, self.micro_batches, taken_over)
 
     def _follow(self, run: FollowedRun) -> Answer:
         answer = run.next_report(self.group)

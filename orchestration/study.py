@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,17 @@ from soflow.sections import ConfigError
 STUDY = "sweep"
 """The study's name in a journal, which holds one sweep; in a database it is the sweep's."""
 STUDY_FILE = "study.journal"
-REASON, STOPPED_AT = "reason", "stopped_at_step"
-"""Attributes of trials: why it failed, and the step at which it was decided to stop it."""
+REASON, STOPPED_AT, EXCHANGES = "reason", "stopped_at_step", "exchanges"
+"""Attributes of trials: why it failed, the step at which it was decided to stop it, what it took over from others."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """In population-based training: from `step` on a trial goes on with what trial `donor` had there, elsewhere."""
+
+    step: int
+    donor: int
+    point: dict[str, Any]
 
 
 class SweepStudy:
@@ -79,8 +89,8 @@ class SweepStudy:
         """All trials by number; those that wait to be suggested too."""
         return self.study.get_trials(deepcopy=False)
 
-    def next_trial(self, held: set[int]) -> tuple[int, dict[str, Any]] | None:
-        """Number and point of the next trial, None if there is to be none.
+    def next_trial(self, held: set[int]) -> dict[str, Any] | None:
+        """The next trial's configuration for Tune, None if there is to be none.
 
         First come trials of the study that Tune does not hold: they were suggested after its last snapshot before an
         abrupt end, and are taken up again as they were.
@@ -95,7 +105,7 @@ class SweepStudy:
         self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
         return self._suggest(self.study.ask())
 
-    def _suggest(self, trial: optuna.Trial) -> tuple[int, dict[str, Any]]:
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Choose what is not chosen yet of a trial's point; nothing is, if it is over."""
         if not self._frozen(self.study, trial.number).state.is_finished():
             self.study.sampler = make_sampler(self.config, trial.number)
@@ -103,7 +113,27 @@ class SweepStudy:
             if self.records is not self.study:
                 while len(self.records.get_trials(deepcopy=False)) <= trial.number:
                     self.records.ask()
-        return trial.number, self.space.point(trial.params)
+        return self.tune_config(trial.number)
+
+    def tune_config(self, number: int) -> dict[str, Any]:
+        """A trial's number and point, and the last exchange if there was one: all that the trial's slot needs."""
+        found = {"number": number, "point": self.space.point(self._frozen(self.study, number).params)}
+        exchanges = self.exchanges(number)
+        return found | ({"exchange": asdict(exchanges[-1])} if exchanges else {})
+
+    def exchanges(self, number: int) -> list[Exchange]:
+        """What a trial has taken over from others, in order."""
+        return [Exchange(**values) for values in self.record(number).user_attrs.get(EXCHANGES, [])]
+
+    def exchange(self, number: int, new: Exchange) -> None:
+        """Record an exchange."""
+        made = [asdict(exchange) for exchange in (*self.exchanges(number), new)]
+        self._handle(self.records, number).set_user_attr(EXCHANGES, made)
+
+    def point_at(self, number: int, step: int) -> dict[str, Any]:
+        """The point with which a trial came to a step."""
+        before = [exchange.point for exchange in self.exchanges(number) if exchange.step < step]
+        return before[-1] if before else self.space.point(self._frozen(self.study, number).params)
 
     def is_over(self, number: int) -> bool:
         return self._frozen(self.study, number).state.is_finished()
@@ -218,6 +248,10 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
     """
     space = search_space.build(config)
     check_sampler(config, space)
+    if config.early_stopping.kind == "pbt":
+        from orchestration.population import check_population  # imports Ray Tune
+
+        check_population(config, space)
     _check_metrics(config)
     search_space.known_points(config, space)
     if config.study_storage is None and not (folder / STUDY_FILE).exists():

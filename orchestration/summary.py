@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +15,9 @@ from rich.table import Table
 from orchestration.config import SweepConfig, read_constraint
 from orchestration.folders import trial_folder
 from orchestration.live import format_value, short_name
+from orchestration.search import current_point
 from orchestration.search_space import trial_config
-from orchestration.study import REASON, load_study
+from orchestration.study import EXCHANGES, REASON, load_study
 from soflow.config import to_yaml
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
@@ -41,10 +42,11 @@ def ranking(config: SweepConfig, folder: Path, trials: list[Trial]) -> pd.DataFr
         rows.append(
             {
                 "trial": trial.config["number"],
-                **trial.config["point"],
+                **current_point(trial.config),
                 "state": STATES[record.state],
                 "step": result.get("step", 0),
                 **{name: metrics[name] for name in shown if name in metrics},
+                **({"exchanges": _told(record)} if config.early_stopping.kind == "pbt" else {}),
                 "reason": record.user_attrs.get(REASON, ""),
                 "folder": str(trial_folder(folder, trial.config["number"])),
             }
@@ -62,6 +64,11 @@ def ranking(config: SweepConfig, folder: Path, trials: list[Trial]) -> pd.DataFr
         .drop(columns=["_order", "_breaks", "_step"])
         .reset_index(drop=True)
     )
+
+
+def _told(record: FrozenTrial) -> str:
+    """What a trial of a population took over: at which steps, from which trials."""
+    return ", ".join(f"{made['step']}: from {made['donor']}" for made in record.user_attrs.get(EXCHANGES, []))
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
     if best["state"] == "finished" and not best.get("feasible", True):
         console.print(f"no finished trial keeps to {' and '.join(config.constraints)}", highlight=False)
     elif best["state"] == "finished":
-        by_number = {trial.config["number"]: trial.config["point"] for trial in trials}
+        by_number = {trial.config["number"]: current_point(trial.config) for trial in trials}
         summary.files.append(folder / "best.yaml")
         summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]])))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
@@ -103,10 +110,11 @@ def _say_best(console: Console, best: pd.Series, path: Path) -> None:
     floor = ""
     if "fid_floor" in best:  # unless the reference is a file of statistics
         floor = f", {best['fid'] / best['fid_floor']:.1f} times the real data's own {best['fid_floor']:.3g}"
+    note = f", but its weights come from others (exchanges {best['exchanges']})" if best.get("exchanges") else ""
     for line in (
         f"best:        trial {best['trial']}, FID {best['fid']:.4g}{floor}",
         f"its samples: {grids[-1]}",
-        f"train it:    python experiments/train.py --config {path}",
+        f"train it:    python experiments/train.py --config {path}{note}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
 

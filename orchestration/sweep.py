@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from orchestration.progress import stdout_for
 from orchestration.recovery import TUNE_FOLDER, check_state, own_config
 from orchestration.tracking_check import check_tracking
 from soflow.config import to_yaml
+from soflow.sections import ConfigError
 
 
 def run_sweep(config: SweepConfig) -> str:
@@ -46,6 +48,8 @@ def _run(config: SweepConfig, until_the_end: ExitStack) -> str:
     if resuming:
         until_the_end.enter_context(sole_owner(folder))
         config = _resumed(config, folder)
+        if config.early_stopping.kind == "pbt":  # Tune would let all that waited run at once; the study knows better
+            shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
         tune_has_state = check_state(config, folder)
     space = search_space.build(config)
     check_storage(config.storage)
@@ -80,7 +84,10 @@ def _check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
 def _resumed(config: SweepConfig, folder: Path) -> SweepConfig:
     """The sweep's own configuration, with what may change on a resume."""
     changes = {name: getattr(config, name) for name in ("num_trials", "search", "progress")}
-    return own_config(folder, {name: value for name, value in changes.items() if value is not None})
+    resumed = own_config(folder, {name: value for name, value in changes.items() if value is not None})
+    if resumed.early_stopping.kind == "pbt" and resumed.num_trials != (own := own_config(folder, {}).num_trials):
+        raise ConfigError(f"num_trials = {resumed.num_trials}: a population keeps its size, here {own}")
+    return resumed
 
 
 def _execute(tuner, config: SweepConfig, folder: Path) -> str:
@@ -132,17 +139,19 @@ def _new_tuner(slot, config: SweepConfig, folder: Path):
 
     from orchestration.early_stopping import StudyPruning
     from orchestration.monitor import SweepMonitor
+    from orchestration.population import PopulationTraining
     from orchestration.search import StudySearch, StudyTrials
     from orchestration.study import SweepStudy
 
     search = StudySearch(SweepStudy(config, folder))
+    scheduler = PopulationTraining if config.early_stopping.kind == "pbt" else StudyPruning
     return tune.Tuner(
         slot,
         tune_config=tune.TuneConfig(
             metric="fid",
             mode="min",
             search_alg=StudyTrials(search),
-            scheduler=StudyPruning(search),
+            scheduler=scheduler(search),
             num_samples=config.num_trials,
             reuse_actors=True,
             trial_dirname_creator=_trial_number,

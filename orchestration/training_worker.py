@@ -34,6 +34,8 @@ class Request:
     start: int
     micro_batches: int = 1
     """In how many parts each worker takes its samples of a step."""
+    taken_over: int = 0
+    """Step whose checkpoint is another run's, of another configuration; 0 if none is."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class TrainingWorker:
             self.rank,
             self.world_size,
             request.micro_batches,
+            request.taken_over,
         )
         self._request = request
         return request.start == 0

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
     for old in set(steps) - kept:
         path_of(directory, old).unlink(missing_ok=True)
     return path
+
+
+def take_over(donor: Path, recipient: Path, step: int) -> None:
+    """Put a run's checkpoint of a step in place of another run's own; no copy is made where files can be linked.
+
+    Args:
+        donor: folder of the run whose checkpoint it is.
+        recipient: folder of the run that goes on from it.
+    """
+    path = path_of(recipient, step)
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path_of(donor, step), partial)
+    except OSError:
+        shutil.copyfile(path_of(donor, step), partial)
+    os.replace(partial, path)
+    if best_step(recipient) == step:  # its own best weights are gone
+        (recipient / BEST_FILE).unlink()
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,10 +40,12 @@ def next_step(config: RunConfig, after: int) -> int:
     return min((after // every + 1) * every, total)
 
 
-def begin(config: RunConfig, directory: Path) -> None:
-    """Make the folder that of a run of this configuration without any reports."""
-    shutil.rmtree(directory / FOLDER, ignore_errors=True)
-    (directory / FOLDER).mkdir(parents=True)
+def begin(config: RunConfig, directory: Path, start: int = 0) -> None:
+    """Make the folder that of a run of this configuration, without any reports after step `start`."""
+    (directory / FOLDER).mkdir(parents=True, exist_ok=True)
+    for path in (directory / FOLDER).iterdir():
+        if path.name > _path(directory, start).name or not start:
+            path.unlink()
     _write(directory / CONFIG_FILE, to_yaml(config))
 
 

@@ -7,6 +7,7 @@ reports/ with what each of them said. Nothing here knows what started the run or
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ class TrainingRun:
         start: steps that were reported, 0 for a fresh start. The run goes on from the newest good checkpoint up to
             there and may so be some steps behind.
         evaluator: of the configured data and features, for the same rank and number of workers.
+        taken_over: step whose checkpoint is another run's, which may be of another configuration (0: none is).
 
     Raises:
         CheckpointError: if all checkpoints to start from are missing or damaged, or one is of another configuration.
@@ -52,13 +54,14 @@ class TrainingRun:
         rank: int = 0,
         world_size: int = 1,
         micro_batches: int = 1,
+        taken_over: int = 0,
     ):
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
         self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
         if start:
-            self._restore(start)
-        elif rank == 0:
-            reports.begin(config, directory)
+            self._restore(start, taken_over)
+        if start == taken_over and rank == 0:
+            reports.begin(config, directory, start)
 
     @property
     def finished(self) -> bool:
@@ -73,11 +76,12 @@ class TrainingRun:
         """
         trainer = self.trainer
         metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
-        network = trainer.averaged_network()
+        network, began = trainer.averaged_network(), time.perf_counter()
         metrics |= evaluate(trainer, network, self.evaluator)
         evaluation = self.config.evaluation
         if evaluation.diagnostics and (self.finished or evaluation.diagnose_every_report):
             metrics |= look_closer(trainer, network, self.evaluator)
+        metrics["time/evaluate_s"] = time.perf_counter() - began  # of this report; it ends in numbers, so synchronised
         if trainer.rank:
             return None
         grid = self.directory / "grids" / f"step-{trainer.step:08d}.png"
@@ -106,11 +110,11 @@ class TrainingRun:
             **{f"fid_{name}": str(value) for name, value in self.evaluator.protocol().items()},
         }
 
-    def _restore(self, start: int) -> None:
+    def _restore(self, start: int, taken_over: int) -> None:
         step, state = checkpoints.load_newest(self.directory, start, self.device)
         if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
             step, state = checkpoints.load_newest(self.directory, agreed, self.device)
-        if parse(state["config"]) != self.config:
+        if step != taken_over and parse(state["config"]) != self.config:
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
         self.trainer.load_state_dict(state)

@@ -41,7 +41,7 @@ class Sweep:
         self.study = self.scheduler.study
 
     def begin(self, number: int) -> None:
-        assert self.study.next_trial(set(range(number)))[0] == number
+        assert self.study.next_trial(set(range(number)))["number"] == number
 
     def report(self, number: int, step: int, value: float) -> bool:
         """True if the trial goes on."""

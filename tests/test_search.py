@@ -96,14 +96,14 @@ def test_known_points_come_first(tmp_path):
         f"objective.{name}": getattr(objective, name)
         for name in ("flow_matching_fraction", "gap_schedule", "r_init", "r_end", "guidance_strength", "velocity_mix")
     }
-    paper = new_study(tmp_path / "default", max_concurrent=4).next_trial({0})[1]
+    paper = new_study(tmp_path / "default", max_concurrent=4).next_trial({0})["point"]
     assert paper["objective.flow_matching_fraction"] == 0.75
     assert paper["objective.velocity_mix"] == 0.25
     assert paper["objective.guidance_strength"] == objective.guidance_strength  # the paper's is outside the space
 
     given = [{"objective.r_end": 0.01}, {"objective.r_end": 0.02, "objective.gap_schedule": "cosine"}]
     study = new_study(tmp_path / "given", known_points=given)
-    points = [study.next_trial(set(range(number)))[1] for number in range(2)]
+    points = [study.next_trial(set(range(number)))["point"] for number in range(2)]
     assert [point["objective.r_end"] for point in points] == [0.01, 0.02]
     assert points[1]["objective.gap_schedule"] == "cosine"
 
@@ -116,7 +116,7 @@ def test_a_known_point_outside_the_space_is_refused(tmp_path, known):
 
 def test_what_has_no_effect_is_not_suggested(tmp_path):
     study = new_study(tmp_path, num_trials=40, sampler="random")
-    points = [study.next_trial(set(range(number)))[1] for number in range(40)]
+    points = [study.next_trial(set(range(number)))["point"] for number in range(40)]
     for trial, point in zip(study.trials()[2:], points[2:], strict=True):
         constant = point["objective.gap_schedule"] == "constant"
         assert ("objective.r_init" in trial.params) != constant
@@ -140,7 +140,7 @@ def test_a_resumed_sequence_is_the_undisturbed_one(tmp_path, sampler):
         study, found = new_study(tmp_path / name, **values), []
         for number in range(NUM):
             study = reopened(study) if restarts else study
-            found.append(study.next_trial(set(range(number)))[1])
+            found.append(study.next_trial(set(range(number)))["point"])
             study.complete(number, result("finished", quality(found[-1])))
         assert study.next_trial(set(range(NUM))) is None
         return found
@@ -197,7 +197,7 @@ def test_trials_that_only_the_study_knows_are_given_to_tune_as_they_were(tmp_pat
 
 def test_a_kill_while_suggesting_or_writing_leaves_a_study_to_go_on_with(tmp_path):
     study = new_study(tmp_path, num_trials=5)
-    undisturbed = [study.next_trial(set(range(number)))[1] for number in range(4)]
+    undisturbed = [study.next_trial(set(range(number)))["point"] for number in range(4)]
     study = new_study(tmp_path / "killed", num_trials=5)
     for number in range(3):
         study.next_trial(set(range(number)))
@@ -207,8 +207,8 @@ def test_a_kill_while_suggesting_or_writing_leaves_a_study_to_go_on_with(tmp_pat
         file.write('{"op_code":5,"wor')
     journal.with_name(journal.name + ".lock").symlink_to(journal)
     study = reopened(study)
-    assert study.next_trial({0, 1, 2}) == (3, undisturbed[3])
-    assert study.next_trial(set(range(4)))[0] == 4
+    assert study.next_trial({0, 1, 2}) == {"number": 3, "point": undisturbed[3]}
+    assert study.next_trial(set(range(4)))["number"] == 4
 
 
 def test_a_sweep_is_extended(tmp_path):
@@ -219,7 +219,7 @@ def test_a_sweep_is_extended(tmp_path):
     more = study.config.model_copy(update={"num_trials": 3, "search": ("objective.r_end=0.0005:0.03:log",)})
     check_study(more, tmp_path, resuming=True)
     (tmp_path / SWEEP_FILE).write_text(to_yaml(more))
-    number, point = SweepStudy.of(tmp_path).next_trial({0, 1})
+    number, point = SweepStudy.of(tmp_path).next_trial({0, 1}).values()
     assert (number, list(point)) == (2, ["objective.r_end"])
     faults = {
         "num_trials = 1: the sweep has 3 trials already": {"num_trials": 1},
@@ -251,7 +251,7 @@ def test_several_goals_and_constraints(tmp_path, sampler):
     goals, constraints = ["fid", "memory/peak_mib"], ["time/train_s<=1.5"]
     study = new_study(tmp_path, num_trials=13, goals=goals, constraints=constraints, sampler=sampler, search=NUMERIC)
     for number in range(13):
-        _, point = study.next_trial(set(range(number)))
+        point = study.next_trial(set(range(number)))["point"]
         study.report(number, 5, result("running", 1.0, 5))
         if number % 5 == 4:
             study.prune(number)

@@ -1,0 +1,63 @@
+"""What do the slots of a sweep spend their time on? Runs the default digits sweep and reads it from its own records.
+
+The time of the slots is their number times the seconds from the first trial's first step to the last trial's end, so
+without the start of Ray and of the workers. Training and evaluation are what the trials report of themselves; a trial
+waits for its predecessor's last report to be answered ("between trials"); at the end a slot has no trial left. The rest
+is grids of samples, checkpoints, and Ray Tune's round trip after each report.
+
+    python benchmarks/slot_time.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from orchestration.config import SweepConfig
+from orchestration.folders import trial_folder
+from orchestration.study import load_study
+from orchestration.sweep import run_sweep
+
+
+def shares(config: SweepConfig, folder: Path) -> dict[str, float]:
+    """Seconds of all slots by what they were spent on, and their sum as `slots`."""
+    seconds = dict.fromkeys(("training", "evaluation", "between trials", "no trial left"), 0.0)
+    begins, ends = [], []
+    for trial in load_study(config, folder).get_trials(deepcopy=False):
+        files = sorted((trial_folder(folder, trial.number) / "reports").glob("step-*.json"))
+        reports = [json.loads(file.read_text())["metrics"] for file in files]
+        first = reports[0]
+        seconds["training"] += reports[-1]["time/train_s"]
+        seconds["evaluation"] += sum(report["time/evaluate_s"] for report in reports)
+        seconds["between trials"] += first.get("time/handover_s", 0.0)
+        begins.append(files[0].stat().st_mtime - first["time/train_s"] - first["time/evaluate_s"])
+        ends.append(trial.datetime_complete.timestamp())
+    last = sorted(ends)[-config.max_concurrent :]
+    seconds["no trial left"] = sum(last[-1] - end for end in last)
+    seconds["slots"] = config.max_concurrent * (max(ends) - min(begins))
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=16)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = SweepConfig.model_validate({"name": "sweep", "storage": folder, "num_trials": arguments.trials})
+        run_sweep(config)
+        seconds = shares(config, Path(folder) / "sweep")
+    whole = seconds.pop("slots")
+    seconds["the rest"] = whole - sum(seconds.values())
+    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{config.max_concurrent} slots, {arguments.trials} trials, {whole / config.max_concurrent:.0f} s\n")
+    print("| spent on | share |\n|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value / whole:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
