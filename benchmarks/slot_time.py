@@ -1,9 +1,9 @@
 """What do the slots of a sweep spend their time on? Runs the default digits sweep and reads it from its own records.
 
 The time of the slots is their number times the seconds from the first trial's first step to the last trial's end, so
-without the start of Ray and of the workers. Training and evaluation are what the trials report of themselves; a trial
-waits for its predecessor's last report to be answered ("between trials"); at the end a slot has no trial left. The rest
-is grids of samples, checkpoints, and Ray Tune's round trip after each report.
+without the start of Ray and of the workers. Training and evaluation are what the trials report of themselves; at the
+end a slot has no trial left. The rest is grids of samples, checkpoints, and Ray Tune's round trip after each report and
+between trials.
 
     python benchmarks/slot_time.py
 """
@@ -25,7 +25,7 @@ from orchestration.sweep import run_sweep
 
 def shares(config: SweepConfig, folder: Path) -> dict[str, float]:
     """Seconds of all slots by what they were spent on, and their sum as `slots`."""
-    seconds = dict.fromkeys(("training", "evaluation", "between trials", "no trial left"), 0.0)
+    seconds = dict.fromkeys(("training", "evaluation", "no trial left"), 0.0)
     begins, ends = [], []
     for trial in load_study(config, folder).get_trials(deepcopy=False):
         files = sorted((trial_folder(folder, trial.number) / "reports").glob("step-*.json"))
@@ -33,7 +33,6 @@ def shares(config: SweepConfig, folder: Path) -> dict[str, float]:
         first = reports[0]
         seconds["training"] += reports[-1]["time/train_s"]
         seconds["evaluation"] += sum(report["time/evaluate_s"] for report in reports)
-        seconds["between trials"] += first.get("time/handover_s", 0.0)
         begins.append(files[0].stat().st_mtime - first["time/train_s"] - first["time/evaluate_s"])
         ends.append(trial.datetime_complete.timestamp())
     last = sorted(ends)[-config.max_concurrent :]

@@ -11,20 +11,18 @@ import json
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
+from orchestration.search_space import CASE, SearchSpace, trial_config
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.sections import ConfigError
-
-if TYPE_CHECKING:
-    from orchestration.search_space import SearchSpace
 
 LOG = logging.getLogger(__name__)
 
 ERROR = 0.10
 """How far off predicted memory may be (tests/test_cost.py); only what exceeds the room by more is sure not to fit."""
-SHAPES_MEMORY = ("network.", "dataset.", "training.")
+SHAPES_MEMORY = ("network.", "dataset.", "training.", CASE)
 """Searched paths that may decide whether a trial fits."""
 MOST_POINTS = 8
 """So many extremes of a search space are looked at before a sweep; more take too long."""
@@ -114,7 +112,7 @@ def check_room(config: LaunchConfig, there: Room, space: SearchSpace | None = No
     refusals = []
     for point in points[: MOST_POINTS + 1]:
         try:
-            tried = parse(override(to_dict(config.run), point))
+            tried = trial_config(config.run, point, getattr(config, "cases", ()))
             micro_batches_that_fit(tried, there, config.resources.num_workers)
             return
         except ConfigError as refusal:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from soflow.config import RunConfig, to_dict
@@ -112,6 +114,11 @@ class SweepConfig(LaunchConfig):
     """How often a trial goes on from its checkpoint after its process or one of its workers was lost."""
     search: tuple[str, ...] | None = None
     """What is searched, each PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C; by default what the objective needs."""
+    cases: tuple[str, ...] = ()
+    """Configurations to compare instead of a search, each NAME or NAME:PATH=VALUE,PATH=VALUE; another objective.name
+    begins from that objective's own defaults."""
+    case_seeds: Count = 1
+    """Seeds that every case is trained with, one trial each: `seed` and the numbers after it."""
     sampler: SamplerName = "tpe"
     """How configurations are chosen (Optuna's samplers); cmaes and gp want few, numeric dimensions."""
     goals: tuple[str, ...] = ("fid",)
@@ -160,12 +167,65 @@ class SweepConfig(LaunchConfig):
             read_constraint(constraint)
         return constraints
 
+    @field_validator("cases", mode="before")
+    @classmethod
+    def _as_cases(cls, cases: Any) -> Any:
+        """YAML may hold a mapping of names to mappings of paths."""
+        if not isinstance(cases, dict):
+            return cases
+        return tuple(
+            f"{name}:{','.join(f'{path}={value}' for path, value in (case or {}).items())}"
+            for name, case in cases.items()
+        )
+
+    @field_validator("cases")
+    @classmethod
+    def _cases_read(cls, cases: tuple[str, ...]) -> tuple[str, ...]:
+        if len({read_case(case)[0] for case in cases}) < len(cases):
+            raise ValueError("must have different names")
+        return cases
+
+    @model_validator(mode="after")
+    def _cases_are_all_there_is(self) -> SweepConfig:
+        """What is compared is trained to its end, and all of it."""
+        if not self.cases:
+            return self
+        for name, value, wanted in (
+            ("search", self.search, None),
+            ("known_points", self.known_points, None),
+            ("early_stopping.kind", self.early_stopping.kind, "none"),
+            ("seeds_per_trial", self.seeds_per_trial, 1),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} = {value}: must be {wanted or 'left out'} with cases")
+        if self.num_trials != (whole := len(self.cases) * self.case_seeds):
+            raise ValueError(f"num_trials = {self.num_trials}: must be {whole} or left out with these cases")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
-            return values | {"num_trials": NUM_TRIALS}
+            return values | {"num_trials": len(values.get("cases") or ()) * values.get("case_seeds", 1) or NUM_TRIALS}
         return values
+
+
+def read_case(case: str) -> tuple[str, dict[str, Any]]:
+    """Name and changed values of NAME or NAME:PATH=VALUE,PATH=VALUE; a value is YAML, so [1, 2] is one.
+
+    Raises:
+        ValueError: if it reads otherwise.
+    """
+    name, _, text = case.partition(":")
+    changes = {}
+    for assignment in filter(None, re.split(r",(?![^\[]*\])", text)):
+        path, equals, value = assignment.partition("=")
+        if not equals or not path.strip():
+            raise ValueError(f"{case} must read NAME or NAME:PATH=VALUE,PATH=VALUE")
+        changes[path.strip()] = yaml.safe_load(value)
+    if not name.strip():
+        raise ValueError(f"{case} must begin with a name")
+    return name.strip(), changes
 
 
 def read_constraint(constraint: str) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from orchestration.folders import resume_flags, trial_folder
 from orchestration.population import guidance_of, is_exchange
 from orchestration.progress import SweepProgress, View, make_view
 from orchestration.search import RESULT_REASON, RESULT_STATUS, current_point
-from orchestration.search_space import trial_config
+from orchestration.search_space import CASE, trial_config
 from orchestration.summary import Summary
 from orchestration.tracking import Tracker
 from soflow.config import config_hash, flatten, to_dict
@@ -102,13 +102,16 @@ class SweepMonitor(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._count_earlier(trials)
         number, point = trial.config["number"], trial.config["point"]
-        config = trial_config(self.config.run, point)
+        config = trial_config(self.config.run, point, self.config.cases)
         tags = self.common_tags | {
             "soflow.kind": "trial",
             "trial_id": trial.trial_id,
             "optuna_number": str(number),
             "config_hash": config_hash(config),
             "folder": str(trial_folder(self.folder, number)),
+            "objective": config.objective.name,
+            "dataset": config.dataset.name,
+            **({CASE: point[CASE]} if CASE in point else {}),
         }
         name = f"{self.folder.name}-{number:04d}"
         self.tracker.start_run(self._key(trial), name, flatten(to_dict(config)), tags, parent=self.folder.name)

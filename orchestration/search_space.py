@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig
+from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig, read_case
 from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.objectives import OBJECTIVES
 from soflow.sections import ConfigError
@@ -17,6 +17,8 @@ from soflow.sections import ConfigError
 if TYPE_CHECKING:
     import optuna
 
+CASE = "case"
+"""The dimension whose values are the names of the sweep's cases."""
 AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed another's."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
@@ -157,6 +159,8 @@ def build(config: SweepConfig) -> SearchSpace:
     """
     base = to_dict(config.run)
     flat = flatten(base)
+    if config.cases:
+        return _space_of_cases(config, flat)
     dimensions = []
     for assignment in config.search or OBJECTIVES[config.objective.name].search:
         dimension = Dimension.read(assignment)
@@ -174,6 +178,18 @@ def build(config: SweepConfig) -> SearchSpace:
         _check_extremes(dimension, {d.path: d for d in dimensions}, base)
         _check_use(dimension, space)
     return space
+
+
+def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
+    """Every case with every seed, as two dimensions; a case stands for all that it changes."""
+    names = tuple(read_case(case)[0] for case in config.cases)
+    for name in names:
+        try:
+            trial_config(config.run, {CASE: name}, config.cases)
+        except ConfigError as error:
+            raise ConfigError(f"cases, {name}: {error}") from None
+    seeds = Dimension("seed", config.seed, config.seed + config.case_seeds - 1, integer=True)
+    return SearchSpace((Dimension(CASE, choices=names), seeds), flat | {CASE: names[0]})
 
 
 def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
@@ -225,6 +241,9 @@ def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
     Raises:
         ConfigError: if a configured point lies outside.
     """
+    if config.cases:  # seed by seed, so that what an interrupted comparison has is paired
+        names, seeds = (dimension for dimension in space.dimensions)
+        return [{CASE: name, "seed": seed} for seed in range(seeds.low, seeds.high + 1) for name in names.choices]
     if config.known_points is not None:
         return [space.base_point | _read_point(text, space) for text in config.known_points]
     searched = {dimension.path: dimension for dimension in space.dimensions}
@@ -253,9 +272,19 @@ def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
     return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
 
 
-def trial_config(base: RunConfig, point: dict[str, Any]) -> RunConfig:
-    """The base configuration with a trial's values put in."""
-    return parse(override(to_dict(base), point))
+def trial_config(base: RunConfig, point: dict[str, Any], cases: tuple[str, ...] = ()) -> RunConfig:
+    """The base configuration with a trial's values put in, those of its case first.
+
+    Raises:
+        ConfigError: if they do not go together.
+    """
+    values, point = to_dict(base), dict(point)
+    if CASE in point:
+        changes = dict(map(read_case, cases))[point.pop(CASE)]
+        if changes.get("objective.name", base.objective.name) != base.objective.name:
+            values["objective"] = {}
+        values = override(values, changes)
+    return parse(override(values, point))
 
 
 def _number(text: str) -> float | int | None:

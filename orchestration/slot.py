@@ -37,6 +37,7 @@ class TrialSlot(tune.Trainable):
         self,
         config: dict[str, Any],
         base: RunConfig,
+        cases: tuple[str, ...],
         resources: ResourcesConfig,
         sweep_folder: Path,
         there: Room,
@@ -44,7 +45,8 @@ class TrialSlot(tune.Trainable):
         seeds: int,
         restarts: int,
     ) -> None:
-        self.base, self.sweep_folder, self.resources, self.room = base, sweep_folder, resources, there
+        self.base, self.cases, self.sweep_folder = base, cases, sweep_folder
+        self.resources, self.room = resources, there
         self.earlier_rungs, self.seeds = rungs[:-1], seeds
         self.group = training_group(resources, sweep_folder, f"group-{uuid.uuid4().hex[:8]}", restarts)
         self._begin(config)
@@ -55,7 +57,7 @@ class TrialSlot(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            config = trial_config(self.base, current_point(self.trial))
+            config = trial_config(self.base, current_point(self.trial), self.cases)
             parts = micro_batches_that_fit(config, self.room, self.resources.num_workers)
             self.micro_batches = max(self.micro_batches, parts)
         except ConfigError as error:

@@ -95,7 +95,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
     elif best["state"] == "finished":
         by_number = {trial.config["number"]: current_point(trial.config) for trial in trials}
         summary.files.append(folder / "best.yaml")
-        summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]])))
+        summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]], config.cases)))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
         _say_best(console, best, summary.files[-1])
     else:

@@ -128,8 +128,8 @@ def _slot(config: SweepConfig, resources: ResourcesConfig, there: Room, folder: 
     from orchestration.early_stopping import rungs
     from orchestration.slot import TrialSlot
 
-    settings = {"base": config.run, "resources": resources, "there": there, "sweep_folder": folder}
-    settings |= {"rungs": rungs(config), "seeds": config.seeds_per_trial, "restarts": config.trial_retries}
+    settings = {"base": config.run, "cases": config.cases, "rungs": rungs(config), "seeds": config.seeds_per_trial}
+    settings |= {"resources": resources, "there": there, "sweep_folder": folder, "restarts": config.trial_retries}
     # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
     return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
 

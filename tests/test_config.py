@@ -8,10 +8,11 @@ import re
 import optuna
 import pytest
 from helpers import tiny_config
+from pydantic import ValidationError
 
 from orchestration import search_space
-from orchestration.config import LaunchConfig, SweepConfig, TrainConfig
-from orchestration.search_space import Dimension, trial_config
+from orchestration.config import LaunchConfig, SweepConfig, TrainConfig, read_case
+from orchestration.search_space import Dimension, build, known_points, trial_config
 from soflow.config import (
     config_hash,
     flatten,
@@ -416,3 +417,54 @@ def test_a_trial_s_configuration_is_the_base_with_its_point():
     changed = trial_config(base, {"objective.r_end": 0.01, "objective.r_init": 0.5})
     assert changed.objective.r_end == 0.01
     assert changed == parse(override(to_dict(base), {"objective.r_end": 0.01, "objective.r_init": 0.5}))
+
+
+# Cases instead of a search.
+
+
+def compared(*cases: str, **values) -> SweepConfig:
+    return SweepConfig.model_validate({"cases": cases, "early_stopping": {"kind": "none"}} | values)
+
+
+def test_cases_are_trained_with_every_seed():
+    config = compared("soflow", "meanflow:objective.name=meanflow,objective.guidance_omega=2", case_seeds=3, seed=5)
+    found = build(config)
+    points = known_points(config, found)
+    assert config.num_trials == len(points) == 6
+    assert [(point["case"], point["seed"]) for point in points[:3]] == [("soflow", 5), ("meanflow", 5), ("soflow", 6)]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for point in points:
+        study.enqueue_trial(point)
+    for point in points:
+        trial = study.ask()
+        found(trial)
+        assert found.point(trial.params) == point
+    run = trial_config(config.run, points[3], config.cases)
+    assert (run.seed, run.objective.name, run.objective.guidance_omega) == (6, "meanflow", 2)
+    values = to_dict(config.run) | {"seed": 6, "objective": {"name": "meanflow", "guidance_omega": 2}}
+    assert run == parse(values)  # nothing of the other objective's
+    assert trial_config(config.run, points[2], config.cases) == parse(to_dict(config.run) | {"seed": 6})
+
+
+@pytest.mark.parametrize(
+    ("cases", "values", "message"),
+    [
+        (("a", "a:seed=1"), {}, "must have different names"),
+        (("a:objective.r_end",), {}, "must read NAME or NAME:PATH=VALUE"),
+        (("a",), {"early_stopping": {"kind": "asha"}}, "early_stopping.kind = asha: must be none with cases"),
+        (("a",), {"search": ("objective.r_end=0.001:0.1",)}, "must be left out with cases"),
+    ],
+)
+def test_cases_that_cannot_be_are_refused(cases, values, message):
+    with pytest.raises(ValidationError, match=message):
+        compared(*cases, **values)
+
+
+def test_a_case_of_no_configuration_is_refused():
+    with pytest.raises(ConfigError, match=r"cases, odd: .*objective.r_endd"):
+        build(compared("odd:objective.r_endd=1"))
+
+
+def test_cases_may_come_as_a_mapping_and_hold_lists():
+    config = compared(cases={"plain": {}, "close": {"optimizer.betas": [0.9, 0.95], "seed": 3}})
+    assert [read_case(case)[1] for case in config.cases] == [{}, {"optimizer.betas": [0.9, 0.95], "seed": 3}]

@@ -27,7 +27,7 @@ def test_a_population_trains_in_turns_and_survives_its_program(session):
     assert sum(text.count("20: from") for text in exchanges) == 1  # a quarter of four
     assert sum(text.count("40: from") for text in exchanges) == 1
     # Two slots served all pauses with the workers that they had.
-    assert len(list((session.storage / "whole").glob("group-*"))) == 2
+    assert len(list((session.storage / "whole").glob("workers/group-*"))) == 2
     for number in range(4):
         assert [step for step, _ in session.history(f"whole-{number:04d}", "fid")] == [20, 40, 60]
     number = exchanges.index[0]
