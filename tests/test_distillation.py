@@ -83,7 +83,7 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "share"), TARGETS, ids=lambda value: str(value) if value is not None else "")
+@pytest.mark.parametrize(("settings", "share"), TARGETS, ids=[str(settings) for settings, _ in TARGETS])
 def test_targets_of_a_constant_teacher(settings, share):
     data, _, draws = batch()
     labels, student = torch.arange(8), SmoothNetwork()
