@@ -52,13 +52,14 @@ class FollowedRun:
         return answer
 
     def _ask(self, group: WorkerGroup) -> Answer:
+        from orchestration.mailbox import OUT_OF_MEMORY
         from orchestration.training_worker import Answer
         from orchestration.workers import RequestFailed
 
         try:
             return group.ask(self._request())
         except RequestFailed as error:
-            return Answer(self.step, failure=str(error), out_of_memory="ran out of memory" in str(error))
+            return Answer(self.step, failure=str(error), out_of_memory=OUT_OF_MEMORY in str(error))
 
     def _request(self) -> Request:
         from orchestration.training_worker import Request

@@ -17,6 +17,8 @@ AGREE_S = 10.0
 """How long a worker that failed waits for the others to fail alike; a lost peer is noticed well within that."""
 RESTARTS = 3
 """How many times the workers may be lost on one request, unless its owner says otherwise."""
+OUT_OF_MEMORY = "its node ran out of memory"
+"""In the reason of a loss that would only repeat itself: the owner is told at once, to ask for less."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Mailbox:
                 return
             if losses:
                 self._losses += losses[:1]
-                if len(self._losses) > self._restarts:
+                if len(self._losses) > self._restarts or OUT_OF_MEMORY in losses[0]:
                     self._settle(Outcome(losses=tuple(self._losses)))
             elif self._failures:
                 if self._doubted:

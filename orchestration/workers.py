@@ -19,7 +19,7 @@ from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.config import ResourcesConfig
-from orchestration.mailbox import RESTARTS, Mailbox
+from orchestration.mailbox import OUT_OF_MEMORY, RESTARTS, Mailbox
 from orchestration.placement import free_placement_groups
 
 JOIN_S = 15.0
@@ -192,7 +192,7 @@ def _one_line(error: BaseException) -> str:
     """An error in one line; Ray's many lines about a lost process are reduced to their cause."""
     text = str(error)
     if "low on memory" in text:  # Ray's memory monitor
-        return "killed since its node ran out of memory"
+        return f"killed since {OUT_OF_MEMORY}"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process or node was lost"
     return f"{type(error).__name__}: {text}".splitlines()[0]

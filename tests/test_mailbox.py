@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from orchestration import mailbox as mailbox_module
-from orchestration.mailbox import RESTARTS, Mailbox, Outcome
+from orchestration.mailbox import OUT_OF_MEMORY, RESTARTS, Mailbox, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +107,19 @@ def test_losses_count_for_one_request_only():
                 await mailbox.ended([f"death {attempt}"])
             assert (await mailbox.read(number)).losses == tuple(f"death {i}" for i in range(RESTARTS + 1))
             await mailbox.ended(["while idle"])
+
+    run(scenario)
+
+
+def test_a_loss_for_want_of_memory_is_told_at_once():
+    async def scenario(mailbox):
+        number = await mailbox.post("large")
+        await mailbox.begin(2)
+        await mailbox.ended([told := f"worker 0: killed since {OUT_OF_MEMORY}"])
+        assert (await mailbox.read(number)).losses == (told,)
+        group, number = await mailbox.begin(2), await mailbox.post("smaller")
+        await mailbox.answer(group, number, "done")
+        assert await mailbox.read(number) == Outcome("done")
 
     run(scenario)
 

@@ -18,10 +18,12 @@ from test_distributed import cases, disturb, source
 from orchestration.config import SweepConfig
 from orchestration.folders import SWEEP_FILE, create, new_folder, sole_owner
 from orchestration.following import FollowedRun
+from orchestration.mailbox import OUT_OF_MEMORY as NO_MEMORY
 from orchestration.recovery import check_state, own_config
 from orchestration.replicates import mean_interval, over_seeds
 from orchestration.study import SweepStudy, open_storage
 from orchestration.training_worker import Request, TrainingWorker
+from orchestration.workers import RequestFailed
 from soflow import checkpoints
 from soflow.checkpoints import CheckpointError
 from soflow.config import RunConfig, read_yaml, to_yaml
@@ -236,6 +238,7 @@ sys.path.insert(0, sys.argv[1])
 from helpers import tiny_config
 from test_recovery import OneWorker, heavy
 from orchestration.following import FollowedRun
+from orchestration.mailbox import OUT_OF_MEMORY as NO_MEMORY
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[2])
@@ -408,3 +411,27 @@ def test_damaged_or_foreign_state_of_tune_is_refused_by_name(damage, tmp_path):
     assert "\n" not in str(caught.value)
     if "study" not in damage:
         assert f"delete the folder {folder / 'tune'} to go on" in str(caught.value)
+
+
+class OutOfMemoryAbove:
+    """A group whose node runs out of memory at more samples at a time, as Ray's memory monitor tells it."""
+
+    def __init__(self, group: OneWorker, samples: int, batch_size: int):
+        self.group, self.samples, self.batch_size = group, samples, batch_size
+
+    def ask(self, request: Request):
+        if self.batch_size / request.micro_batches > self.samples:
+            raise RequestFailed(f"the workers were lost 1 times: worker 0: killed since {NO_MEMORY}")
+        return self.group.ask(request)
+
+
+def test_workers_that_their_node_had_no_memory_for_are_asked_for_less(config, group, undisturbed, tmp_path):
+    scarce = OutOfMemoryAbove(group, 2, config.training.batch_size)
+    run = FollowedRun(config, tmp_path, 1)
+    answer = run.next_report(scarce)
+    assert (run.micro_batches, answer.failure) == (4, None)
+    losses = [found.metrics["loss/consistency"] for found in (answer, undisturbed[0])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32 sums in another order
+    hopeless = FollowedRun(config, tmp_path / "hopeless", 1)
+    assert "ran out of memory" in hopeless.next_report(OutOfMemoryAbove(group, 0, 8)).failure
+    assert hopeless.micro_batches == config.training.batch_size

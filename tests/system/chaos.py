@@ -32,6 +32,8 @@ SWEEP = [
 FAULTS = ("worker", "trainable", "raylet", "driver", "server", "disk")
 OUTAGE_S, FULL_S, PATIENCE_S = 30, 5, 300
 SPOOL_DISK = "4m"
+SERVER = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""An MLflow server without the eight processes that it starts for jobs of language models."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", artifacts]
         with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=SERVER, start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(OSError):
