@@ -16,8 +16,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-ui: $(READY)  ## compare runs in the browser, http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/mlflow.db $(ARGS)
+ui: $(READY)  ## how sweeps are doing, and MLflow's comparison of runs; it prints two addresses to open
+	$(BIN)/python -m dashboards.ui $(ARGS)
 
 # Made anew when the requirements change; an interrupted installation is taken up again.
 $(READY): pyproject.toml

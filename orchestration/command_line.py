@@ -122,7 +122,10 @@ def _unvalidated(model: type[Section], values: dict[str, Any], path: str = "") -
         if isinstance(default, Section):
             if not isinstance(filled[name], (dict, Section)):
                 raise ConfigError(f"{name} = {filled[name]}: must be a mapping of configuration keys")
-            filled[name] = _unvalidated(type(default), values.get(name, {}), name)
+            given = dict(values.get(name, {}))
+            if given.get("name") in (None, getattr(default, "name", None)):  # a study's defaults are not its sections'
+                given = dict(default) | given
+            filled[name] = _unvalidated(type(default), given, name)
     return model.model_construct(**filled)
 
 

@@ -17,6 +17,8 @@ EXPERIMENT = "soflow"
 """The MLflow experiment of all sweeps and runs."""
 FLUSH_S = 60.0
 """How long the end of a sweep or run waits for a slow tracking server."""
+SLOWEST_UPLOAD = 5e6
+"""Bytes per second with which a model is expected to reach that server at least."""
 
 
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
@@ -188,7 +190,7 @@ class SweepConfig(LaunchConfig):
     @model_validator(mode="after")
     def _cases_are_all_there_is(self) -> SweepConfig:
         """What is compared is trained to its end, and all of it."""
-        if not self.cases:
+        if not self.cases or self.resume is not None:
             return self
         for name, value, wanted in (
             ("search", self.search, None),
@@ -206,7 +208,8 @@ class SweepConfig(LaunchConfig):
     @classmethod
     def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
-            return values | {"num_trials": len(values.get("cases") or ()) * values.get("case_seeds", 1) or NUM_TRIALS}
+            cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
+            return values | {"num_trials": len(cases or ()) * seeds or NUM_TRIALS}
         return values
 
 

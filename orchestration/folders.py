@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -124,7 +125,9 @@ def trial_folder(sweep: Path, number: int) -> Path:
     return sweep / "trials" / f"{number:04d}"
 
 
-def resume_flags(config: SweepConfig, folder: Path) -> str:
-    """What to add to the sweep's command to go on with it."""
+def resume_command(config: SweepConfig, folder: Path) -> str:
+    """What goes on with a sweep: the program that runs it, told its name."""
+    program = Path(sys.argv[0])
+    name = program.name if program.parent.name == "experiments" else "sweep_schedule.py"
     storage = "" if config.storage == Path("results") else f" --storage {config.storage}"
-    return f"--resume {folder.name}{storage}"
+    return f"python experiments/{name} --resume {folder.name}{storage}"

@@ -6,7 +6,6 @@ images have names that follow from what they show, and artifacts are compared wi
 
 from __future__ import annotations
 
-import filecmp
 import itertools
 import logging
 import math
@@ -28,6 +27,8 @@ from orchestration.tracking_check import database_of
 LOG = logging.getLogger(__name__)
 
 KEY_TAG = "soflow.key"
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""By this tag MLflow's UI opens an experiment with its runs and charts, not with pages for language models."""
 OUTCOME_TAGS = ("state", "failure")
 """Tags that say how a run ended; one that goes on loses them."""
 METRICS_PER_REQUEST = 900  # MLflow takes 1000 items a request, 100 of them tags
@@ -85,11 +86,13 @@ class MlflowWriter:
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 artifacts = (database.parent / "artifacts").as_uri() if database else None
-                self._experiment_id = client.create_experiment(self.experiment, artifact_location=artifacts)
+                self._experiment_id = client.create_experiment(self.experiment, artifacts, dict([EXPERIMENT_KIND]))
             else:
                 self._experiment_id = experiment.experiment_id
                 if experiment.lifecycle_stage == "deleted":  # MLflow lets nobody else take its name
                     client.restore_experiment(self._experiment_id)
+                if EXPERIMENT_KIND[0] not in experiment.tags:
+                    client.set_experiment_tag(self._experiment_id, *EXPERIMENT_KIND)
         self._client = client
 
     def deliver(self, events: Iterable[Event | None], stopped: Callable[[], bool]) -> bool:
@@ -122,11 +125,19 @@ class MlflowWriter:
         if event["kind"] == "start":
             self._start(key, event)
             return
+        from orchestration import registration  # imports MLflow
+
         run_id = self._find_run(key)
         if run_id is None:
             raise LookupError("it was never started")
         if event["kind"] == "artifact":
-            self._send_artifact(run_id, _readable(event["path"]), event["folder"])
+            registration.send_artifact(self._client, run_id, _readable(event["path"]), event["folder"])
+        elif event["kind"] == "dataset":
+            registration.send_dataset(self._client, run_id, event)
+        elif event["kind"] == "model":
+            _readable(event["path"])
+            identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._tag(key)}/{event['name']}").hex
+            registration.send_model(self._client, self._experiment_id, run_id, identity, event)
         elif event["kind"] == "end":
             self._find_run(key, anew=True)  # a request to create it may have been carried out after it timed out
             self._client.set_terminated(run_id, event["status"], event["time_ms"])
@@ -173,12 +184,16 @@ class MlflowWriter:
         """Send the metrics and tags of these events, and their images as files and a tag."""
         from mlflow.entities import Metric, RunTag
 
+        from orchestration.registration import NOTE_TAG, linked  # imports MLflow
+
         metrics = [
             Metric(name, value, event["time_ms"], event["step"])
             for event in events
             for name, value in event.get("metrics", {}).items()
         ]
         tags = {name: str(value) for event in events for name, value in event.get("tags", {}).items()}
+        if NOTE_TAG in tags:
+            tags[NOTE_TAG] = linked(tags[NOTE_TAG], self._experiment_id, self.run_ids[key], self._find_run)
         for event in events:
             if event["kind"] == "image":
                 try:
@@ -250,22 +265,6 @@ class MlflowWriter:
             image.save(reduced)
             for file in (full, reduced):
                 self._client.log_artifact(run_id, str(file), "images")
-
-    def _send_artifact(self, run_id: str, path: Path, folder: str) -> None:
-        """Upload a file, or the files of a folder, unless they are there with the same content."""
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
-            inside = Path(folder, file.parent.relative_to(path.parent)).as_posix()
-            if not self._is_there(run_id, file, "" if inside == "." else inside):
-                self._client.log_artifact(run_id, str(file), None if inside == "." else inside)
-
-    def _is_there(self, run_id: str, file: Path, folder: str) -> bool:
-        target = f"{folder}/{file.name}" if folder else file.name
-        sizes = {found.path: found.file_size for found in self._client.list_artifacts(run_id, folder or None)}
-        if sizes.get(target) != file.stat().st_size:
-            return False
-        with tempfile.TemporaryDirectory() as temporary:
-            return filecmp.cmp(file, self._client.download_artifacts(run_id, target, temporary), shallow=False)
 
     def _skip_if_refused(self, error: Exception, what: str) -> None:
         if not _is_permanent(error):

@@ -11,18 +11,22 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestration.config import EXPERIMENT, FLUSH_S, SweepConfig
+from orchestration.config import EXPERIMENT, FLUSH_S, SLOWEST_UPLOAD, SweepConfig
+from orchestration.descriptions import of_dataset, of_end, of_sweep, of_trial
 from orchestration.environment import environment_tags
-from orchestration.folders import resume_flags, trial_folder
+from orchestration.folders import SWEEP_FILE, resume_command, trial_folder
 from orchestration.population import guidance_of, is_exchange
 from orchestration.progress import SweepProgress, View, make_view
 from orchestration.search import RESULT_REASON, RESULT_STATUS, current_point
 from orchestration.search_space import CASE, trial_config
+from orchestration.study import STUDY_FILE
 from orchestration.summary import Summary
 from orchestration.tracking import Tracker
 from soflow.config import config_hash, flatten, to_dict
 
 SPOOL = "spool"
+BEST_TRIAL = "best_trial"
+"""File with the number of the trial that has the tag `best`."""
 ENDS = {"failed": "failed", "finished": "finished", "running": "stopped"}
 """How a trial ended, by the status of its last result."""
 MAY_CHANGE = ("num_trials", "search", "progress", "resume")
@@ -57,10 +61,13 @@ def sweep_tags(config: SweepConfig, folder: Path) -> dict[str, str]:
 def start_record(config: SweepConfig, folder: Path) -> None:
     """Open the sweep's own run in MLflow, the parent of its trials' runs."""
     tags = sweep_tags(config, folder) | {"soflow.kind": "sweep", "config_hash": config_hash(config.run)}
+    tags["folder"] = str(folder)
     tracker = the_tracker(config.resolved_tracking_uri, folder)
     params = flatten(to_dict(config))
     tags |= {name: params.pop(name) for name in MAY_CHANGE}
     tracker.start_run(folder.name, folder.name, params, tags)
+    tracker.describe(folder.name, of_sweep(config, folder))
+    tracker.log_artifact(folder.name, folder / SWEEP_FILE)
     progress = SweepProgress(config.num_trials, config.training.total_steps, config.max_concurrent)
     _sweeps[folder] = _Sweep(config, make_view(config.progress, progress), progress)
 
@@ -68,17 +75,36 @@ def start_record(config: SweepConfig, folder: Path) -> None:
 def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary | None) -> None:
     """Close the sweep's own run with its summary, if there is one; say so if records could not be delivered."""
     tracker = the_tracker(config.resolved_tracking_uri, folder)
+    to_upload = 0
     if summary is not None:
         tracker.log_metrics(folder.name, summary.metrics, step=summary.num_trials)
         for path in summary.files:
             tracker.log_artifact(folder.name, path)
+        tracker.describe(folder.name, of_sweep(config, folder, summary))
+    if config.study_storage is None and (folder / STUDY_FILE).exists():
+        tracker.log_artifact(folder.name, folder / STUDY_FILE)  # for those who see MLflow, but not this folder
     tracker.end_run(folder.name, status)
+    if summary is not None and "best/trial" in summary.metrics:
+        to_upload = _register_best(tracker, folder, int(summary.metrics["best/trial"]))
     _sweeps.pop(folder).view.summarised(status, summary.metrics if summary else {})
-    if undelivered := tracker.close(FLUSH_S):
+    if undelivered := tracker.close(FLUSH_S + to_upload / SLOWEST_UPLOAD):
         print(
             f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are kept in {folder / SPOOL} "
-            f"and sent by: python experiments/sweep_schedule.py {resume_flags(config, folder)}"
+            f"and sent by: {resume_command(config, folder)}"
         )
+
+
+def _register_best(tracker: Tracker, folder: Path, number: int) -> int:
+    """Tag the best trial, and it alone, and register its model; the bytes to upload."""
+    from orchestration.mlflow_model import register  # imports torch
+
+    known = folder / BEST_TRIAL
+    if known.exists() and (before := int(known.read_text())) != number:
+        tracker.set_tags(f"{folder.name}/{before:04d}", {"best": "false"})
+    known.write_text(str(number))
+    key = f"{folder.name}/{number:04d}"
+    tracker.set_tags(key, {"best": "true"})
+    return register(tracker, key, trial_folder(folder, number), f"{folder.name}-{number:04d}")
 
 
 class SweepMonitor(tune.Callback):
@@ -96,6 +122,7 @@ class SweepMonitor(tune.Callback):
         self.tracker = the_tracker(self.config.resolved_tracking_uri, self.folder)
         self.common_tags = sweep_tags(self.config, self.folder)
         self.facts: dict[str, dict[str, str]] = {}
+        self.datasets: set[str] = set()
         self._counted_earlier = False
         self.view.begin(self.folder.name)
 
@@ -115,6 +142,7 @@ class SweepMonitor(tune.Callback):
         }
         name = f"{self.folder.name}-{number:04d}"
         self.tracker.start_run(self._key(trial), name, flatten(to_dict(config)), tags, parent=self.folder.name)
+        self._describe(trial)
         self.view.started(self.progress.start(number, current_point(trial.config)))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
@@ -130,9 +158,17 @@ class SweepMonitor(tune.Callback):
         if self.facts.get(key) != result["facts"]:
             self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])
+            self._tell_dataset(key, result["facts"])
         if is_exchange(self.config, result["step"]):
             row.state = "waiting"
         self.view.reported(row, result["metrics"])
+
+    def _tell_dataset(self, key: str, facts: dict[str, str]) -> None:
+        if (data := of_dataset(self.config.dataset, facts)) is not None:
+            self.tracker.log_dataset(key, **data)
+            if data["digest"] not in self.datasets:
+                self.datasets.add(data["digest"])
+                self.tracker.log_dataset(self.folder.name, **data)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result, key = trial.last_result, self._key(trial)
@@ -145,6 +181,7 @@ class SweepMonitor(tune.Callback):
             folder = trial_folder(self.folder, trial.config["number"])
             if (folder / "config.yaml").exists():  # else it was stopped at an earlier rung
                 self.tracker.log_artifact(key, folder / "config.yaml")
+        self._describe(trial, of_end(state, result), ("failure.txt",) if result.get("details") else ())
         self._end(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -181,6 +218,10 @@ class SweepMonitor(tune.Callback):
             result = trial.last_result or {}
             state = ENDS[result.get(RESULT_STATUS, "failed")]
             self.progress.take_in(trial.config["number"], trial.config["point"], state, result.get("fid", math.nan))
+
+    def _describe(self, trial: Trial, end: str = "", files: tuple[str, ...] = ()) -> None:
+        note = of_trial(self.folder, trial.config["number"], current_point(trial.config), end, files)
+        self.tracker.describe(self._key(trial), note)
 
     def _key(self, trial: Trial) -> str:
         return f"{self.folder.name}/{trial.config['number']:04d}"

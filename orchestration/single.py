@@ -9,7 +9,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 
 from orchestration.admission import Room, check_room, micro_batches_that_fit, room
 from orchestration.cluster import connected
-from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig, TrainConfig
+from orchestration.config import EXPERIMENT, FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig, TrainConfig
+from orchestration.descriptions import of_dataset, of_run
 from orchestration.environment import environment_tags
 from orchestration.folders import RUN_FILE, check_storage, create, new_folder, resumable_run, sole_owner
 from orchestration.following import FollowedRun
@@ -57,6 +58,7 @@ class _Run:
         self.tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
 
     def execute(self, resources: ResourcesConfig, there: Room) -> str:
+        from orchestration.mlflow_model import register  # imports torch
         from orchestration.training_worker import training_group
 
         run = self.config.run
@@ -68,8 +70,9 @@ class _Run:
             "folder": str(self.folder),
         }
         self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
+        self.tracker.describe(self.key, of_run(self.config, self.folder))
         group = training_group(resources, self.folder, "workers")
-        status = "KILLED"
+        status, to_upload = "KILLED", 0
         try:
             status = "FINISHED" if self._follow(group, there) else "FAILED"
         except BaseException as error:
@@ -79,7 +82,9 @@ class _Run:
         finally:
             group.close()
             self.tracker.end_run(self.key, status)
-            if undelivered := self.tracker.close(FLUSH_S):
+            if status == "FINISHED":
+                to_upload = register(self.tracker, self.key, self.folder, self.folder.name)
+            if undelivered := self.tracker.close(FLUSH_S + to_upload / SLOWEST_UPLOAD):
                 self._say(f"{undelivered} records wait in {self.folder / 'spool'}; --resume {self.folder} sends them")
         return status
 
@@ -113,6 +118,8 @@ class _Run:
 
     def _record(self, answer, final: bool) -> None:
         self.tracker.set_tags(self.key, answer.facts)
+        if (data := of_dataset(self.config.dataset, answer.facts)) is not None:
+            self.tracker.log_dataset(self.key, **data)
         self.tracker.log_metrics(self.key, answer.metrics, answer.step)
         self.tracker.log_image(self.key, Path(answer.grid), "samples", answer.step)
         if final:

@@ -97,6 +97,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
         summary.files.append(folder / "best.yaml")
         summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]], config.cases)))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
+        summary.metrics["best/trial"] = int(best["trial"])
         _say_best(console, best, summary.files[-1])
     else:
         console.print("no trial reached its last step; failure.txt in a trial's folder tells more", highlight=False)

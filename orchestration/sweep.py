@@ -17,7 +17,7 @@ from orchestration.folders import (
     create,
     new_folder,
     resumable_sweep,
-    resume_flags,
+    resume_command,
     sole_owner,
 )
 from orchestration.inputs import check_inputs
@@ -108,8 +108,9 @@ def _execute(tuner, config: SweepConfig, folder: Path) -> str:
     finally:
         end_record(config, folder, status, summary)
     if status == "KILLED":
-        command = f"python experiments/sweep_schedule.py {resume_flags(config, folder)}"
-        print(f"interrupted with {over} of {config.num_trials} trials over; go on with: {command}")
+        print(
+            f"interrupted with {over} of {config.num_trials} trials over; go on with: {resume_command(config, folder)}"
+        )
     return status
 
 

@@ -87,6 +87,36 @@ class Tracker:
         """
         self._record("artifact", key, path=Path(path).absolute(), folder=folder)
 
+    def log_dataset(self, key: str, name: str, digest: str, source: dict[str, Any], profile: dict[str, Any]) -> None:
+        """Say on which data a run trains; runs of one name and digest share one data set in MLflow.
+
+        Args:
+            digest: changes whenever the data does.
+            source: where it comes from, profile: what is in it; both as JSON types.
+        """
+        self._record("dataset", key, name=name, digest=digest, source=source, profile=profile)
+
+    def log_model(
+        self, key: str, path: Path, name: str, step: int, params: dict[str, Any], tags: dict[str, str], note: str
+    ) -> None:
+        """Register a folder that mlflow.pyfunc.load_model reads as what came of a run; it must stay until delivered.
+
+        It takes the run's metrics under final/ along. A model of this name is registered once per run.
+
+        Args:
+            note: its description in Markdown, where MODEL_ID stands for MLflow's id.
+        """
+        params = {name: str(value) for name, value in params.items()}
+        path = Path(path).absolute()
+        self._record("model", key, path=path, name=name, step=int(step), params=params, tags=tags, note=note)
+
+    def describe(self, key: str, note: str) -> None:
+        """Set a run's description, in Markdown.
+
+        `[words](<run:KEY>)` leads to another run, `[words](<artifact:PATH>)` to a file of this one.
+        """
+        self.set_tags(key, {"mlflow.note.content": note})
+
     def set_tags(self, key: str, tags: dict[str, Any]) -> None:
         self._record("tags", key, tags=tags)
 

@@ -107,6 +107,8 @@ class TrainingRun:
             "workers": str(self.trainer.world_size),
             "micro_batch": str(self.trainer.micro_batch),
             "nfe": ",".join(map(str, evaluation_nfe(self.config, self.trainer.objective))),
+            "dataset_fingerprint": self.trainer.source.fingerprint[:12],
+            "dataset_size": str(len(self.trainer.source)),
             **{f"fid_{name}": str(value) for name, value in self.evaluator.protocol().items()},
         }
 

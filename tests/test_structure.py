@@ -25,7 +25,6 @@ FORBIDDEN = {
     "soflow": {"ray", "mlflow", "optuna", "orchestration", "experiments", "dashboards"},
     "orchestration": {"experiments", "dashboards"},
     "dashboards": {"ray", "experiments"},
-    "experiments": {"dashboards"},
 }
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import chromium  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 # Small enough for a test, large enough for three reports: 12 steps of a tiny batch, FID of few samples.

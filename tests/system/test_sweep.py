@@ -40,6 +40,15 @@ def test_a_sweep_is_recorded_whole(session):
         if name not in ("one-0000", "one-0001"):  # on workers that had a trial before
             assert run.data.metrics["time/handover_s"] < 10  # not the start of a new group
     assert session.study_states("one") == ["COMPLETE"] * 4
+    (best,) = [run for run in runs.values() if run.data.tags.get("best") == "true"]
+    assert best.data.metrics["final/fid"] == parent.data.metrics["best/fid"]
+    (model,) = client.search_logged_models([parent.info.experiment_id])
+    assert (model.name, model.status, model.source_run_id) == (best.info.run_name, "READY", best.info.run_id)
+    assert {metric.key: metric.value for metric in model.metrics}["final/fid"] == parent.data.metrics["best/fid"]
+    for run in (parent, *runs.values()):
+        (data,) = run.inputs.dataset_inputs
+        assert data.dataset.digest == best.data.tags["dataset_fingerprint"]
+        assert "mlflow.note.content" in run.data.tags
     table = pd.read_csv(session.storage / "one" / "trials.csv")
     assert list(table["fid"]) == sorted(table["fid"])
     assert f"trial {table['trial'][0]}, FID" in output

@@ -1,0 +1,118 @@
+"""Sweeps in a real MLflow database with real Optuna studies, written in milliseconds because nothing is trained."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from PIL import Image
+
+from orchestration.config import SweepConfig
+from orchestration.folders import SWEEP_FILE, trial_folder
+from orchestration.search_space import trial_config
+from orchestration.study import Exchange, SweepStudy
+from soflow.config import flatten, to_dict, to_yaml
+
+PROTOCOL = {
+    "fid_feature_network": "digits-cnn",
+    "fid_feature_weights_sha256": "32fbca5906c8",
+    "fid_num_samples": "1024",
+    "fid_reference": "data",
+    "fid_reference_fingerprint": "ac2213023a1d",
+    "fid_num_references": "1797",
+}
+EVERY = 100
+"""Steps between reports."""
+
+
+class SweepStore:
+    """One database; each sweep in it is told by how its trials went."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri)
+        self._numbers = itertools.count()
+        self.experiment = self.client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
+
+    def sweep(
+        self,
+        name: str,
+        outcomes: list[tuple[str, list[float]]],
+        images: bool = False,
+        exchanges: dict[int, Exchange] | None = None,
+        **config: Any,
+    ) -> str:
+        """Record a sweep whose trials ended as (state, FIDs over steps) and took over from others; its run's id."""
+        values = {"name": "made", "storage": self.folder, "num_trials": len(outcomes)} | config
+        config = SweepConfig.model_validate(values)
+        folder = self.folder / "sweeps" / str(next(self._numbers))
+        folder.mkdir(parents=True)
+        (folder / SWEEP_FILE).write_text(to_yaml(config))
+        tags = {"soflow.kind": "sweep", "sweep": name, "folder": str(folder), "git_commit": "a" * 40}
+        params = flatten(to_dict(config))
+        tags |= {field: str(params.pop(field)) for field in ("num_trials", "search", "progress", "resume")}
+        tags |= {"objective": config.objective.name, "dataset": config.dataset.name}
+        parent = self.client.create_run(self.experiment, 1_000, tags, name).info.run_id
+        self.client.log_batch(parent, params=[Param(key, str(value)) for key, value in params.items()])
+        self.client.log_artifact(parent, str(folder / SWEEP_FILE))
+        study = SweepStudy(config, folder)
+        for number, (state, fids) in enumerate(outcomes):
+            point = study.next_trial(set(range(number)))["point"]
+            if exchanges and number in exchanges:
+                study.exchange(number, exchanges[number])
+            self._trial(study, parent, number, point, state, fids, images)
+        self.client.set_terminated(parent, "FINISHED", 90_000)
+        return parent
+
+    def _trial(
+        self, study: SweepStudy, parent: str, number: int, point: dict, state: str, fids: list[float], images: bool
+    ) -> None:
+        name = study.folder.name
+        tags = PROTOCOL | {"soflow.kind": "trial", "sweep": name, "mlflow.parentRunId": parent}
+        tags |= {"optuna_number": str(number), "nfe": "1,2", "folder": str(trial_folder(study.folder, number))}
+        tags |= {"case": point["case"]} if "case" in point else {}
+        run = self.client.create_run(self.experiment, 2_000 + number, tags, f"{name}-{number:04d}").info.run_id
+        params = flatten(to_dict(trial_config(study.config.run, point, study.config.cases)))
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        rows, metrics = [], {}
+        for position, fid in enumerate(fids, 1):
+            costs = {"time/train_s": position * (3 + number / 7), "memory/peak_mib": 900 + 37 / (1 + number)}
+            metrics = {"fid": fid, "fid_2nfe": fid * 0.9, "kid": fid / 30, "fid_floor": 0.0407} | costs
+            if study.config.early_stopping.kind == "pbt":
+                now = study.point_at(number, position * EVERY)
+                metrics["point/objective.velocity_mix"] = now["objective.velocity_mix"]
+            rows += [Metric(key, value, 3_000, position * EVERY) for key, value in metrics.items()]
+            study.report(number, position * EVERY, metrics)
+            if images:
+                self._image(run, position * EVERY)
+        if state != "failed":
+            rows += [Metric(f"final/{key}", value, 4_000, len(fids) * EVERY) for key, value in metrics.items()]
+        failure = {"failure": "the loss became NaN"} if state == "failed" else {}
+        ended = [RunTag(key, value) for key, value in ({"state": state} | failure).items()]
+        self.client.log_batch(run, metrics=rows, tags=ended)
+        self.client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED", 60_000 + 1_000 * number)
+        if state == "finished":
+            study.complete(number, metrics | {"step": len(fids) * EVERY})
+        elif state == "stopped":
+            study.prune(number)
+        else:
+            study.fail(number, failure["failure"])
+
+    def _image(self, run: str, step: int) -> None:
+        picture = self.folder / f"samples+step+{step}+timestamp+1795477884997+{step:08d}.png"
+        content = io.BytesIO()
+        Image.effect_noise((86, 86), 90).save(content, "PNG")
+        picture.write_bytes(content.getvalue())
+        self.client.log_artifact(run, str(picture), "images")
+
+    def children(self, parent: str) -> dict[int, Any]:
+        """The runs of a sweep's trials by number, read anew."""
+        found = MlflowClient(self.uri).search_runs([self.experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        return {int(run.data.tags["optuna_number"]): run for run in found}
+
+    def folder_of(self, parent: str) -> Path:
+        return Path(self.client.get_run(parent).data.tags["folder"])

@@ -1,0 +1,125 @@
+"""The sweep report in a browser without a network, and of a sweep that was really run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browser import complaints
+from conftest import SMALL
+from sweep_store import SweepStore
+
+from dashboards.report import main
+
+pytestmark = pytest.mark.slow
+
+COLUMN = "table => [...document.querySelectorAll(`#trials tbody td:nth-child(${table})`)].map(cell => cell.innerText)"
+HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title='taken over'\">"
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a report from its file, with the network off; ends with what the page complained of, which is nothing."""
+    contexts, said = [], []
+
+    def opens(path: Path, scheme: str = "light"):
+        context = chromium.new_context(offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        said.append(complaints(page))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-drawn]", state="attached")
+        return page
+
+    yield opens
+    for context in contexts:
+        context.close()
+    assert said == [[]] * len(said)
+
+
+def drawn_figures(page) -> list[int]:
+    """Marks (points, lines, bars, cells) in each figure."""
+    marks = ".point, .js-line, .bars path, .contourlayer image, .heatmaplayer image, .contourbg path, .js-fill"
+    return page.evaluate(
+        "marks => [...document.querySelectorAll('.figure')].map(figure => figure.querySelectorAll(marks).length)", marks
+    )
+
+
+def background(page) -> str:
+    return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+
+def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_colour_scheme(opened, tmp_path):
+    store = SweepStore(tmp_path)
+    outcomes = [("finished", [9.0, 4.0 + number % 5, 1 + number / 7]) for number in range(9)]
+    outcomes += [("stopped", [12.0]), ("failed", [30.0])]
+    parent = store.sweep("browsed", outcomes, images=True)
+    store.client.set_tag(store.children(parent)[10].info.run_id, "failure", HOSTILE)
+    store.client.set_tag(parent, "mlflow.runName", HOSTILE)
+    path = tmp_path / "report.html"
+    assert main([parent, "--tracking-uri", store.uri, "--output", str(path)]) == 0
+
+    page = opened(path)
+    assert page.title() == f"{HOSTILE} · sweep report"
+    assert HOSTILE in page.inner_text("h1")
+    assert HOSTILE in page.inner_text("#trials")
+    marks = drawn_figures(page)
+    assert len(marks) >= 14
+    assert all(marks), marks
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 50)")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    assert page.evaluate(COLUMN, 2)[0] == "0"
+    page.click("#trials th[title='fid'] button")
+    column = page.evaluate("[...document.querySelectorAll('#trials th')].findIndex(th => th.title === 'fid') + 1")
+    fids = [float(text) for text in page.evaluate(COLUMN, column)]
+    assert fids == sorted(fids)
+    page.click("#trials th[title='fid'] button")
+    assert [float(text) for text in page.evaluate(COLUMN, column)] == sorted(fids, reverse=True)
+    page.click("#trials th[title='rank'] button")
+    assert page.evaluate(COLUMN, 1) == [*map(str, range(1, 10)), "–", "–"]
+    page.click("#trials th[title='objective.gap_schedule'] button")
+
+    assert background(page) == "rgb(255, 255, 255)"
+    light = page.evaluate("getComputedStyle(document.querySelector('.figure .xtick text')).fill")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-drawn=dark]", state="attached")
+    assert background(page) == "rgb(22, 25, 29)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.figure .xtick text')).fill") != light
+    assert all(drawn_figures(page))
+
+    dark = opened(path, "dark")
+    assert dark.evaluate("document.documentElement.dataset.drawn") == "dark"
+    assert dark.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_a_sweep_leaves_a_report_that_can_be_made_anew_from_mlflow_alone(session, opened, tmp_path):
+    code, output = session.run("sweep_schedule.py", *SMALL, "--name", "told", "--num-trials", "4")
+    assert code == 0, output
+    folder = session.storage / "told"
+    assert f"report:      {folder / 'report.html'}" in output
+    page = opened(folder / "report.html")
+    answer = page.inner_text("#answer")
+    parent = session.runs()["told"]
+    assert f"FID {parent.data.metrics['best/fid']:.4g}" in answer
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#trials tbody tr')].map(row => [...row.cells].map(cell => cell.dataset.value))"
+    )
+    names = page.evaluate("[...document.querySelectorAll('#trials th')].map(th => th.title)")
+    for row in (dict(zip(names, row, strict=True)) for row in rows):
+        run = session.runs()[f"told-{int(row['trial']):04d}"]
+        for name in ("fid", "fid_2nfe", "time/train_s", "memory/peak_mib"):
+            assert float(row[name]) == run.data.metrics[name]
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(session.tracking_uri)
+    attached = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "study.journal", "sweep.yaml"} <= attached
+    kept = client.download_artifacts(parent.info.run_id, "report.html", str(tmp_path))
+    assert Path(kept).read_bytes() == (folder / "report.html").read_bytes()
+    shutil.rmtree(folder)
+    again = tmp_path / "again.html"
+    assert main(["told", "--tracking-uri", session.tracking_uri, "--output", str(again)]) == 0
+    assert drawn_figures(opened(again)) == drawn_figures(page)
