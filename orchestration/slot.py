@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from orchestration.search_space import trial_config
 from orchestration.training_worker import Answer, training_group
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.sections import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 
 class TrialSlot(tune.Trainable):
@@ -136,6 +139,16 @@ class TrialSlot(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
         """The workers wrote the real checkpoints into the runs' folders before they reported."""
         return {"rungs": self.rungs_done, "step": self.done_steps, "micro_batches": self.micro_batches}
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """As Tune does, unless it has deleted what it remembers: a killed program's snapshot may be older than that.
+
+        Then the trial begins anew, and the reports that it made are read from its folder.
+        """
+        try:
+            super().restore(checkpoint_path)
+        except (ValueError, OSError) as error:
+            LOG.warning("trial %d: %s", self.trial["number"], error)
 
     def load_checkpoint(self, checkpoint: dict[str, int]) -> None:
         self.rungs_done, self.done_steps = checkpoint["rungs"], checkpoint["step"]

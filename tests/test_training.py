@@ -332,6 +332,7 @@ METRICS = {
     "loss/flow_matching",
     "loss/consistency",
     "time/step_ms",
+    "time/evaluate_s",
     "time/train_s",
     "throughput/images_per_s",
     "memory/peak_mib",
@@ -354,6 +355,8 @@ FACTS = {
     "threads",
     "workers",
     "micro_batch",
+    "dataset_fingerprint",
+    "dataset_size",
     "nfe",
     "fid_feature_network",
     "fid_feature_weights_sha256",
@@ -435,7 +438,14 @@ def test_a_checkpoint_samples_the_grid_again(finished_run, tmp_path):
     assert (tmp_path / "grid.png").read_bytes() == reports[-1].grid.read_bytes()
 
 
-CLOCKS = {"time/step_ms", "time/train_s", "throughput/images_per_s", "memory/peak_mib", "memory/process_mib"}
+CLOCKS = {
+    "time/step_ms",
+    "time/train_s",
+    "time/evaluate_s",
+    "throughput/images_per_s",
+    "memory/peak_mib",
+    "memory/process_mib",
+}
 
 
 def test_a_run_goes_on_from_its_directory(finished_run, digits, evaluator, tmp_path):

@@ -35,7 +35,7 @@ def test_a_population_trains_in_turns_and_survives_its_program(session):
     assert guidance[-1][1] == whole["objective.guidance_strength"][number]
     assert len({value for _, value in guidance}) > 1
 
-    sweep = session.start("sweep_schedule.py", *FLAGS, "--name", "killed", "--max-concurrent", "1")
+    sweep = session.start("sweep_schedule.py", *FLAGS, "--name", "killed")
     wait_for_line(sweep, "trial 1 running, step 60/" if number == 0 else "trial 0 running, step 60/")
     os.kill(sweep.pid, signal.SIGKILL)
     code, output = session.run("sweep_schedule.py", "--resume", "killed", "--num-trials", "5")
