@@ -71,6 +71,7 @@ def compare(record: SweepRecord) -> Comparison:
     """Compare the cases of a sweep that has some."""
     findings, goal = find(record), record.goals[0]
     table = record.trials.assign(case=record.trials["case"].map(str))  # a name may look like a number
+    table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
     quality = [name for name in table if re.fullmatch(r"fid(_\d+nfe)?", name)] if findings.comparable else []
     quality.sort(key=lambda name: (name != goal, name))
     names = list(dict.fromkeys(table.sort_values("trial")["case"]))
@@ -85,9 +86,9 @@ def compare(record: SweepRecord) -> Comparison:
 
 
 def _case(name: str, rows: pd.DataFrame, metrics: list[str], first: Case | None) -> Case:
-    finished = rows[rows["state"] == "finished"]
+    finished = rows[(rows["state"] == "finished") & rows["seed"].notna()]
     trials = {int(row["seed"]): int(row["trial"]) for _, row in finished.iterrows()}
-    lost = [int(number) for number in rows.loc[rows["state"] != "finished", "trial"]]
+    lost = [int(number) for number in rows["trial"] if number not in trials.values()]
     measures = {}
     for metric in metrics:
         values = {
