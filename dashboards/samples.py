@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 
 from dashboards.findings import Findings, title
 from dashboards.records import SweepRecord
 
 FIRST = "samples"
-"""The name of the grids that are shown over steps; of others, such as those at more NFE, the last."""
+"""The name of the grids that are shown over steps."""
+NFE = re.compile(rf"{FIRST}_(\d+)nfe")
+"""Names of those at other numbers of network evaluations, of which the last are shown."""
 STEPS = 5
 """Grids over steps: the first and the last report and some between."""
 LARGEST_SIDE = 360
@@ -25,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """One trial's grids of one kind, by step."""
+    """One trial's grids side by side."""
 
     heading: str
     pictures: list[Picture]
@@ -37,18 +40,21 @@ def strips(record: SweepRecord, findings: Findings) -> list[Strip]:
     for role, number in _chosen(findings).items():
         images = record.images(number)
         value = record.trials.set_index("trial").loc[number, record.goals[0]]
-        several = len(images) > 1
-        for name, paths in sorted(images.items()):
-            kind = f" · {name}" if several else ""
-            steps = _spread(sorted(paths)) if name == FIRST else [max(paths)]
-            pictures = [_picture(record, number, step, paths[step]) for step in steps]
-            pictures = [picture for picture in pictures if picture]
-            nfe = record.runs[number].data.tags.get("nfe", "").partition(",")[0]
-            how = f" · {nfe} NFE" if name == FIRST and nfe else ""
-            heading = f"{role}: trial {number}, {title(record.goals[0])} {value:.4g}{kind}{how}"
-            if pictures:
-                found.append(Strip(heading, pictures))
-    return found
+        heading = f"{role}: trial {number}, {title(record.goals[0])} {value:.4g}"
+        over_steps, nfe = images.get(FIRST, {}), record.runs[number].data.tags.get("nfe", "").partition(",")[0]
+        found.append(
+            Strip(
+                f"{heading}{f' · {nfe} NFE' if nfe else ''}",
+                _pictures(record, number, {f"step {step:,}": over_steps[step] for step in _spread(sorted(over_steps))}),
+            )
+        )
+        at_the_end = {int(match[1]): paths for name, paths in images.items() if (match := NFE.fullmatch(name))}
+        if over_steps and nfe.isdecimal():
+            at_the_end[int(nfe)] = over_steps
+        if len(at_the_end) > 1:
+            grids = {f"{nfe} NFE": at_the_end[nfe][max(at_the_end[nfe])] for nfe in sorted(at_the_end)}
+            found.append(Strip(f"{heading} · numbers of network evaluations", _pictures(record, number, grids)))
+    return [strip for strip in found if strip.pictures]
 
 
 def _chosen(findings: Findings) -> dict[str, int]:
@@ -70,10 +76,11 @@ def _spread(steps: list[int]) -> list[int]:
     return [steps[round(position * (len(steps) - 1) / (STEPS - 1))] for position in range(STEPS)]
 
 
-def _picture(record: SweepRecord, number: int, step: int, path: str) -> Picture | None:
-    content = record.artifact(record.runs[number], path)
-    uri = content and data_uri(content)
-    return Picture(f"step {step:,}", uri) if uri else None
+def _pictures(record: SweepRecord, number: int, paths: dict[str, str]) -> list[Picture]:
+    """Those of the artifacts that can be read, by their captions."""
+    contents = {caption: record.artifact(record.runs[number], path) for caption, path in paths.items()}
+    uris = {caption: content and data_uri(content) for caption, content in contents.items()}
+    return [Picture(caption, uri) for caption, uri in uris.items() if uri]
 
 
 def data_uri(png: bytes) -> str | None:

@@ -43,7 +43,7 @@ class FollowedRun:
         from orchestration.training_worker import Answer
 
         if known := reports.recorded(self.config, self.folder, self.step):
-            answer = Answer(known.step, known.metrics, known.facts, str(known.grid), known.finished)
+            answer = Answer(known.step, known.metrics, known.facts, known.grids, known.finished)
         else:
             while (answer := self._ask(group)).out_of_memory and self._take_smaller_parts():
                 LOG.warning("%s: %s; trying %d micro-batches", self.folder, answer.failure, self.micro_batches)

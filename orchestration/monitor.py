@@ -154,7 +154,8 @@ class SweepMonitor(tune.Callback):
             return
         metrics = result["metrics"] | guidance_of(self.config, current_point(trial.config))
         self.tracker.log_metrics(key, metrics, result["step"])
-        self.tracker.log_image(key, Path(result["grid"]), "samples", result["step"])
+        for name, path in result["grids"].items():
+            self.tracker.log_image(key, Path(path), name, result["step"])
         if self.facts.get(key) != result["facts"]:
             self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])

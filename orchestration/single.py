@@ -121,7 +121,8 @@ class _Run:
         if (data := of_dataset(self.config.dataset, answer.facts)) is not None:
             self.tracker.log_dataset(self.key, **data)
         self.tracker.log_metrics(self.key, answer.metrics, answer.step)
-        self.tracker.log_image(self.key, Path(answer.grid), "samples", answer.step)
+        for name, path in answer.grids.items():
+            self.tracker.log_image(self.key, path, name, answer.step)
         if final:
             self.tracker.log_metrics(
                 self.key, {f"final/{name}": value for name, value in answer.metrics.items()}, answer.step

@@ -123,7 +123,7 @@ class TrialSlot(tune.Trainable):
             "done": answer.finished,
             "metrics": metrics,
             "facts": answer.facts,
-            "grid": answer.grid,
+            "grids": {name: str(path) for name, path in answer.grids.items()},
         }
 
     def _failed(self, answer: Answer) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
 
 
 def _say_best(console: Console, best: pd.Series, path: Path) -> None:
-    grids = sorted((Path(best["folder"]) / "grids").glob("*.png"))
+    grids = sorted((Path(best["folder"]) / "grids").glob(f"step-{'?' * 8}.png"))
     floor = ""
     if "fid_floor" in best:  # unless the reference is a file of statistics
         floor = f", {best['fid'] / best['fid_floor']:.1f} times the real data's own {best['fid_floor']:.3g}"

@@ -45,7 +45,8 @@ class Answer:
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    grid: str | None = None
+    grids: dict[str, Path] = field(default_factory=dict)
+    """PNGs of samples by the name of their pictures."""
     finished: bool = False
     failure: str | None = None
     """One line; None if all went well."""
@@ -101,7 +102,7 @@ class TrainingWorker:
             self._answered_at = time.perf_counter()
         if report is None:
             return Answer(self._run.trainer.step)
-        return Answer(report.step, report.metrics | waited, report.facts, str(report.grid), report.finished)
+        return Answer(report.step, report.metrics | waited, report.facts, report.grids, report.finished)
 
     def _prepare(self, request: Request) -> bool:
         """Hold the run of the request at its start, built anew unless it is just there; True if it is a new one."""

@@ -28,8 +28,8 @@ class Report:
     metrics: dict[str, float]
     facts: dict[str, str]
     """How the numbers were made: hardware, precision, evaluation protocol."""
-    grid: Path
-    """PNG of one-step samples, a column per class."""
+    grids: dict[str, Path]
+    """PNGs of samples, a column per class: `samples` at the first NFE of the evaluation; at the end also at others."""
     finished: bool
     """Whether it is the run's last report."""
 
@@ -50,7 +50,8 @@ def begin(config: RunConfig, directory: Path, start: int = 0) -> None:
 
 
 def record(report: Report, directory: Path) -> None:
-    values = asdict(report) | {"grid": str(report.grid.relative_to(directory))}
+    grids = {name: str(path.relative_to(directory)) for name, path in report.grids.items()}
+    values = asdict(report) | {"grids": grids}
     _write(_path(directory, report.step), json.dumps(values))
 
 
@@ -59,11 +60,11 @@ def recorded(config: RunConfig, directory: Path, after: int) -> Report | None:
     step = next_step(config, after)
     try:
         values = json.loads(_path(directory, step).read_text())
-        report = Report(**values | {"grid": directory / values["grid"]})
-        known = parse(read_yaml(directory / CONFIG_FILE)) == config and report.step == step and report.grid.exists()
-        return report if known else None
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):  # none yet, or damaged: it is made again
-        return None
+        report = Report(**values | {"grids": {name: directory / path for name, path in values["grids"].items()}})
+        known = parse(read_yaml(directory / CONFIG_FILE)) == config and report.step == step
+        return report if known and all(path.exists() for path in report.grids.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+        return None  # none yet, or damaged: it is made again
 
 
 def _path(directory: Path, step: int) -> Path:

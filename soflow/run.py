@@ -1,7 +1,7 @@
 """One training run in its directory: train to a report, evaluate, draw a grid, write a checkpoint, go on.
 
-The directory holds config.yaml, the checkpoints that are kept (`checkpoints`), grids/ with one PNG per report and
-reports/ with what each of them said. Nothing here knows what started the run or where its reports go.
+The directory holds config.yaml, the checkpoints that are kept (`checkpoints`), grids/ with PNGs of samples for each
+report and reports/ with what each of them said. Nothing here knows what started the run or where its reports go.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from soflow.sampling import sample
 from soflow.training import Trainer
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
+LAST_NFE = (1, 2, 4)
+"""The last report's samples are also drawn at these numbers of network evaluations."""
 
 
 class TrainingRun:
@@ -84,15 +86,24 @@ class TrainingRun:
         metrics["time/evaluate_s"] = time.perf_counter() - began  # of this report; it ends in numbers, so synchronised
         if trainer.rank:
             return None
-        grid = self.directory / "grids" / f"step-{trainer.step:08d}.png"
-        nfe = evaluation_nfe(self.config, trainer.objective)[0]
-        images = draw_grid(trainer.objective, network, self.config, self.device, nfe, codec=trainer.codec)
-        write_grid(images, grid, GRID_COLUMNS)
+        grids = self._draw(network)
         state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
         checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
-        report = Report(trainer.step, metrics, self._facts(), grid, self.finished)
+        report = Report(trainer.step, metrics, self._facts(), grids, self.finished)
         reports.record(report, self.directory)
         return report
+
+    def _draw(self, network: nn.Module) -> dict[str, Path]:
+        """Grids from equal noise, by the name of their pictures: named as the metrics at equal NFE are."""
+        trainer, found = self.trainer, {}
+        first, *others = evaluation_nfe(self.config, trainer.objective)
+        for nfe in (first, *(sorted({*others, *LAST_NFE} - {first}) if self.finished else ())):
+            suffix = "" if nfe == first else f"_{nfe}nfe"
+            path = self.directory / "grids" / f"step-{trainer.step:08d}{suffix}.png"
+            images = draw_grid(trainer.objective, network, self.config, self.device, nfe, codec=trainer.codec)
+            write_grid(images, path, GRID_COLUMNS)
+            found[f"samples{suffix}"] = path
+        return found
 
     def _facts(self) -> dict[str, str]:
         """How this run's numbers were made, for comparing like with like."""

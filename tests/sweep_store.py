@@ -88,7 +88,9 @@ class SweepStore:
             rows += [Metric(key, value, 3_000, position * EVERY) for key, value in metrics.items()]
             study.report(number, position * EVERY, metrics)
             if images:
-                self._image(run, position * EVERY)
+                self._image(run, "samples", position * EVERY)
+        if images and state == "finished":
+            self._image(run, "samples_4nfe", len(fids) * EVERY)
         if state != "failed":
             rows += [Metric(f"final/{key}", value, 4_000, len(fids) * EVERY) for key, value in metrics.items()]
         failure = {"failure": "the loss became NaN"} if state == "failed" else {}
@@ -102,8 +104,8 @@ class SweepStore:
         else:
             study.fail(number, failure["failure"])
 
-    def _image(self, run: str, step: int) -> None:
-        picture = self.folder / f"samples+step+{step}+timestamp+1795477884997+{step:08d}.png"
+    def _image(self, run: str, name: str, step: int) -> None:
+        picture = self.folder / f"{name}+step+{step}+timestamp+1795477884997+{step:08d}.png"
         content = io.BytesIO()
         Image.effect_noise((86, 86), 90).save(content, "PNG")
         picture.write_bytes(content.getvalue())

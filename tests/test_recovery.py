@@ -157,7 +157,7 @@ def test_reports_that_were_lost_with_their_owner_are_read_not_made_again(config,
     for one, other in zip(first, again, strict=True):
         handover = {"time/handover_s": one.metrics.get("time/handover_s")} if one.step == 2 else {}
         assert other.metrics | handover == one.metrics  # clocks included
-        assert (other.facts, other.grid, other.finished) == (one.facts, one.grid, one.finished)
+        assert (other.facts, other.grids, other.finished) == (one.facts, one.grids, one.finished)
     assert [numbers(answer.metrics) for answer in again] == [numbers(answer.metrics) for answer in undisturbed]
 
 

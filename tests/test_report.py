@@ -139,7 +139,8 @@ def test_every_figure_is_there(good):
     assert {"history", "steps", "importances", "slices", "parallel", "pareto", "costs", "samples"} <= page.ids
     slices, fronts, bars, others = 6, 2, 2, 4 + ("contour" in page.ids)
     assert len(page.figures) == slices + fronts + bars + others
-    assert page.elements.count("img") == 3 * 3  # best, median and worst, over three steps
+    assert page.elements.count("img") == 3 * (3 + 2)  # best, median and worst, over three steps and at 1 and 4 NFE
+    assert page.text.count("4 NFE") == 3
 
 
 def test_the_report_says_how_to_repeat_the_sweep(store, good):

@@ -397,6 +397,8 @@ def test_reports_come_at_every_interval_and_at_the_end(finished_run):
         "step-00000003.png",
         "step-00000006.png",
         "step-00000007.png",
+        "step-00000007_2nfe.png",
+        "step-00000007_4nfe.png",
     ]
 
 
@@ -414,7 +416,7 @@ def test_a_report_says_what_and_how(finished_run, evaluator):
 
 def test_the_grid_has_a_column_per_class(finished_run):
     _, _, reports, _ = finished_run
-    with Image.open(reports[-1].grid) as grid:
+    with Image.open(reports[-1].grids["samples"]) as grid:
         # 8x8 images shown at 32x32, ten columns and eight rows, two pixels between and around them.
         assert grid.size == (10 * 34 + 2, 8 * 34 + 2)
         pixels = np.asarray(grid.convert("L"))
@@ -433,9 +435,11 @@ def test_a_checkpoint_samples_the_grid_again(finished_run, tmp_path):
     config, directory, reports, _ = finished_run
     loaded, objective, network = load_sampler(checkpoints.path_of(directory, 7), CPU)
     assert loaded == config
-    images = draw_grid(objective, network, loaded, CPU, nfe=1)
-    write_grid(images, tmp_path / "grid.png", GRID_COLUMNS)
-    assert (tmp_path / "grid.png").read_bytes() == reports[-1].grid.read_bytes()
+    grids = reports[-1].grids
+    assert set(grids) == {"samples", "samples_2nfe", "samples_4nfe"}
+    for name, nfe in {"samples": 1, "samples_2nfe": 2, "samples_4nfe": 4}.items():
+        write_grid(draw_grid(objective, network, loaded, CPU, nfe), tmp_path / "grid.png", GRID_COLUMNS)
+        assert (tmp_path / "grid.png").read_bytes() == grids[name].read_bytes()
 
 
 CLOCKS = {
@@ -458,7 +462,9 @@ def test_a_run_goes_on_from_its_directory(finished_run, digits, evaluator, tmp_p
     for found, expected in zip(later, reports[1:], strict=True):
         same = METRICS - CLOCKS
         assert {name: found.metrics[name] for name in same} == {name: expected.metrics[name] for name in same}
-        assert found.grid.read_bytes() == expected.grid.read_bytes()
+        assert {name: path.read_bytes() for name, path in found.grids.items()} == {
+            name: path.read_bytes() for name, path in expected.grids.items()
+        }
     assert_same_state(resumed.trainer.state_dict(), state)
     assert resumed.trainer.train_s > stopped.trainer.train_s
     stored = checkpoints.load(checkpoints.path_of(directory, 7))

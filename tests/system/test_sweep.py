@@ -36,7 +36,7 @@ def test_a_sweep_is_recorded_whole(session):
         assert run.data.params["objective.gap_schedule"] in ("constant", "linear", "cosine", "exponential")
         assert [step for step, _ in session.history(name, "fid")] == [4, 8, 12]
         images = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
-        assert len(images) == 3
+        assert len(images) == 3 + 2  # one for each report, and at the end also at 2 and 4 NFE
         if name not in ("one-0000", "one-0001"):  # on workers that had a trial before
             assert run.data.metrics["time/handover_s"] < 10  # not the start of a new group
     assert session.study_states("one") == ["COMPLETE"] * 4
