@@ -9,11 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboards.comparison import Case, Comparison
-from dashboards.drawing import Panel, axis_of
+from dashboards.drawing import COLORS, GREY, Panel, axis_of
 from dashboards.findings import shortened, title
 from orchestration.replicates import mean_interval
 
-COLORS = ("#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a63b8", "#8a929c", "#b8860b", "#4aa3a3")
 DASHES = ("solid", "dash", "dot", "dashdot")
 COSTS = {"time/step_ms": "time per step", "memory/peak_mib": "peak memory"}
 
@@ -148,7 +147,7 @@ def _costs(comparison: Comparison) -> Panel:
         panel.missing = "there is no second case with a seed of the first one's"
         return panel
     first = html.escape(shortened(comparison.cases[0].name))
-    figure.add_vline(x=1, line={"width": 1, "dash": "dot", "color": "#8a929c"})
+    figure.add_vline(x=1, line={"width": 1, "dash": "dot", "color": GREY})
     figure.update_layout(xaxis_title=f"multiple of {first}", yaxis={"autorange": "reversed"}, barmode="group")
     figure.update_layout(height=140 + 56 * len(comparison.cases))
     panel.figures = [figure]

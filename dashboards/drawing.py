@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a929c"
+COLORS = (BLUE, ORANGE, GREEN, RED, "#8a63b8", GREY, "#b8860b", "#4aa3a3")
+"""Of cases and trials, in this order."""
 SCALE = [[0, "#5b8fc7"], [0.5, "#9b7fb8"], [1, "#d9622b"]]
 """Of lines and dots; to be seen on a light and on a dark page."""
 LOG_RATIO = 30

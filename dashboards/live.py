@@ -18,8 +18,8 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboards import live_charts, live_findings
-from dashboards.live_reader import LiveSweep, Snapshot, Trial, newest_sweeps, read_artifact
-from dashboards.runs import connect
+from dashboards.live_reader import LiveSweep, Snapshot, Trial, newest_sweeps
+from dashboards.runs import connect, read_artifact
 from orchestration.progress import format_number, format_time, short_name
 from orchestration.spool import TrackingError
 from orchestration.tracking_check import root_cause, without_password

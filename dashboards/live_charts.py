@@ -8,14 +8,16 @@ from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
+from dashboards.drawing import BLUE, GREEN, GREY, ORANGE, RED
+from dashboards.findings import title
 from dashboards.live_reader import Curve, Snapshot, Trial
 
 COLOURS = {
-    "running": "#3f7fbf",
-    "finished": "#3a9a6b",
-    "stopped": "#d9822b",
-    "failed": "#cc4b5a",
-    "interrupted": "#8a929c",
+    "running": BLUE,
+    "finished": GREEN,
+    "stopped": ORANGE,
+    "failed": RED,
+    "interrupted": GREY,
 }
 """Of states; also the order of the legend."""
 BEST_COLOUR = "#8e5cc0"
@@ -26,12 +28,6 @@ MOST_POINTS = 12_000
 FEWEST_PER_CURVE = 8
 MANY = 60
 """From so many trials on, lines are faint and marks small."""
-TITLES = {"fid": "FID", "kid": "KID", "time/train_s": "training time in s", "memory/peak_mib": "peak memory in MiB"}
-
-
-def title(metric: str) -> str:
-    """A metric's name on an axis: of unknown ones their own, escaped."""
-    return TITLES.get(metric) or html.escape(metric)
 
 
 def learning_curves(snapshot: Snapshot, metric: str, best: Trial | None) -> go.Figure:
@@ -50,7 +46,7 @@ def learning_curves(snapshot: Snapshot, metric: str, best: Trial | None) -> go.F
             figure.add_trace(_ends(chosen, curves, state, colour))
     if best is not None and (curve := snapshot.curve(best, metric)).steps:
         figure.add_trace(
-            _lines([best], [thinned(curve, MOST_POINTS)], f"best: trial {best.number}", "#8e5cc0", 1.0, 3.5)
+            _lines([best], [thinned(curve, MOST_POINTS)], f"best: trial {best.number}", BEST_COLOUR, 1.0, 3.5)
         )
     _scale(figure, metric, values)
     figure.update_xaxes(title="optimiser step", rangemode="tozero")
@@ -124,7 +120,7 @@ def pareto(snapshot: Snapshot, quality: str, cost: str) -> go.Figure:
         x, y = zip(*best, strict=True)
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, name="front", hoverinfo="skip"))
     _scale(figure, quality, [value for trace in figure.data for value in trace.y])
-    figure.update_xaxes(title=title(cost))
+    figure.update_xaxes(title=html.escape(title(cost)))
     return _framed(figure, f"{quality} {cost}")
 
 
@@ -148,13 +144,13 @@ def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def _scale(figure: go.Figure, metric: str, values: Sequence[float]) -> None:
     """A logarithmic axis with 1, 2 and 5 of each decade, unless there are values that it has no place for."""
     if not values or min(values) <= 0:
-        figure.update_yaxes(title=title(metric))
+        figure.update_yaxes(title=html.escape(title(metric)))
         return
     decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     digits = (1, 2, 5) if len(decades) < 6 else (1,)
     ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     texts = [f"{tick:g}" for tick in ticks]
-    figure.update_yaxes(title=title(metric), type="log", tickvals=ticks, ticktext=texts)
+    figure.update_yaxes(title=html.escape(title(metric)), type="log", tickvals=ticks, ticktext=texts)
 
 
 def _framed(figure: go.Figure, revision: str) -> go.Figure:

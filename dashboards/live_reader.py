@@ -8,13 +8,11 @@ and goes on with the next, so that a sweep of any size shows at once and fills u
 from __future__ import annotations
 
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashboards.records import ENDS, NUMBER, READERS
@@ -228,15 +226,6 @@ def _curve(rows: Iterable[Any]) -> Curve:
     by_step = {row.step: row for row in rows}  # the last value of a step that was repeated
     ordered = [by_step[step] for step in sorted(by_step)]
     return Curve(*zip(*((row.step, row.value, row.timestamp) for row in ordered), strict=True)) if ordered else Curve()
-
-
-def read_artifact(client: MlflowClient, run_id: str, path: str) -> bytes | None:
-    """Content of a run's artifact; None if there is none or it cannot be had."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
-        except Exception:  # each kind of store has its own
-            return None
 
 
 def newest_sweeps(client: MlflowClient) -> list[Run]:

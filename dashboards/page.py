@@ -15,6 +15,8 @@ import plotly.io
 import plotly.offline
 from markupsafe import Markup
 
+from dashboards.drawing import COLORS
+
 HEIGHT = 340
 """Of figures that do not say theirs, in pixels."""
 
@@ -58,7 +60,7 @@ def _themes() -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 64, "r": 24, "t": 28, "b": 52},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "colorway": ["#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a63b8", "#8a929c"],
+        "colorway": list(COLORS),
         "hoverlabel": {"namelength": -1},
     }
     colors = {"light": ("#24292f", "#e3e6ea", "#aab1b9"), "dark": ("#d7dce2", "#343b44", "#59626d")}

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
+from dashboards.drawing import COLORS, GREY
 from dashboards.findings import title
 from dashboards.records import SweepRecord
 from orchestration.progress import short_name
@@ -14,8 +15,6 @@ from orchestration.study import EXCHANGES
 
 POINT = "point/"
 """What MLflow's metrics of m and w begin with."""
-GREY = "#8a929c"
-COLORS = ("#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a63b8", "#8c6d31", "#4aa3a2", "#c464a4")
 
 
 def exchanges_figures(record: SweepRecord) -> list[go.Figure]:
@@ -26,7 +25,7 @@ def exchanges_figures(record: SweepRecord) -> list[go.Figure]:
 
 def _exchanges(record: SweepRecord) -> dict[int, list[dict]]:
     """What each trial took over, as the study tells it."""
-    trials = record.reports.get_trials(deepcopy=False) if record.reports is not None else []
+    trials = record.study.get_trials(deepcopy=False) if record.study is not None else []
     return {trial.number: trial.user_attrs.get(EXCHANGES, []) for trial in trials}
 
 
@@ -49,9 +48,7 @@ def _figure(history: pd.DataFrame, path: str, exchanges: dict[int, list[dict]]) 
         for step, before, after, _ in handed:
             gaps["x"] += [step, step, None]
             gaps["y"] += [before, after, None]
-        figure.add_scatter(
-            **gaps, mode="lines", line={"color": "#8a929c", "dash": "dot", "width": 1.5}, hoverinfo="skip"
-        )
+        figure.add_scatter(**gaps, mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5}, hoverinfo="skip")
         figure.data[-1].name = "took over"
         figure.add_scatter(
             x=[step for step, *_ in handed],

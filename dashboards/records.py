@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
-from dashboards.runs import connect, find_sweep, one_line
+from dashboards.runs import connect, find_sweep, one_line, read_artifact
 from orchestration.folders import SWEEP_FILE
 from orchestration.search_space import CASE
 
@@ -97,11 +95,7 @@ class SweepRecord:
 
     def artifact(self, run: Run, path: str) -> bytes | None:
         """Content of a run's artifact; None if there is none."""
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return Path(self.client.download_artifacts(run.info.run_id, path, folder)).read_bytes()
-            except Exception:  # each kind of store has its own for what is not there
-                return None
+        return read_artifact(self.client, run.info.run_id, path)
 
 
 def read_sweep(tracking_uri: str, name_or_id: str) -> SweepRecord:

@@ -21,12 +21,12 @@ from dashboards.comparison_report import build_comparison, write_tables
 from dashboards.findings import Findings, constraints, find, refusal, shortened, shown, title
 from dashboards.records import SweepRecord, configuration_of, read_sweep
 from orchestration.config import LaunchConfig
+from orchestration.descriptions import REPORT
 from orchestration.folders import SWEEP_FILE
 from orchestration.progress import format_time, short_name
 from orchestration.search_space import CASE
 from orchestration.spool import TrackingError
 
-REPORT_FILE = "report.html"
 METRICS = ("fid", "class_consistency", "time/train_s", "memory/peak_mib")
 """Columns of the table where there are values, beside the goals, the constraints and FID at other NFE."""
 LONGEST_REASON = 300
@@ -62,7 +62,7 @@ def write_report(tracking_uri: str, name_or_id: str, output: Path) -> SweepRecor
 
 def leave_report(tracking_uri: str, folder: Path) -> None:
     """Write a sweep's report into its folder and attach it to its run; what goes wrong is told in one line."""
-    output = folder / REPORT_FILE
+    output = folder / REPORT
     try:
         record = write_report(tracking_uri, str(folder), output)
         tables = write_tables(record, folder) if is_comparison(record) else []

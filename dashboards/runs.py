@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def one_line(tracking_uri: str) -> Iterator[None]:
         yield
     except TrackingError:
         raise
-    except Exception as error:
+    except Exception as error:  # MLflow, its store, its database driver and the network each have their own
         place = f"tracking_uri = {without_password(tracking_uri)}"
         raise TrackingError(f"{place}: cannot be read ({root_cause(error)[:300]})") from error
 
@@ -84,6 +85,15 @@ def find_sweep(client: MlflowClient, name_or_id: str) -> tuple[Run | None, list[
         known = f"there are {', '.join(sweeps[-8:])}" if sweeps else "there is none"
         raise TrackingError(f"run {name_or_id}: no sweep has this name or id; {known}")
     return None, children
+
+
+def read_artifact(client: MlflowClient, run_id: str, path: str) -> bytes | None:
+    """Content of a run's artifact; None if there is none or it cannot be had."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+        except Exception:  # each kind of store has its own
+            return None
 
 
 def _named(client: MlflowClient, experiments: list[str], name: str) -> Run | None:

@@ -19,6 +19,7 @@ def launch(model: type[SweepConfig], description: str) -> int:
         model: the study's own defaults.
         description: what --help says first.
     """
+    # As a plain SweepConfig: it is pickled to processes that do not know the study's program and its class.
     config = SweepConfig.model_validate(to_dict(read_command_line(model, description)))
     try:
         if config.resume is None and config.name is None:

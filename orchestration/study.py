@@ -123,12 +123,12 @@ class SweepStudy:
 
     def exchanges(self, number: int) -> list[Exchange]:
         """What a trial has taken over from others, in order."""
-        return [Exchange(**values) for values in self.record(number).user_attrs.get(EXCHANGES, [])]
+        return [Exchange(**values) for values in self._frozen(self.study, number).user_attrs.get(EXCHANGES, [])]
 
     def exchange(self, number: int, new: Exchange) -> None:
         """Record an exchange."""
         made = [asdict(exchange) for exchange in (*self.exchanges(number), new)]
-        self._handle(self.records, number).set_user_attr(EXCHANGES, made)
+        self._handle(self.study, number).set_user_attr(EXCHANGES, made)
 
     def point_at(self, number: int, step: int) -> dict[str, Any]:
         """The point with which a trial came to a step."""

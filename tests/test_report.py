@@ -284,13 +284,14 @@ def test_several_goals_and_constraints(store, report):
 
 
 @pytest.mark.slow
-def test_a_population_shows_who_took_over_from_whom(store, report):
+@pytest.mark.parametrize("goals", [["fid"], ["fid", "time/train_s"]])  # of several, reports are in another study
+def test_a_population_shows_who_took_over_from_whom(store, report, goals):
     search = ["objective.velocity_mix=0.1:0.9", "objective.guidance_strength=1:3"]
     kind = {"kind": "pbt", "grace_reports": 1}
     took = {3: Exchange(100, 0, {"objective.velocity_mix": 0.36, "objective.guidance_strength": 1.5})}
     outcomes = [("finished", [5.0, 4.0, 3.0 + number]) for number in range(4)]
-    store.sweep("population", outcomes, exchanges=took, search=search, early_stopping=kind)
-    page = report("population")
+    parent = store.sweep("population", outcomes, exchanges=took, search=search, early_stopping=kind, goals=goals)
+    page = report(parent)
     assert "population" in page.ids
     texts = [text for figure in page.figures for trace in figure["data"] for text in trace.get("text") or []]
     assert "step 100: trial 3 went on from trial 0" in texts

@@ -15,7 +15,6 @@ from conftest import ROOT
 from mlflow import MlflowClient
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browser import chromium  # noqa: F401
 from sweep_store import SweepStore
 
 pytestmark = pytest.mark.slow
@@ -55,7 +54,7 @@ def number(page, label: str) -> str:
     return box.locator("[data-testid=stMetricValue]").inner_text()
 
 
-def test_a_sweep_that_runs_is_shown_and_its_numbers_change(session, ui, chromium):  # noqa: F811
+def test_a_sweep_that_runs_is_shown_and_its_numbers_change(session, ui, chromium):
     flags = ["--name", "live", "--num-trials", "2", "--training.total-steps", "40000", "--training.report-every", "20"]
     flags += ["--training.batch-size", "32", "--evaluation.num-samples", "64", "--max-concurrent", "1"]
     sweep = session.start("sweep_schedule.py", *flags, "--progress", "plain")
@@ -84,7 +83,7 @@ def test_a_sweep_that_runs_is_shown_and_its_numbers_change(session, ui, chromium
     page.close()
 
 
-def test_foreign_text_shows_as_text_and_an_empty_store_is_told_kindly(session, ui, chromium):  # noqa: F811
+def test_foreign_text_shows_as_text_and_an_empty_store_is_told_kindly(session, ui, chromium):
     pages = ui()
     page = chromium.new_page()
     asked: list[str] = []
@@ -112,7 +111,7 @@ def test_foreign_text_shows_as_text_and_an_empty_store_is_told_kindly(session, u
     page.close()
 
 
-def test_mlflows_own_pages_list_and_compare_the_runs(session, ui, chromium):  # noqa: F811
+def test_mlflows_own_pages_list_and_compare_the_runs(session, ui, chromium):
     store = SweepStore(session.storage)
     parent = store.sweep("schedule", [("finished", [5.0, 2.0]), ("stopped", [6.0]), ("finished", [4.0, 1.5])])
     runs = store.client.search_runs([store.experiment], f"tags.mlflow.parentRunId = '{parent}'")
