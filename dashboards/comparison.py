@@ -11,6 +11,8 @@ import pandas as pd
 from dashboards.findings import Findings, find, shortened, title
 from dashboards.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from dashboards.records import SweepRecord
+from dashboards.verdicts import Verdict, hypotheses_of, judge, summary
+from orchestration.hypotheses import Measured
 from orchestration.replicates import mean_interval
 
 COSTS = ("time/step_ms", "time/train_s", "memory/peak_mib")
@@ -53,6 +55,7 @@ class Comparison:
 
     Attributes:
         quality: metrics of quality that were reported, the first goal first; empty if they must not be compared.
+        verdicts: of the hypotheses that were stated before.
         answer: what was found, in two sentences, or why nothing may be said.
     """
 
@@ -60,11 +63,14 @@ class Comparison:
     findings: Findings
     cases: list[Case]
     quality: list[str]
+    verdicts: list[Verdict]
     answer: list[str]
 
     @property
     def metrics(self) -> list[str]:
-        return [*self.quality, *COSTS]
+        """All that is told of cases: quality, costs, and what else hypotheses are about."""
+        others = (term.metric for verdict in self.verdicts for term in verdict.hypothesis.terms)
+        return list(dict.fromkeys([*self.quality, *COSTS, *others]))
 
 
 def compare(record: SweepRecord) -> Comparison:
@@ -74,15 +80,22 @@ def compare(record: SweepRecord) -> Comparison:
     table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
     quality = [name for name in table if re.fullmatch(r"fid(_\d+nfe)?", name)] if findings.comparable else []
     quality.sort(key=lambda name: (name != goal, name))
+    hypotheses = hypotheses_of(record.param("hypotheses")) if findings.comparable else []
+    measured = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
+    metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(measured)]))
     names = list(dict.fromkeys(table.sort_values("trial")["case"]))
     cases: list[Case] = []
     for name in names:
-        cases.append(_case(name, table[table["case"] == name], [*quality, *COSTS], cases[0] if cases else None))
+        cases.append(_case(name, table[table["case"] == name], metrics, cases[0] if cases else None))
     if quality:
         ps = corrected([case.against[goal].p if goal in case.against else math.nan for case in cases])
         cases = [Case(**vars(case) | {"p": p}) for case, p in zip(cases, ps, strict=True)]
+    values = {Measured(name, case.name): found.values for case in cases for name, found in case.measures.items()}
+    verdicts = judge(hypotheses, values)
     answer = _answer(record, cases, goal) if findings.comparable else findings.answer
-    return Comparison(record, findings, cases, quality, answer)
+    if verdicts:
+        answer = [*answer, summary(verdicts)]
+    return Comparison(record, findings, cases, quality, verdicts, answer)
 
 
 def _case(name: str, rows: pd.DataFrame, metrics: list[str], first: Case | None) -> Case:

@@ -8,12 +8,14 @@ from typing import Any
 from dashboards import published
 from dashboards.comparison import Comparison, compare
 from dashboards.comparison_tables import (
+    VERDICTS_NOTE,
     Table,
     as_latex,
     as_markdown,
     how_to_read,
     measured,
     published_table,
+    verdict_table,
 )
 from dashboards.findings import shortened, thousands
 from dashboards.records import SweepRecord
@@ -48,6 +50,8 @@ def build_comparison(record: SweepRecord, **shared: Any) -> str:
         [figure for panel in drawn for figure in panel.figures],
         answer=comparison.answer,
         how_to_read=how_to_read(comparison).replace("\\", ""),
+        verdicts=verdict_table(comparison),
+        verdicts_note=VERDICTS_NOTE,
         measured=measured(comparison),
         lost=_lost(comparison),
         panels=drawn,

@@ -8,6 +8,7 @@ import re
 from dashboards import published
 from dashboards.comparison import Case, Comparison, interval, times
 from dashboards.findings import title
+from dashboards.verdicts import COLUMNS, row
 
 Table = list[list[str]]
 """Rows of text, the first one the headings."""
@@ -42,6 +43,17 @@ def _test(case: Case, metric: str) -> list[str]:
     return [f"{case.p:.2g}", f"{case.against[metric].effect_size:.2g}"]
 
 
+def verdict_table(comparison: Comparison) -> Table:
+    return [list(COLUMNS), *map(row, comparison.verdicts)] if comparison.verdicts else []
+
+
+VERDICTS_NOTE = (
+    "Stated before the run. Left over right is a geometric mean over pairs of equal seeds with its 95 % interval; p is "
+    "that of the paired t-test of the logarithms, corrected by Holm for all hypotheses, d the mean of these logarithms "
+    "over their standard deviation. The last column says which quotient, or one over it, such seeds would have shown."
+)
+
+
 def published_table() -> Table:
     return [list(published.COLUMNS), *map(list, published.ROWS)]
 
@@ -51,6 +63,8 @@ def as_markdown(comparison: Comparison) -> str:
     parts = [f"# {_plain(comparison.record.name)}", *map(_plain, comparison.answer), how_to_read(comparison)]
     if protocols := comparison.findings.protocols:
         parts.append("; ".join(f"FID measured with {_plain(str(protocol))}" for protocol in protocols) + ".")
+    if comparison.verdicts:
+        parts += [_markdown(verdict_table(comparison)), VERDICTS_NOTE]
     parts += [_markdown(measured(comparison)), published.NOTE, _markdown(published_table())]
     return "\n\n".join(parts) + "\n"
 
@@ -76,9 +90,12 @@ def _plain(text: str) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """Two tabular environments, for booktabs."""
+    """Tabular environments, for booktabs."""
     parts = []
-    for rows, note in ((measured(comparison), how_to_read(comparison)), (published_table(), published.NOTE)):
+    tables = [(measured(comparison), how_to_read(comparison)), (published_table(), published.NOTE)]
+    if comparison.verdicts:
+        tables.insert(0, (verdict_table(comparison), VERDICTS_NOTE))
+    for rows, note in tables:
         lines = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
         body = "\n".join(lines[1:])
         spec = "l" + "r" * (len(rows[0]) - 1)

@@ -3,22 +3,19 @@
 Trains every case with the same seeds: equal data order, noise and initial weights. Ends with a report that compares
 them seed by seed: FID against steps, time and memory, with intervals and paired tests; also as Markdown and LaTeX.
 
-What is held to be true before the run: SoFlow's FID at one step is lower than MeanFlow's and flow matching's, and its
-steps take less time than MeanFlow's. A difference is called where the paired t-test of the logarithms, corrected for
-all cases, has p < 0.05; with five seeds that finds effects of 1.7 standard deviations with a probability of 80 %.
-Nothing is stopped early, and no seed is added after looking.
+What is held to be true before the run is in HYPOTHESES: the papers' directions. One is called confirmed or refuted
+where the paired t-test of the logarithms over the seeds, corrected for all of them, has p < 0.05; five seeds show a
+single effect of 1.7 standard deviations with a probability of 80 %. Nothing is stopped early, and no seed is added
+after looking.
 
 $ python experiments/compare_baselines.py
-$ python experiments/compare_baselines.py --dataset fashion_mnist --case-seeds 8
-$ python experiments/compare_baselines.py --cases plain "guided:objective.guidance_strength=2"
+$ python experiments/compare_baselines.py --dataset fashion_mnist --name fashion --case-seeds 8
+$ python experiments/compare_baselines.py --scale paper --dry-run
+$ python experiments/compare_baselines.py --name guidance --cases plain "guided:objective.guidance_strength=2" \\
+      --hypotheses "fid(guided) < fid(plain)"
 """
 
-from launch import launch
-from pydantic import Field
-
-from orchestration.config import EarlyStoppingConfig, SweepConfig
-from soflow.config import EvaluationConfig, TrainingConfig
-from soflow.sections import Count
+from launch import Study, comparison, launch
 
 CASES = (
     "soflow:objective.name=soflow",
@@ -28,19 +25,21 @@ CASES = (
     "shortcut:objective.name=shortcut",
     "flow_matching:objective.name=flow_matching",
 )
-
-
-class BaselinesConfig(SweepConfig):
-    """A comparison of configurations, each with the same seeds."""
-
-    cases: tuple[str, ...] = CASES
-    """Configurations to compare, each NAME or NAME:PATH=VALUE,PATH=VALUE; the others are held against the first."""
-    case_seeds: Count = 5
-    """Seeds that every case is trained with, one trial each: `seed` and the numbers after it."""
-    evaluation: EvaluationConfig = Field(default_factory=lambda: EvaluationConfig(nfe=(1, 2, 8)))
-    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig(total_steps=1000))
-    early_stopping: EarlyStoppingConfig = Field(default_factory=lambda: EarlyStoppingConfig(kind="none"))
-
+HYPOTHESES = (
+    "fid(soflow) < fid(meanflow)",
+    "fid_2nfe(soflow) < fid(soflow)",
+    "fid(soflow) < fid(flow_matching)",
+    "time/step_ms(soflow) < time/step_ms(meanflow)",
+    "memory/peak_mib(soflow) < memory/peak_mib(meanflow)",
+    "fid(improved_meanflow) < fid(meanflow)",
+    "fid(alpha_flow) < fid(meanflow)",
+)
+STUDY = Study(
+    __doc__,
+    "compare_baselines",
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 1000}, evaluation={"nfe": (1, 2, 8)}),
+    paper=comparison(CASES, 3, hypotheses=HYPOTHESES, evaluation={"nfe": (1, 2, 8)}),
+)
 
 if __name__ == "__main__":
-    raise SystemExit(launch(BaselinesConfig, __doc__))
+    raise SystemExit(launch(STUDY))

@@ -1,35 +1,107 @@
 """What the studies of this folder share: from a command line through a sweep to its report."""
 
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
 from orchestration.command_line import fail, read_command_line
 from orchestration.config import EXIT_CODES, SweepConfig
-from orchestration.folders import new_folder
+from orchestration.folders import SWEEP_FILE, new_folder
 from orchestration.progress import stdout_for
 from orchestration.recovery import own_config
 from orchestration.spool import TrackingError
 from orchestration.sweep import run_sweep
-from soflow.config import to_dict
+from soflow.config import read_yaml, to_dict
 from soflow.data import DataError
 from soflow.sections import ConfigError
 
+PRESETS = Path(__file__).parent / "presets"
+FREE = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")
+"""Fields that leave a study the study that it was."""
 
-def launch(model: type[SweepConfig], description: str) -> int:
-    """Run or resume the sweep that the command line describes and leave a report of it; the program's exit code.
 
-    Args:
-        model: the study's own defaults.
-        description: what --help says first.
+@dataclass(frozen=True)
+class Study:
+    """A question and the sweeps that answer it, one on a laptop and one with the published settings.
+
+    Attributes:
+        question: what --help says first; it also states what is held to be true, and when the study ends.
+        name: of the sweep's folder, with the scale behind it; None for a new one each time.
+        small, paper: what differs from a sweep's defaults, as nested dictionaries.
+        preset: the published training run that `paper` starts from.
+        prepare: what has to be there before the sweep, such as a teacher; gives the configuration with it put in, and
+            does nothing twice.
     """
-    # As a plain SweepConfig: it is pickled to processes that do not know the study's program and its class.
-    config = SweepConfig.model_validate(to_dict(read_command_line(model, description)))
+
+    question: str
+    name: str | None
+    small: dict[str, Any]
+    paper: dict[str, Any] = field(default_factory=dict)
+    preset: str = "soflow-imagenet256-b4"
+    prepare: Callable[[SweepConfig], SweepConfig] | None = None
+
+    def layers(self, scale: str) -> list[dict[str, Any]]:
+        """Of its configuration, the later ones over the earlier ones."""
+        if scale == "small":
+            return [self.small]
+        return [read_yaml(PRESETS / f"{self.preset}.yaml"), {"early_stopping": {"kind": "none"}} | self.paper]
+
+
+def comparison(cases: tuple[str, ...], seeds: int, **others: Any) -> dict[str, Any]:
+    """Settings that train every case with every seed to its end."""
+    return {"cases": cases, "case_seeds": seeds, "early_stopping": {"kind": "none"}} | others
+
+
+def launch(study: Study) -> int:
+    """Run a study, or go on with it, and leave its report; the program's exit code."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--scale", choices=("small", "paper"), default="small")
+    own.add_argument("--dry-run", action="store_true")
     try:
-        if config.resume is None and config.name is None:
-            config = config.model_copy(update={"name": new_folder(config).name})
-        status = run_sweep(config)
+        given, arguments = own.parse_known_args()
+        description = f"{study.question}\n\n{OWN_FLAGS}"
+        layers = study.layers(given.scale)
+        if "--cases" in arguments:  # other cases than the study's hypotheses are about
+            layers.append({"hypotheses": ()})
+        config = read_command_line(SweepConfig, description, arguments, layers)
+        if given.dry_run:
+            from plan import show_plan  # imports torch
+
+            show_plan(study, config, given.scale)
+            return 0
+        return _run(study, _named(study, config, given.scale))
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted before the sweep began")
         return EXIT_CODES["KILLED"]
+
+
+OWN_FLAGS = (
+    "--scale paper takes the published settings in place of those for a laptop; --dry-run says what would be trained, "
+    "what it costs and how to launch it on a cluster, and trains nothing. A study that was interrupted goes on when it "
+    "is started again."
+)
+
+
+def _named(study: Study, config: SweepConfig, scale: str) -> SweepConfig:
+    if config.resume is not None or config.name is not None:
+        return config
+    name = f"{study.name}-{scale}" if study.name else new_folder(config).name
+    return config.model_copy(update={"name": name})
+
+
+def _run(study: Study, config: SweepConfig) -> int:
+    if config.resume is None:
+        if study.prepare is not None:
+            config = study.prepare(config)
+        config = _taken_up(config)
+    status = run_sweep(config)
     if status != "KILLED":
         from dashboards.report import leave_report  # imports pandas
 
@@ -37,3 +109,24 @@ def launch(model: type[SweepConfig], description: str) -> int:
         with stdout_for(config.progress):
             leave_report(own_config(folder, {}).resolved_tracking_uri, folder)
     return EXIT_CODES[status]
+
+
+def _taken_up(config: SweepConfig) -> SweepConfig:
+    """The configuration as one that goes on, if there is a sweep of this name that does the same.
+
+    Raises:
+        ConfigError: if there is one that does something else.
+    """
+    folder = config.storage / config.name
+    if not (folder / SWEEP_FILE).exists():
+        return config
+    ours, theirs = (
+        {key: value for key, value in to_dict(each).items() if key not in FREE}
+        for each in (config, own_config(folder, {}))
+    )
+    if different := [key for key in ours if ours[key] != theirs[key]]:
+        raise ConfigError(
+            f"name = {config.name}: is in {config.storage} with other {', '.join(different)}; give another --name"
+        )
+    print(f"going on with {folder}", file=sys.stderr)
+    return config.model_copy(update={"resume": config.name})

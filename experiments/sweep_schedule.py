@@ -9,9 +9,10 @@ $ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log 
 $ python experiments/sweep_schedule.py --resume NAME
 """
 
-from launch import launch
+from launch import Study, launch
 
-from orchestration.config import SweepConfig
+# At the paper's scale reports come every 25,000 steps: a rung after two of them.
+STUDY = Study(__doc__, None, small={}, paper={"early_stopping": {"kind": "asha", "grace_reports": 2}})
 
 if __name__ == "__main__":
-    raise SystemExit(launch(SweepConfig, __doc__))
+    raise SystemExit(launch(STUDY))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -21,14 +22,22 @@ Config = TypeVar("Config", bound=Section)
 NAMES = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
 
 
-def read_command_line(model: type[Config], description: str, arguments: list[str] | None = None) -> Config:
-    """The configuration from defaults, then `--config` files in order, then flags.
+def read_command_line(
+    model: type[Config],
+    description: str,
+    arguments: list[str] | None = None,
+    layers: Sequence[dict[str, Any]] = (),
+) -> Config:
+    """The configuration from defaults, then `layers`, then `--config` files in order, then flags.
 
     Ends the program with exit code 2 after one line on stderr if anything is wrong with them.
+
+    Args:
+        layers: a program's own defaults, as nested dictionaries, the later ones over the earlier ones.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _read(model, description, arguments)
+        return _read(model, description, arguments, layers)
     except (ConfigError, DataError) as error:
         fail(error)
 
@@ -39,7 +48,7 @@ def fail(error: Exception | str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _read(model: type[Config], description: str, arguments: list[str]) -> Config:
+def _read(model: type[Config], description: str, arguments: list[str], layers: Sequence[dict[str, Any]]) -> Config:
     short = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     short.add_argument("--config", action="append", default=[])
     for name in NAMES:
@@ -48,6 +57,8 @@ def _read(model: type[Config], description: str, arguments: list[str]) -> Config
 
     values: dict[str, Any] = {}
     defaults = {name: getattr(model(), name).name for name in NAMES}
+    for layer in layers:
+        values = _merge(values, layer, defaults)
     for file in chosen.config:
         values = _merge(values, read_yaml(file), defaults)
         for key, reason in unused_keys(file).items():

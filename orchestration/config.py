@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from orchestration.hypotheses import read_hypothesis
 from soflow.config import RunConfig, to_dict
 from soflow.sections import Count, Section
 
@@ -121,6 +122,9 @@ class SweepConfig(LaunchConfig):
     begins from that objective's own defaults."""
     case_seeds: Count = 1
     """Seeds that every case is trained with, one trial each: `seed` and the numbers after it."""
+    hypotheses: tuple[str, ...] = ()
+    """What is held to be true of the cases before they run, each METRIC(CASE) < METRIC(CASE), the right side also with
+    a factor, NUMBER * METRIC(CASE), or a plain NUMBER; the report tests them over the seeds."""
     sampler: SamplerName = "tpe"
     """How configurations are chosen (Optuna's samplers); cmaes and gp want few, numeric dimensions."""
     goals: tuple[str, ...] = ("fid",)
@@ -186,6 +190,16 @@ class SweepConfig(LaunchConfig):
         if len({read_case(case)[0] for case in cases}) < len(cases):
             raise ValueError("must have different names")
         return cases
+
+    @model_validator(mode="after")
+    def _hypotheses_are_about_cases(self) -> SweepConfig:
+        known = [read_case(case)[0] for case in self.cases]
+        for text in self.hypotheses if self.resume is None else ():
+            for term in read_hypothesis(text).terms:
+                if term.case not in known:
+                    there = ", ".join(known) or "none"
+                    raise ValueError(f"hypotheses = {text}: {term.case} is no case; there are {there}")
+        return self
 
     @model_validator(mode="after")
     def _cases_are_all_there_is(self) -> SweepConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestration import search_space
 from orchestration.config import SweepConfig, read_constraint
 from orchestration.folders import SWEEP_FILE
+from orchestration.hypotheses import read_hypothesis
 from orchestration.samplers import check_sampler, make_sampler
 from soflow.config import read_yaml
 from soflow.sections import ConfigError
@@ -267,15 +269,30 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
 
 def _check_metrics(config: SweepConfig) -> None:
     """Trials tell of their metrics only when they are done; what cannot be one is refused before."""
-    groups = ("time", "throughput", "memory", "loss", *config.evaluation.diagnostics)
-    for field in ("goals", "constraints"):
-        for text in getattr(config, field):
-            metric = text if field == "goals" else read_constraint(text)[0]
-            if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
-                raise ConfigError(
-                    f"{field} = {text}: {metric} is no metric; there are fid, kid, fid_2nfe, class_consistency and "
-                    f"those of {', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
-                )
+    groups = (
+        "time",
+        "throughput",
+        "memory",
+        "loss",
+        *(f"diagnostics/{name}" for name in config.evaluation.diagnostics),
+    )
+    for place, metric in _metrics_named(config):
+        if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
+            raise ConfigError(
+                f"{place}: {metric} is no metric; there are fid, kid, fid_2nfe, class_consistency and those of "
+                f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
+            )
+
+
+def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    """Where a metric is named, and the metric."""
+    for goal in config.goals:
+        yield f"goals = {goal}", goal
+    for constraint in config.constraints:
+        yield f"constraints = {constraint}", read_constraint(constraint)[0]
+    for hypothesis in config.hypotheses:
+        for term in read_hypothesis(hypothesis).terms:
+            yield f"hypotheses = {hypothesis}", term.metric
 
 
 def _check_extension(config: SweepConfig, study: optuna.Study, space: search_space.SearchSpace) -> None:

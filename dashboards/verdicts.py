@@ -1,0 +1,122 @@
+"""A comparison's hypotheses, each with what its seeds say of it.
+
+The logarithm of left / right is taken seed by seed and Student's test asks whether its mean is 0; a plain number on the
+right is a constant. Holm's correction holds the probability of calling any difference that is not there below 5 % for
+all hypotheses of a comparison together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import yaml
+from scipy import stats
+
+from dashboards.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
+from orchestration.hypotheses import Hypothesis, Measured, read_hypothesis
+
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the seeds say of left < right.
+
+    Attributes:
+        quotient: left / right; None if no seed has both.
+        p: of the quotient being 1, corrected for all hypotheses; NaN where there is no test.
+        smallest: how many times larger left or right must be for the test to find it with 80 %, by the seeds' scatter.
+        reason: why there is no test, if there is none.
+    """
+
+    hypothesis: Hypothesis
+    quotient: Quotient | None
+    p: float
+    smallest: float
+    reason: str = ""
+
+    @property
+    def outcome(self) -> str:
+        if self.quotient is None or not self.p < LEVEL:
+            return UNDECIDED
+        return CONFIRMED if self.quotient.value < 1 else REFUTED
+
+
+Values = dict[Measured, dict[int, float]]
+"""Measurements by seed."""
+
+
+def hypotheses_of(text: str) -> list[Hypothesis]:
+    """Those of a sweep, from the parameter that MLflow holds of them; none if it cannot be read."""
+    try:
+        found = yaml.safe_load(text)
+        return [read_hypothesis(str(each)) for each in found] if isinstance(found, list) else []
+    except (yaml.YAMLError, ValueError):
+        return []
+
+
+def judge(hypotheses: Iterable[Hypothesis], values: Values) -> list[Verdict]:
+    """Test all hypotheses of a comparison together."""
+    verdicts = [_test(hypothesis, values) for hypothesis in hypotheses]
+    ps = corrected([verdict.p for verdict in verdicts])
+    level = LEVEL / max(1, sum(not math.isnan(p) for p in ps))
+    return [
+        replace(verdict, p=p, smallest=_smallest(verdict.quotient, level))
+        for verdict, p in zip(verdicts, ps, strict=True)
+    ]
+
+
+def _test(hypothesis: Hypothesis, values: Values) -> Verdict:
+    left = values.get(hypothesis.left, {})
+    right = values.get(hypothesis.right, {}) if hypothesis.right else dict.fromkeys(left, 1.0)
+    pairs = [(left[seed], hypothesis.factor * right[seed]) for seed in sorted(set(left) & set(right))]
+    if not pairs:
+        return Verdict(hypothesis, None, math.nan, math.inf, "no seed has both values")
+    if any(value <= 0 for pair in pairs for value in pair):
+        return Verdict(hypothesis, None, math.nan, math.inf, "a value is not above 0")
+    found = quotient(*zip(*pairs, strict=True))
+    return Verdict(hypothesis, found, found.p, math.inf, "one seed has no scatter" if found.n == 1 else "")
+
+
+def _smallest(found: Quotient | None, level: float) -> float:
+    """The quotient, or one over it, that the test would find with POWER if the logarithms scatter as they do."""
+    if found is None or found.n < 2:
+        return math.inf
+    deviation = math.log(found.high / found.value) * math.sqrt(found.n) / stats.t.ppf(1 - LEVEL / 2, found.n - 1)
+    return math.exp(detectable(found.n, level) * deviation)
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    """How many of each, and how sure that is."""
+    counts = {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    several = "1 hypothesis" if len(verdicts) == 1 else f"{len(verdicts)} hypotheses"
+    seeds = sorted({verdict.quotient.n for verdict in verdicts if verdict.quotient})
+    power = f", with {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds" if seeds else ""
+    return f"Of {several} stated before the run: {told}{power} (a false call in any of them: at most {LEVEL:.0%})."
+
+
+OUTCOMES = (CONFIRMED, REFUTED, UNDECIDED)
+COLUMNS = ("hypothesis", "verdict", "left / right", "p", "d", "seeds", f"found with {POWER:.0%} from")
+
+
+def row(verdict: Verdict) -> list[str]:
+    """A verdict as a row under COLUMNS."""
+    text, found = verdict.hypothesis.text, verdict.quotient
+    if found is None:
+        return [text, f"{verdict.outcome}: {verdict.reason}", "–", "–", "–", "0", "–"]
+    outcome = f"{verdict.outcome}: {verdict.reason}" if verdict.reason else verdict.outcome
+    if found.n == 1:
+        return [text, outcome, f"× {found.value:.3g}", "–", "–", "1", "–"]
+    interval = f"× {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    return [
+        text,
+        outcome,
+        interval,
+        f"{verdict.p:.2g}",
+        f"{found.effect_size:.2g}",
+        str(found.n),
+        f"× {verdict.smallest:.3g}",
+    ]
