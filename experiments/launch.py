@@ -72,7 +72,7 @@ def launch(study: Study) -> int:
         if given.dry_run:
             from plan import show_plan  # imports torch
 
-            show_plan(study, config, given.scale)
+            show_plan(config, sys.argv[1:])
             return 0
         return _run(study, _named(study, config, given.scale))
     except (ConfigError, DataError, TrackingError) as error:

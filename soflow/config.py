@@ -164,7 +164,8 @@ class EvaluationConfig(Section):
     inception_score: bool = False
     """Also measure the Inception score."""
     diagnostics: tuple[str, ...] = ()
-    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe."""
+    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
+    inference_guidance."""
     diagnose_every_report: bool = False
     """Take them at every report; by default after the last step only."""
 

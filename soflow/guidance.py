@@ -1,10 +1,11 @@
-"""Training-time classifier-free guidance: the velocity target v_mix (SoFlow, arXiv 2512.15657)."""
+"""Classifier-free guidance: in training, the velocity target v_mix (SoFlow, arXiv 2512.15657); at inference."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from soflow.conditioning import with_null
 from soflow.interpolants import per_sample
 
 DECAY_RATE = 0.025
@@ -36,3 +37,21 @@ def mixed_velocity(
     excess = per_sample(decay(t, decay_time) * (strength - 1), v_t)
     guided = v_t + excess * (v_t - v_null)
     return mix * guided + (1 - mix) * v_label
+
+
+class GuidedNetwork(nn.Module):
+    """Inference-time guidance of a network: F_θ(null) + w (F_θ(label) − F_θ(null)), two evaluations in one call.
+
+    Args:
+        strength: w ≥ 0; 1 is the network itself, 0 the network without labels.
+        null: the null label's index.
+    """
+
+    def __init__(self, network: nn.Module, strength: float, null: int):
+        super().__init__()
+        self.network, self.strength, self.null = network, strength, null
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([labels, with_null(labels, self.null)])
+        of_label, of_null = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([s, s]), both).chunk(2)
+        return of_null + self.strength * (of_label - of_null)

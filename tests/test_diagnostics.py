@@ -22,12 +22,14 @@ from soflow.diagnostics import (
     diagnose,
     fid_by_nfe,
     flow_distance,
+    inference_guidance,
     ode_violation,
     semigroup_error,
     target_variance,
 )
 from soflow.diagnostics.base import PAIRS as TIME_PAIRS
 from soflow.diagnostics.base import Probe, probes
+from soflow.guidance import GuidedNetwork
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Objective
 from soflow.objectives.flow_matching import FlowMatching
@@ -323,6 +325,46 @@ def test_fid_of_real_samplers():
         # five times its mean with a probability below 1e-4.
         assert figures[f"renoise_{nfe}"] < 5 * 6 * SIGMA**2 / 2000
     assert figures["renoise_2"] != figures["renoise_4"]
+
+
+# Inference-time guidance.
+
+
+@pytest.mark.parametrize("interpolant", ["linear", "trigonometric"])
+@pytest.mark.parametrize("parameterization", ["euler", "trigonometric"])
+def test_guiding_the_network_guides_solution_and_velocity(interpolant, parameterization):
+    """Extrapolating F_θ is extrapolating f_θ and v_θ, which is what guidance means."""
+    objective = unguided(SoFlow, "soflow", interpolant=interpolant, parameterization=parameterization)
+    random = torch.Generator().manual_seed(5)
+    x, per_class = (torch.randn(n, *SHAPE, generator=random, dtype=torch.float64) for n in (6, NULL + 1))
+    t, s = torch.full((6,), 0.7, dtype=torch.float64), torch.full((6,), 0.2, dtype=torch.float64)
+    labels = torch.arange(6) % NULL
+
+    class Linear(nn.Module):
+        def forward(self, x, t, s, labels):
+            return x * (1 + labels[:, None, None, None]) + per_class[labels] * (t - s)[:, None, None, None]
+
+    plain, null = Linear(), torch.full((6,), NULL)
+    for strength in (0.0, 1.0, 2.5):
+        guided = GuidedNetwork(plain, strength, NULL)
+        for call in (
+            lambda network, labels: objective.solution(network, x, t, s, labels),
+            lambda network, labels: objective.velocity(network, x, t, labels),
+        ):
+            expected = call(plain, null) + strength * (call(plain, labels) - call(plain, null))
+            assert torch.allclose(call(guided, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_inference_guidance_counts_both_evaluations_of_a_step():
+    asked = []
+
+    def fid(steps: int, sampler: str, network: nn.Module) -> float:
+        asked.append((steps, sampler, network.strength))
+        return steps + network.strength
+
+    figures = inference_guidance.measure(gaussian_subject(unguided(SoFlow, "soflow"), fid=fid))
+    assert asked == [(n, "compose" if n == 1 else "renoise", w) for w in (1.5, 2.0, 3.0) for n in (1, 2)]
+    assert figures == {f"w{w:g}_{2 * n}nfe": n + w for w in (1.5, 2.0, 3.0) for n in (1, 2)}
 
 
 # What all of them promise.

@@ -21,6 +21,7 @@ DIAGNOSTICS = {
     "flow_distance": "soflow.diagnostics.flow_distance",
     "target_variance": "soflow.diagnostics.target_variance",
     "fid_by_nfe": "soflow.diagnostics.fid_by_nfe",
+    "inference_guidance": "soflow.diagnostics.inference_guidance",
 }
 
 
@@ -37,8 +38,9 @@ class Subject:
     """Their labels as the network sees them [N]."""
     seed: int
     """Of the run; diagnostics draw from soflow.randomness.generator(device, seed, name)."""
-    fid: Callable[[int, str], float]
-    """FID at a number of network evaluations with a sampler, as the run's own evaluation measures it."""
+    fid: Callable[..., float]
+    """FID of a number of steps with a sampler, as the run's own evaluation measures it; with another network, if that
+    is given as a third argument."""
 
 
 def diagnose(names: tuple[str, ...], subject: Subject) -> dict[str, float]:
