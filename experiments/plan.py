@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -70,7 +69,9 @@ def show_plan(config: SweepConfig, arguments: list[str]) -> None:
 def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
     """Every case with its number of seeds; of a search its base, as often as there are trials."""
     if not config.cases:
-        return {f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)}
+        return {
+            f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)
+        }
     search_space.build(config)
     names = [read_case(case)[0] for case in config.cases]
     return {name: (trial_config(config.run, {CASE: name}, config.cases), config.case_seeds) for name in names}

@@ -269,13 +269,8 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
 
 def _check_metrics(config: SweepConfig) -> None:
     """Trials tell of their metrics only when they are done; what cannot be one is refused before."""
-    groups = (
-        "time",
-        "throughput",
-        "memory",
-        "loss",
-        *(f"diagnostics/{name}" for name in config.evaluation.diagnostics),
-    )
+    diagnostics = (f"diagnostics/{name}" for name in config.evaluation.diagnostics)
+    groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
     for place, metric in _metrics_named(config):
         if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
             raise ConfigError(

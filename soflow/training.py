@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from soflow import codecs, networks, objectives
@@ -87,7 +88,10 @@ class Trainer:
         self._clock, self._process = StepClock(device), PeakResidentMemory()
 
     def advance(self, steps: int) -> dict[str, float]:
-        """Take optimiser steps and return what was measured over them, means over samples, the same on every worker.
+        """Take optimiser steps and return what was measured over them, the same on every worker but for clocks.
+
+        Losses are means over samples. Of the whole gradient's norms "gradient/norm" is the median over the steps and
+        "gradient/spike" the largest over the median.
 
         Raises:
             NonFiniteLoss: naming the first step whose loss was infinite or NaN.
@@ -113,6 +117,7 @@ class Trainer:
         self.network.train()
         self._process.reset()
         totals: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
         first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
         memory, held = AllocationPeak(self.device), 0
@@ -124,6 +129,7 @@ class Trainer:
                 held = bytes_of(self.held_tensors())
             with memory if measured else nullcontext():
                 loss, terms = self.take_step()
+            gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
             # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
             for name, values in terms.items():
@@ -132,7 +138,10 @@ class Trainer:
         self._clock.stop()
         self.train_s += time.perf_counter() - begin
         self._check_finite(first_bad)
+        norms = torch.stack(gradients)
         return self._means(totals) | {
+            "gradient/norm": norms.median().item(),
+            "gradient/spike": (norms.max() / norms.median()).item(),
             "time/step_ms": self._clock.median_ms(),
             "time/train_s": self.train_s,
             "throughput/images_per_s": self.config.training.batch_size * 1e3 / self._clock.median_ms(),

@@ -228,9 +228,20 @@ def test_a_diverging_run_names_the_first_step_without_finite_loss(at_once, digit
 def test_metrics_are_means_over_samples_and_name_their_units(digits):
     config = tiny_config(training={"batch_size": 8})
     trainer = Trainer(config, digits, CPU)
-    seen = []
+    seen, norms = [], []
     trainer.module.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+    take_step = trainer.take_step
+
+    def observed():
+        found = take_step()
+        squares = [weight.grad.double().square().sum().item() for weight in trainer.network.parameters()]
+        norms.append(sum(squares) ** 0.5)
+        return found
+
+    trainer.take_step = observed
     metrics = trainer.advance(3)
+    assert metrics["gradient/norm"] == pytest.approx(sorted(norms)[1], rel=1e-5)
+    assert metrics["gradient/spike"] == pytest.approx(max(norms) / sorted(norms)[1], rel=1e-5)
     for term in ("flow_matching", "consistency"):
         values = torch.cat([terms[term] for terms in seen])
         assert metrics[f"loss/{term}"] == pytest.approx(values.mean().item(), rel=1e-5)  # float32 sums
@@ -331,6 +342,8 @@ def test_loading_executes_nothing(tmp_path, capsys):
 METRICS = {
     "loss/flow_matching",
     "loss/consistency",
+    "gradient/norm",
+    "gradient/spike",
     "time/step_ms",
     "time/evaluate_s",
     "time/train_s",
@@ -492,7 +505,7 @@ def test_every_objective_reports_its_errors_and_its_numbers_of_evaluations(name,
         CLOCKS | quality | {"fid_floor", "kid_floor"} | {f"{kind}_{nfe}nfe" for kind in quality for nfe in nfes[1:]}
     )
     losses = {metric for metric in report.metrics if metric.startswith("loss/")}
-    assert set(report.metrics) - losses == expected
+    assert set(report.metrics) - losses == expected | {"gradient/norm", "gradient/spike"}
     assert "loss/flow_matching" in losses
 
 
