@@ -12,7 +12,7 @@ from dashboards.findings import Findings, find, shortened, title
 from dashboards.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from dashboards.records import SweepRecord
 from dashboards.verdicts import Verdict, hypotheses_of, judge, summary
-from orchestration.hypotheses import Measured
+from orchestration.hypotheses import Hypothesis, Measured
 from orchestration.replicates import mean_interval
 
 COSTS = ("time/step_ms", "time/train_s", "memory/peak_mib")
@@ -73,14 +73,19 @@ class Comparison:
         return list(dict.fromkeys([*self.quality, *COSTS, *others]))
 
 
-def compare(record: SweepRecord) -> Comparison:
-    """Compare the cases of a sweep that has some."""
+def compare(record: SweepRecord, hypotheses: list[Hypothesis] | None = None) -> Comparison:
+    """Compare the cases of a sweep that has some.
+
+    Args:
+        hypotheses: what to test; by default what was stated with the sweep.
+    """
     findings, goal = find(record), record.goals[0]
     table = record.trials.assign(case=record.trials["case"].map(str))  # a name may look like a number
     table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
     quality = [name for name in table if re.fullmatch(r"fid(_\d+nfe)?", name)] if findings.comparable else []
     quality.sort(key=lambda name: (name != goal, name))
-    hypotheses = hypotheses_of(record.param("hypotheses")) if findings.comparable else []
+    if hypotheses is None:
+        hypotheses = hypotheses_of(record.param("hypotheses"))
     measured = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
     metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(measured)]))
     names = list(dict.fromkeys(table.sort_values("trial")["case"]))
@@ -91,7 +96,7 @@ def compare(record: SweepRecord) -> Comparison:
         ps = corrected([case.against[goal].p if goal in case.against else math.nan for case in cases])
         cases = [Case(**vars(case) | {"p": p}) for case, p in zip(cases, ps, strict=True)]
     values = {Measured(name, case.name): found.values for case in cases for name, found in case.measures.items()}
-    verdicts = judge(hypotheses, values)
+    verdicts = judge(hypotheses, values if findings.comparable else {})
     answer = _answer(record, cases, goal) if findings.comparable else findings.answer
     if verdicts:
         answer = [*answer, summary(verdicts)]
@@ -137,10 +142,10 @@ def _answer(record: SweepRecord, cases: list[Case], goal: str) -> list[str]:
     floor = record.trials["fid_floor"].dropna() if "fid_floor" in record.trials else pd.Series(dtype=float)
     above = f", {measure.mean / floor.iloc[0]:.1f} times the real data's own {floor.iloc[0]:.3g}" if len(floor) else ""
     seeds = len(measure.values)
-    first = (
-        f"{shortened(best.name)} has the lowest mean {title(goal)} of {len(measured)} cases: "
-        f"{interval(measure)} over {seeds} seed{'s' if seeds > 1 else ''}{above}."
-    )
+    several = f"{interval(measure)} over {seeds} seed{'s' if seeds > 1 else ''}{above}."
+    if len(cases) == 1:
+        return [f"{shortened(best.name)} has a mean {title(goal)} of {several}"]
+    first = f"{shortened(best.name)} has the lowest mean {title(goal)} of {len(measured)} cases: {several}"
     found = [case for case in cases if case.p < LEVEL]
     reference = shortened(cases[0].name)
     told = [f"{shortened(case.name)} {_times(case.against[goal])}, p = {case.p:.2g}" for case in found]

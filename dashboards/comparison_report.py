@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dashboards import published
+from dashboards import exponents, published
 from dashboards.comparison import Comparison, compare
 from dashboards.comparison_tables import (
     VERDICTS_NOTE,
@@ -15,6 +15,7 @@ from dashboards.comparison_tables import (
     how_to_read,
     measured,
     published_table,
+    stacked,
     verdict_table,
 )
 from dashboards.findings import shortened, thousands
@@ -44,15 +45,19 @@ def build_comparison(record: SweepRecord, **shared: Any) -> str:
     from dashboards.page import HEIGHT, render
 
     comparison = compare(record)
-    drawn = panels(comparison)
+    drawn, fitted = panels(comparison), exponents.fit(comparison)
+    if fitted:
+        drawn.insert(0, exponents.panel(fitted))
     return render(
         "comparison.html.j2",
         [figure for panel in drawn for figure in panel.figures],
-        answer=comparison.answer,
+        answer=[*exponents.answer(fitted), *comparison.answer],
         how_to_read=how_to_read(comparison).replace("\\", ""),
         verdicts=verdict_table(comparison),
         verdicts_note=VERDICTS_NOTE,
-        measured=measured(comparison),
+        exponents=exponents.table(fitted),
+        exponents_note=exponents.NOTE,
+        measured=stacked(measured(comparison)),
         lost=_lost(comparison),
         panels=drawn,
         height=HEIGHT,

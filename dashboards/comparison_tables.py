@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 
-from dashboards import published
+from dashboards import exponents, published
 from dashboards.comparison import Case, Comparison, interval, times
 from dashboards.findings import title
 from dashboards.verdicts import COLUMNS, row
 
 Table = list[list[str]]
 """Rows of text, the first one the headings."""
+QUOTIENT = "to the first"
 
 
 def measured(comparison: Comparison) -> Table:
@@ -19,7 +20,7 @@ def measured(comparison: Comparison) -> Table:
     goal = comparison.quality[0] if comparison.quality else None
     rows = [["case", "seeds"]]
     for metric in _reported(comparison):
-        rows[0] += [title(metric), "to the first"] + (["p", "d"] if metric == goal else [])
+        rows[0] += [title(metric), QUOTIENT] + (["p", "d"] if metric == goal else [])
     for case in comparison.cases:
         row = [case.name, f"{len(case.trials)}" + (f" ({len(case.lost)} lost)" if case.lost else "")]
         for metric in _reported(comparison):
@@ -27,6 +28,17 @@ def measured(comparison: Comparison) -> Table:
             row += _test(case, metric) if metric == goal else []
         rows.append(row)
     return rows
+
+
+def stacked(rows: Table) -> Table:
+    """The same with every quotient under its value, which a screen has the width for."""
+    kept = [column for column, heading in enumerate(rows[0]) if heading != QUOTIENT]
+    found = [[row[column] for column in kept] for row in rows]
+    for cells, lines in zip(rows[1:], found[1:], strict=True):
+        for place, column in enumerate(kept):
+            if rows[0][column + 1 : column + 2] == [QUOTIENT]:
+                lines[place] += f"\n{cells[column + 1]}"
+    return found
 
 
 def _reported(comparison: Comparison) -> list[str]:
@@ -64,8 +76,10 @@ def as_markdown(comparison: Comparison) -> str:
     if protocols := comparison.findings.protocols:
         parts.append("; ".join(f"FID measured with {_plain(str(protocol))}" for protocol in protocols) + ".")
     if comparison.verdicts:
-        parts += [_markdown(verdict_table(comparison)), VERDICTS_NOTE]
-    parts += [_markdown(measured(comparison)), published.NOTE, _markdown(published_table())]
+        parts += [as_markdown_table(verdict_table(comparison)), VERDICTS_NOTE]
+    if fitted := exponents.table(exponents.fit(comparison)):
+        parts += [as_markdown_table(fitted), exponents.NOTE]
+    parts += [as_markdown_table(measured(comparison)), published.NOTE, as_markdown_table(published_table())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,7 +92,8 @@ def how_to_read(comparison: Comparison) -> str:
     )
 
 
-def _markdown(rows: Table) -> str:
+def as_markdown_table(rows: Table) -> str:
+    """Foreign text shows as it is."""
     lines = ["| " + " | ".join(map(_plain, row)) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
@@ -93,6 +108,8 @@ def as_latex(comparison: Comparison) -> str:
     """Tabular environments, for booktabs."""
     parts = []
     tables = [(measured(comparison), how_to_read(comparison)), (published_table(), published.NOTE)]
+    if fitted := exponents.table(exponents.fit(comparison)):
+        tables.insert(0, (fitted, exponents.NOTE))
     if comparison.verdicts:
         tables.insert(0, (verdict_table(comparison), VERDICTS_NOTE))
     for rows, note in tables:
@@ -113,6 +130,9 @@ _LATEX = {
     "×": r"$\times$",
     "–": "--",
     "λ": r"$\lambda$",
+    "δ": r"$\delta$",
+    "√": r"$\surd$",
+    "²": "$^2$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 } | {character: f"\\{character}" for character in "&%$#_{}"}

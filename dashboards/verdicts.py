@@ -59,8 +59,12 @@ def hypotheses_of(text: str) -> list[Hypothesis]:
 
 def judge(hypotheses: Iterable[Hypothesis], values: Values) -> list[Verdict]:
     """Test all hypotheses of a comparison together."""
-    verdicts = [_test(hypothesis, values) for hypothesis in hypotheses]
-    ps = corrected([verdict.p for verdict in verdicts])
+    return together([_test(hypothesis, values) for hypothesis in hypotheses])
+
+
+def together(verdicts: list[Verdict]) -> list[Verdict]:
+    """The same verdicts, corrected for all of these, whatever they were corrected for before."""
+    ps = corrected([verdict.quotient.p if verdict.quotient else math.nan for verdict in verdicts])
     level = LEVEL / max(1, sum(not math.isnan(p) for p in ps))
     return [
         replace(verdict, p=p, smallest=_smallest(verdict.quotient, level))

@@ -13,7 +13,7 @@ from sweep_store import SweepStore
 
 from dashboards.comparison import compare, interval
 from dashboards.comparison_report import write_tables
-from dashboards.comparison_tables import _latex, _plain, measured
+from dashboards.comparison_tables import _latex, _plain, measured, stacked
 from dashboards.paired import quotient
 from dashboards.records import read_sweep
 from dashboards.report import build, leave_report
@@ -117,8 +117,12 @@ def test_the_page_shows_the_table_and_takes_names_as_text(store, parent):
     page = build(sweep)
     assert "<i>" not in page
     table = re.search(r'<table id="measured">.*?</table>', page, re.DOTALL)[0]
-    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table)]
-    assert cells == [cell for row in measured(compare(sweep))[1:] for cell in row]
+    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
+    rows = measured(compare(sweep))
+    assert cells == [cell for row in stacked(rows)[1:] for cell in row]
+    assert sorted(line for cell in cells for line in cell.split("\n")) == sorted(
+        cell for row in rows[1:] for cell in row
+    )
     published = re.search(r'<table id="published-figures">.*?</table>', page, re.DOTALL)[0]
     assert "58.56" in published
     assert "58.56" not in table

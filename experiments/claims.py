@@ -1,0 +1,136 @@
+"""Which claims of the papers, and of this project, hold on a small scale?
+
+Runs every study that a claim of claims.yaml names, one after another, and says of each claim whether it is confirmed,
+refuted or not to be decided at this scale, with the effect and its interval, corrected for all claims together. What
+was run before is not run again; what was interrupted goes on. The whole takes hours on a laptop.
+
+$ python experiments/claims.py
+$ python experiments/claims.py --studies ablations cfg_ablation
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from orchestration.command_line import fail
+from orchestration.config import EXIT_CODES, EXPERIMENT, FLUSH_S, LaunchConfig
+from orchestration.environment import environment_tags
+from orchestration.spool import TrackingError
+
+if TYPE_CHECKING:
+    from dashboards.claims import Judged
+
+HERE = Path(__file__).parent
+CLAIMS = HERE / "claims.yaml"
+
+
+@dataclass
+class ClaimsConfig:
+    studies: tuple[str, ...] = ()
+    """Those to run and whose claims to judge; by default all that claims.yaml names."""
+    storage: Path = Path("results")
+    """Folder of the studies' sweeps, and of claims.md."""
+    tracking_uri: str | None = None
+    """MLflow: an http(s):// server or a sqlite:/// database, by default mlflow.db in `storage`."""
+
+
+def main() -> int:
+    options = tyro.cli(ClaimsConfig, description=__doc__)
+    from dashboards.claims import judge_claims, page, read_claims  # imports pandas
+    from dashboards.records import read_sweep
+
+    claims = read_claims(CLAIMS)
+    known = list(dict.fromkeys(claim.study for claim in claims))
+    if unknown := [study for study in options.studies if study not in known]:
+        fail(f"studies = {unknown[0]}: must be among {', '.join(known)}")
+    claims = [claim for claim in claims if claim.study in (options.studies or known)]
+    uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
+    for study in dict.fromkeys(claim.study for claim in claims):
+        if (code := _run(study, options)) == EXIT_CODES["KILLED"]:
+            print("interrupted; the same command goes on")
+            return code
+    try:
+        judged = judge_claims(
+            claims, lambda study: read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
+        )
+        path = options.storage / "claims.md"
+        facts = _facts()
+        path.write_text(page(judged, facts))
+        _show(judged)
+        _record(uri, options.storage, judged, facts, path)
+    except TrackingError as error:
+        fail(error)
+    print(f"page: {path}")
+    return 0
+
+
+def _run(study: str, options: ClaimsConfig) -> int:
+    """Run a study to its end, as its user would; its exit code."""
+    print(f"\n{study}: started {time.strftime('%H:%M')}", flush=True)
+    command = [sys.executable, str(HERE / f"{study}.py"), "--storage", str(options.storage)]
+    if options.tracking_uri:
+        command += ["--tracking-uri", options.tracking_uri]
+    try:
+        code = subprocess.run(command).returncode
+    except KeyboardInterrupt:
+        return EXIT_CODES["KILLED"]
+    if code:
+        print(f"{study}: ended with exit code {code}")
+    return code
+
+
+def _facts() -> dict[str, str]:
+    tags = environment_tags()
+    versions = ", ".join(f"{name.partition('.')[2]} {tags[name]}" for name in tags if name.startswith("version."))
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": f"{tags['hardware.cpu']}, {tags['hardware.cpu_cores']} cores, {tags['hardware.memory_gib']} GiB",
+        "versions": versions,
+        "git commit": tags["git_commit"],
+    }
+
+
+def _show(judged: list[Judged]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dashboards.claims import counts
+    from dashboards.verdicts import row
+
+    table = Table("claim", "verdict", "left / right", "p", "seeds", "found from", show_lines=True)
+    for each in judged:
+        cells = row(each.verdict) if each.verdict else ["", f"{each.outcome}: {each.reason}", *["–"] * 5]
+        table.add_row(f"{each.claim.claim}\n[dim]{each.claim.test}[/dim]", *(cells[i] for i in (1, 2, 3, 5, 6)))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
+
+
+def _record(uri: str, storage: Path, judged: list[Judged], facts: dict[str, str], path: Path) -> None:
+    """Leave the verdicts in MLflow, as a run of their own for each time they are given."""
+    from orchestration.tracking import Tracker
+
+    key = time.strftime("claims-%Y%m%d-%H%M%S")
+    tracker = Tracker(uri, EXPERIMENT, storage / "claims-spool")
+    tracker.start_run(key, key, {}, environment_tags() | {"soflow.kind": "claims"})
+    for number, each in enumerate(judged):
+        if each.verdict and each.verdict.quotient:
+            values = {"quotient": each.verdict.quotient.value, "p": each.verdict.p, "seeds": each.verdict.quotient.n}
+            named = {f"{each.claim.study}/{number:02d}/{name}": value for name, value in values.items()}
+            tracker.log_metrics(key, {name: value for name, value in named.items() if value == value}, step=0)
+        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.outcome}: {each.claim.claim}"})
+    tracker.log_artifact(key, path)
+    tracker.end_run(key, "FINISHED")
+    if undelivered := tracker.close(FLUSH_S):
+        print(f"{undelivered} records wait in {storage / 'claims-spool'}; the same command sends them")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
