@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep test lint ui
+.PHONY: sweep studies test lint ui
 
 sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
+
+studies: $(READY)  ## every study at its small scale, then a verdict on every claim: hours on 2 cores; goes on when interrupted
+	$(BIN)/python experiments/claims.py $(ARGS)
 
 test: lint  ## lint, then everything; ARGS="-m 'not slow'" for the quick part
 	$(BIN)/python -m pytest $(ARGS)

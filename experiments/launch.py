@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestration.command_line import fail, read_command_line
+from orchestration.command_line import fail, read_command_line, validate
 from orchestration.config import EXIT_CODES, SweepConfig
 from orchestration.folders import SWEEP_FILE, new_folder
 from orchestration.progress import stdout_for
@@ -36,6 +36,7 @@ class Study:
         preset: the published training run that `paper` starts from.
         prepare: what has to be there before the sweep, such as a teacher; gives the configuration with it put in, and
             does nothing twice.
+        foreseen: the configuration that `prepare` would give, as far as it can be told with nothing run.
     """
 
     question: str
@@ -44,6 +45,7 @@ class Study:
     paper: dict[str, Any] = field(default_factory=dict)
     preset: str = "soflow-imagenet256-b4"
     prepare: Callable[[SweepConfig], SweepConfig] | None = None
+    foreseen: Callable[[SweepConfig], SweepConfig] | None = None
 
     def layers(self, scale: str) -> list[dict[str, Any]]:
         """Of its configuration, the later ones over the earlier ones."""
@@ -55,6 +57,15 @@ class Study:
 def comparison(cases: tuple[str, ...], seeds: int, **others: Any) -> dict[str, Any]:
     """Settings that train every case with every seed to its end."""
     return {"cases": cases, "case_seeds": seeds, "early_stopping": {"kind": "none"}} | others
+
+
+def with_cases(config: SweepConfig, cases: dict[str, dict[str, Any]]) -> SweepConfig:
+    """The configuration with other cases, each by its name and changed values.
+
+    Raises:
+        ConfigError: if they cannot be.
+    """
+    return validate(SweepConfig, to_dict(config) | {"cases": cases})
 
 
 def launch(study: Study) -> int:
@@ -72,7 +83,7 @@ def launch(study: Study) -> int:
         if given.dry_run:
             from plan import show_plan  # imports torch
 
-            show_plan(config, sys.argv[1:])
+            show_plan(study.foreseen(config) if study.foreseen else config, given.scale, sys.argv[1:])
             return 0
         return _run(study, _named(study, config, given.scale))
     except (ConfigError, DataError, TrackingError) as error:
@@ -99,7 +110,8 @@ def _named(study: Study, config: SweepConfig, scale: str) -> SweepConfig:
 def _run(study: Study, config: SweepConfig) -> int:
     if config.resume is None:
         if study.prepare is not None:
-            config = study.prepare(config)
+            with stdout_for(config.progress):
+                config = study.prepare(config)
         config = _taken_up(config)
     status = run_sweep(config)
     if status != "KILLED":

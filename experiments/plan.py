@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -13,16 +15,17 @@ from orchestration.config import SweepConfig, read_case
 from orchestration.search_space import CASE, trial_config
 from orchestration.study import check_study
 from soflow.config import RunConfig, override, parse, to_dict
-from soflow.cost.accelerators import ACCELERATORS
+from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
 from soflow.cost.prediction import Prediction, predict
 
-ACCELERATOR = "H100"
+CLUSTER = "H100"
 
 
-def show_plan(config: SweepConfig, arguments: list[str]) -> None:
-    """Print the training runs with their predicted cost on one kind of accelerator, and the command for a cluster.
+def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
+    """Print the training runs with their predicted cost, and the command for a cluster.
 
     Args:
+        scale: "paper" is predicted for an H100, "small" for this machine.
         arguments: of the command line, as they were given.
 
     Raises:
@@ -31,16 +34,18 @@ def show_plan(config: SweepConfig, arguments: list[str]) -> None:
     check_study(config, config.storage / (config.name or ""), resuming=True)
     runs = training_runs(config)
     workers = config.resources.num_workers
+    device, accelerator = (CLUSTER, ACCELERATORS[CLUSTER]) if scale == "paper" else ("CPU", this_machine())
+    unit, seconds = ("hours", 3600) if scale == "paper" else ("minutes", 60)
     table = Table(
-        "run", "objective", "network", "data", "steps × batch", "seeds", "step", "hours each", "hours", "memory"
+        "run", "objective", "network", "data", "steps × batch", "seeds", "step", f"{unit} each", unit, "memory"
     )
     total = 0.0
     for name, (run, seeds) in runs.items():
         print(f"counting a step of {name}", file=sys.stderr)
         cost = of_one_worker(run, workers)
-        step_s = cost.roofline_s(ACCELERATORS[ACCELERATOR], run.training.precision)
-        hours = step_s * run.training.total_steps * workers / 3600
-        total += hours * seeds
+        step_s = cost.roofline_s(accelerator, run.training.precision)
+        lasts = step_s * run.training.total_steps * workers / seconds
+        total += lasts * seeds
         table.add_row(
             name,
             run.objective.name,
@@ -49,21 +54,26 @@ def show_plan(config: SweepConfig, arguments: list[str]) -> None:
             f"{run.training.total_steps:,} × {run.training.batch_size}",
             str(seeds),
             f"{step_s * 1e3:.3g} ms",
-            f"{hours:.3g}",
-            f"{hours * seeds:.3g}",
+            f"{lasts:.3g}",
+            f"{lasts * seeds:.3g}",
             f"{cost.peak_bytes / 2**30:.2f} GiB",
         )
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     console.print(table)
+    several = f"{workers} workers" if workers > 1 else "1 worker"
     for line in (
-        f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {ACCELERATOR} hours of "
-        f"training on {workers} worker{'s' if workers > 1 else ''} each, with every kernel at the peak of its "
-        "arithmetic or of memory; evaluation comes on top.",
+        f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {device} {unit} of training "
+        f"on {several} each, with every kernel at the peak of its arithmetic or of memory; evaluation comes on top.",
         "Memory is the peak of all tensors of one worker.",
         f"launch: {cluster_command(config, arguments)}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def this_machine() -> Accelerator:
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return measured(torch.device("cpu"), memory_bytes)
 
 
 def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:

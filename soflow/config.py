@@ -28,6 +28,8 @@ from soflow.sections import ConfigError, Count, Fraction, InputPath, Positive, S
 
 Sampler = Literal["renoise", "compose", "heun"]
 PrecisionName = Literal["fp32", "tf32", "bf16"]
+GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0}
+"""The objectives' fields that guide training, and where they do not."""
 
 
 LATENT_CHANNELS, LATENT_FACTOR = 4, 8
@@ -36,9 +38,11 @@ LATENT_CHANNELS, LATENT_FACTOR = 4, 8
 
 class DatasetConfig(Section):
     name: str = "digits"
-    """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder or latents."""
+    """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder, latents or
+    gaussians (8x8, whose flow is known)."""
     root: InputPath | None = None
-    """Folder of the data set's files, for latents the HDF5 file; digits needs none, fashion_mnist finds Debian's."""
+    """Folder of the data set's files, for latents the HDF5 file; digits and gaussians need none, fashion_mnist finds
+    Debian's."""
     conditional: bool = True
     """Train with class labels; without them every sample gets the null label."""
     image_size: Count | None = None
@@ -165,7 +169,7 @@ class EvaluationConfig(Section):
     """Also measure the Inception score."""
     diagnostics: tuple[str, ...] = ()
     """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
-    inference_guidance."""
+    inference_guidance; with gaussians also true_distance."""
     diagnose_every_report: bool = False
     """Take them at every report; by default after the last step only."""
 
@@ -242,6 +246,24 @@ class RunConfig(Section):
                 f"evaluation.feature_network = {self.feature_network}: takes images of shape {wanted}, "
                 f"not {self.dataset.image_shape} of dataset.name = {self.dataset.name}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_true_solution_is_known(self) -> RunConfig:
+        if "true_distance" not in self.evaluation.diagnostics:
+            return self
+        if not SOURCES[self.dataset.name].closed_form:
+            able = ", ".join(name for name, source in SOURCES.items() if source.closed_form)
+            raise ValueError(
+                f"evaluation.diagnostics = true_distance: needs data whose flow is known, dataset.name = {able}, "
+                f"not {self.dataset.name}"
+            )
+        for name, off in GUIDANCE_OFF.items() if self.dataset.conditional else ():
+            if (value := getattr(self.objective, name, off)) != off:
+                raise ValueError(
+                    f"objective.{name} = {value:g}: must be {off} with evaluation.diagnostics = true_distance, "
+                    "because the known flow is that without guidance"
+                )
         return self
 
     @property

@@ -56,6 +56,8 @@ class SourceInfo:
     """FID features used unless the configuration names others."""
     latent: bool = False
     """Whether it holds latents of a Stable Diffusion autoencoder in place of images."""
+    closed_form: bool = False
+    """Whether it has `components`, the Gaussians that its samples are drawn from."""
 
 
 SOURCES = {
@@ -63,6 +65,7 @@ SOURCES = {
     "fashion_mnist": SourceInfo("soflow.data.fashion_mnist", 1, 28, "fashion-cnn"),
     "cifar10": SourceInfo("soflow.data.cifar10", 3, 32, "inception"),
     "image_folder": SourceInfo("soflow.data.image_folder", 3, None, "inception"),
+    "gaussians": SourceInfo("soflow.data.gaussians", 1, 8, "digits-cnn", closed_form=True),
     "latents": SourceInfo("soflow.data.latents", 3, None, "inception", latent=True),
 }
 

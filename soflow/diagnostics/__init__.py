@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from soflow.data.gaussians import Components
     from soflow.objectives.base import Objective
 
 DIAGNOSTICS = {
     "ode_violation": "soflow.diagnostics.ode_violation",
     "semigroup_error": "soflow.diagnostics.semigroup_error",
     "flow_distance": "soflow.diagnostics.flow_distance",
+    "true_distance": "soflow.diagnostics.true_distance",
     "target_variance": "soflow.diagnostics.target_variance",
     "fid_by_nfe": "soflow.diagnostics.fid_by_nfe",
     "inference_guidance": "soflow.diagnostics.inference_guidance",
@@ -41,6 +43,8 @@ class Subject:
     fid: Callable[..., float]
     """FID of a number of steps with a sampler, as the run's own evaluation measures it; with another network, if that
     is given as a third argument."""
+    components: Components | None = None
+    """What the data is drawn from, where that is known."""
 
 
 def diagnose(names: tuple[str, ...], subject: Subject) -> dict[str, float]:

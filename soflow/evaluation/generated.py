@@ -83,6 +83,7 @@ def look_closer(trainer: Trainer, network: nn.Module, evaluator: Evaluator) -> d
         labels=labels if config.dataset.conditional else torch.full_like(labels, source.num_classes),
         seed=config.seed,
         fid=lambda nfe, sampler, other=network: evaluator.fid(_own_images(trainer, other, evaluator, nfe, sampler)),
+        components=getattr(source, "components", None),
     )
     figures = diagnose(config.evaluation.diagnostics, subject)
     return {f"diagnostics/{name}": value for name, value in figures.items()}
