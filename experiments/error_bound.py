@@ -1,4 +1,6 @@
-"""Does SoFlow's error bound O(√δ) predict what training does? (Open question 3 of the paper's appendix E.)
+"""Does SoFlow's error bound O(√δ) predict what training does?
+
+Open question 3 of the paper's appendix E (arXiv 2512.15657).
 
 Along a true trajectory f_θ(x(t), t, s) changes by the residual R = ∂_x f_θ · v + ∂_t f_θ and ends in the truth, so the
 distance of a jump to the true solution is the integral of R over it: at most √δ where δ is the mean of R². The training

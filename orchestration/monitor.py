@@ -159,13 +159,14 @@ class SweepMonitor(tune.Callback):
         if self.facts.get(key) != result["facts"]:
             self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])
-            self._tell_dataset(key, result["facts"])
+            self._tell_dataset(key, trial, result["facts"])
         if is_exchange(self.config, result["step"]):
             row.state = "waiting"
         self.view.reported(row, result["metrics"])
 
-    def _tell_dataset(self, key: str, facts: dict[str, str]) -> None:
-        if (data := of_dataset(self.config.dataset, facts)) is not None:
+    def _tell_dataset(self, key: str, trial: Trial, facts: dict[str, str]) -> None:
+        config = trial_config(self.config.run, current_point(trial.config), self.config.cases)
+        if (data := of_dataset(config.dataset, facts)) is not None:
             self.tracker.log_dataset(key, **data)
             if data["digest"] not in self.datasets:
                 self.datasets.add(data["digest"])

@@ -42,6 +42,7 @@ def refused(capsys):
     return read_faulty
 
 
+SOURCES = "cifar10, digits, fashion_mnist, gaussians, image_folder"
 FAULTS = [
     # flags, what the line must say
     ("--objective.flow-matching-fraction 1.5", "objective.flow_matching_fraction = 1.5: .*less than or equal to 1"),
@@ -58,8 +59,8 @@ FAULTS = [
         "--training.batch-size 10 --resources.num-workers 3",
         "training.batch_size = 10: must be divisible by resources.num_workers = 3",
     ),
-    ("--dataset cifar", "dataset = cifar: must be one of cifar10, digits, fashion_mnist, image_folder, latents"),
-    ("--dataset.name cifar", "dataset.name = cifar: must be one of cifar10, digits, fashion_mnist, image_folder"),
+    ("--dataset cifar", f"dataset = cifar: must be one of {SOURCES}, latents"),
+    ("--dataset.name cifar", f"dataset.name = cifar: must be one of {SOURCES}"),
     (
         "--objective ddpm",
         "objective = ddpm: must be one of alpha_flow, distillation, flow_matching, improved_meanflow, meanflow",

@@ -192,4 +192,5 @@ def test_a_name_is_never_used_twice(session):
     assert code == 0, output
     code, output = session.run("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "taken")
     assert code == 2
-    assert output.startswith("error: name = taken: is taken in")
+    assert output.startswith("error: name = taken: is in ")
+    assert "with other num_trials; give another --name" in output
