@@ -14,9 +14,9 @@ $ python experiments/cfg_ablation.py
 $ python experiments/cfg_ablation.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch
+from launch import Study, comparison, launch, small_training
 
-UNGUIDED = "unguided:objective.guidance_strength=1"
+UNGUIDED = "unguided:objective.guidance_strength=1,evaluation.diagnostics=[target_variance, inference_guidance]"
 CONTROL = "control:objective.label_drop=1.0e-09"
 
 
@@ -46,7 +46,7 @@ def hypotheses(best: str) -> tuple[str, ...]:
 
 EVALUATION = {
     "nfe": (1, 2),
-    "diagnostics": ("target_variance", "inference_guidance"),
+    "diagnostics": ("target_variance",),
     "diagnose_every_report": True,
 }
 STUDY = Study(
@@ -57,7 +57,7 @@ STUDY = Study(
         5,
         hypotheses=hypotheses("w 1.5 m 0.25"),
         objective={"guidance_strength": 1.5, "velocity_mix": 0.25},
-        training={"total_steps": 600, "report_every": 300},
+        training=small_training(600),
         evaluation=EVALUATION,
     ),
     paper=comparison(

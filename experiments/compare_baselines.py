@@ -15,7 +15,7 @@ $ python experiments/compare_baselines.py --name guidance --cases plain "guided:
       --hypotheses "fid(guided) < fid(plain)"
 """
 
-from launch import Study, comparison, launch
+from launch import Study, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow",
@@ -37,7 +37,7 @@ HYPOTHESES = (
 STUDY = Study(
     __doc__,
     "compare_baselines",
-    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 1000}, evaluation={"nfe": (1, 2, 8)}),
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(800), evaluation={"nfe": (1, 2, 8)}),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES, evaluation={"nfe": (1, 2, 8)}),
 )
 

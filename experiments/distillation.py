@@ -31,7 +31,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch import Study, comparison, launch, with_cases
+from launch import Study, comparison, launch, small_training, with_cases
 
 from orchestration.command_line import validate
 from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, TrainConfig, read_case
@@ -188,7 +188,7 @@ def _trained(config: TrainConfig) -> Path:
 STUDY = Study(
     __doc__,
     "distillation",
-    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 600}),
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(600)),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES),
     prepare=prepare,
     foreseen=foreseen,

@@ -27,7 +27,7 @@ $ python experiments/error_bound.py
 $ python experiments/error_bound.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch
+from launch import Study, comparison, launch, small_training
 
 KNOWN = "evaluation.diagnostics=[ode_violation, true_distance]"
 CASES = (
@@ -50,7 +50,7 @@ STUDY = Study(
         CASES,
         5,
         objective=OBJECTIVE | {"r_end": 0.01},
-        training={"total_steps": 800, "report_every": 100},
+        training=small_training(800, report_every=100),
         evaluation=EVALUATION | {"num_samples": 500},
     ),
     paper=comparison(

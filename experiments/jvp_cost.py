@@ -35,7 +35,7 @@ import functools
 import shutil
 from typing import TYPE_CHECKING
 
-from launch import Study, comparison, launch, with_cases
+from launch import Study, comparison, launch, small_training, with_cases
 
 from orchestration.command_line import validate
 from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, read_case
@@ -170,7 +170,7 @@ def measured_quotients(study: CostStudyConfig) -> dict[str, float]:
 STUDY = Study(
     __doc__,
     "jvp_cost",
-    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 500}),
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(400)),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES),
     prepare=prepare,
     foreseen=foreseen,

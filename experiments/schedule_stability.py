@@ -15,7 +15,7 @@ $ python experiments/schedule_stability.py
 $ python experiments/schedule_stability.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch
+from launch import Study, comparison, launch, small_training
 
 R_ENDS = ("1.0", "0.1", "0.01", "0.002", "0.0001")
 
@@ -46,7 +46,7 @@ HYPOTHESES = (
 STUDY = Study(
     __doc__,
     "schedule_stability",
-    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 600, "report_every": 300}),
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(400)),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES),
 )
 

@@ -12,7 +12,7 @@ $ python experiments/steps_vs_quality.py
 $ python experiments/steps_vs_quality.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch
+from launch import Study, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow,objective.guidance_strength=1,objective.flow_matching_fraction=0.75",
@@ -34,9 +34,7 @@ EVALUATION = {"nfe": (1,), "diagnostics": ("fid_by_nfe",)}
 STUDY = Study(
     __doc__,
     "steps_vs_quality",
-    small=comparison(
-        CASES, 5, hypotheses=HYPOTHESES, training={"total_steps": 1000, "report_every": 500}, evaluation=EVALUATION
-    ),
+    small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(1000), evaluation=EVALUATION),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES, evaluation=EVALUATION),
     preset="soflow-imagenet256-b4-no-guidance",
 )

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestration import search_space
-from orchestration.config import SweepConfig, read_constraint
+from orchestration.config import SweepConfig, read_case, read_constraint
 from orchestration.folders import SWEEP_FILE
 from orchestration.hypotheses import read_hypothesis
 from orchestration.samplers import check_sampler, make_sampler
@@ -269,7 +269,8 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
 
 def _check_metrics(config: SweepConfig) -> None:
     """Trials tell of their metrics only when they are done; what cannot be one is refused before."""
-    diagnostics = (f"diagnostics/{name}" for name in config.evaluation.diagnostics)
+    of_cases = (read_case(case)[1].get("evaluation.diagnostics", ()) for case in config.cases)
+    diagnostics = (f"diagnostics/{name}" for names in (config.evaluation.diagnostics, *of_cases) for name in names)
     groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
     for place, metric in _metrics_named(config):
         if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):

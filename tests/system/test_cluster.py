@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from cluster import Cluster
@@ -73,7 +74,10 @@ def test_two_sweeps_at_once_use_several_nodes_and_do_not_disturb_each_other(sess
     ]
     for sweep in sweeps:
         wait_for_line(sweep, "running, step")
-    assert {node for node, _ in cluster.processes("ray::RayTrainWorker")} == {1, 2}
+    deadline = time.monotonic() + 60  # one sweep's second group may still be starting
+    while (nodes := {node for node, _ in cluster.processes("ray::RayTrainWorker")}) != {1, 2}:
+        assert time.monotonic() < deadline, nodes
+        time.sleep(0.1)
     for sweep in sweeps:
         rest, _ = sweep.communicate(timeout=240)
         assert sweep.returncode == 0, rest
