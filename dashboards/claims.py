@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from dashboards.comparison import compare
 from dashboards.comparison_tables import Table, as_markdown_table
-from dashboards.paired import LEVEL
+from dashboards.exponents import AS_PREDICTED, PREDICTED, Exponent, fit_each
+from dashboards.paired import LEVEL, corrected
 from dashboards.records import SweepRecord
-from dashboards.verdicts import COLUMNS, OUTCOMES, UNDECIDED, Verdict, row, together
+from dashboards.verdicts import COLUMNS, CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, Verdict, among, row
 from orchestration.hypotheses import read_hypothesis
 from orchestration.spool import TrackingError
+
+EXPONENT = re.compile(rf"k = {PREDICTED:g}: (.+) \((.+)\)")
+"""A test of an exponent: the relation's name and the case."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, who says it, what it rests on, and the study and hypothesis that test it."""
+    """A sentence, who says it, what it rests on, and the study that tests it: by one of its hypotheses, or by the
+    exponent k of "k = 0.5: RELATION (CASE)"."""
 
     claim: str
     source: str
@@ -30,15 +37,41 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with what its study found; without a verdict, why there is none."""
+    """A claim with what its study found; with nothing found, why."""
 
     claim: Claim
-    verdict: Verdict | None
+    found: Verdict | Exponent | None
     reason: str = ""
 
     @property
     def outcome(self) -> str:
-        return self.verdict.outcome if self.verdict else UNDECIDED
+        if isinstance(self.found, Exponent) and not self.found.outcome.startswith(UNDECIDED):
+            return CONFIRMED if self.found.outcome == AS_PREDICTED else REFUTED
+        return self.found.outcome if isinstance(self.found, Verdict) else UNDECIDED
+
+    @property
+    def uncorrected_p(self) -> float:
+        if isinstance(self.found, Verdict):
+            return self.found.uncorrected_p
+        return self.found.p if self.found else math.nan
+
+    def figures(self) -> dict[str, float]:
+        """What was found, by short names; empty if nothing was."""
+        if isinstance(self.found, Exponent):
+            return {"exponent": self.found.mean, "p": self.found.p, "seeds": len(self.found.by_seed)}
+        if self.found is None or self.found.quotient is None:
+            return {}
+        return {"quotient": self.found.quotient.value, "p": self.found.p, "seeds": self.found.quotient.n}
+
+    def row(self) -> list[str]:
+        """Under the COLUMNS of verdicts."""
+        if isinstance(self.found, Verdict):
+            return row(self.found)
+        if self.found is None:
+            return [self.claim.test, f"{self.outcome}: {self.reason}", *["–"] * (len(COLUMNS) - 2)]
+        told = self.found.outcome if self.outcome == UNDECIDED else f"{self.outcome}: {self.found.outcome}"
+        p = "–" if math.isnan(self.found.p) else f"{self.found.p:.2g}"
+        return [self.claim.test, told, f"k = {self.found.interval}", p, "–", str(len(self.found.by_seed)), "–"]
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -52,17 +85,38 @@ def judge_claims(claims: list[Claim], record_of: Callable[[str], SweepRecord]) -
     Args:
         record_of: a study's sweep by the study's name; raises TrackingError if there is none.
     """
-    found: dict[str, Judged] = {}
+    found: dict[Claim, Judged] = {}
     for study in dict.fromkeys(claim.study for claim in claims):
         own = [claim for claim in claims if claim.study == study]
         try:
-            comparison = compare(record_of(study), [read_hypothesis(claim.test) for claim in own])
+            found |= _judge_study(own, record_of(study))
         except TrackingError as error:
-            found |= {claim.test: Judged(claim, None, str(error)) for claim in own}
-            continue
-        found |= {claim.test: Judged(claim, verdict) for claim, verdict in zip(own, comparison.verdicts, strict=True)}
-    verdicts = iter(together([judged.verdict for judged in found.values() if judged.verdict]))
-    return [Judged(each.claim, next(verdicts)) if each.verdict else each for each in found.values()]
+            found |= {claim: Judged(claim, None, str(error)) for claim in own}
+    return _together([found[claim] for claim in claims])
+
+
+def _judge_study(claims: list[Claim], record: SweepRecord) -> dict[Claim, Judged]:
+    """Each claim about one study as if it were the only one."""
+    about_exponents = {claim: match for claim in claims if (match := EXPONENT.fullmatch(claim.test))}
+    others = [claim for claim in claims if claim not in about_exponents]
+    comparison = compare(record, [read_hypothesis(claim.test) for claim in others])
+    judged = {claim: Judged(claim, verdict) for claim, verdict in zip(others, comparison.verdicts, strict=True)}
+    fitted = {(each.relation.name, each.case): each for each in fit_each(comparison)} if about_exponents else {}
+    for claim, match in about_exponents.items():
+        exponent = fitted.get((match[1], match[2]))
+        judged[claim] = Judged(claim, exponent, "" if exponent else "no trial reported both sides often enough")
+    return judged
+
+
+def _together(judged: list[Judged]) -> list[Judged]:
+    """The same, each p corrected for all of them."""
+    ps = corrected([each.uncorrected_p for each in judged])
+    return [
+        replace(each, found=among(each.found, p, ps))
+        if isinstance(each.found, Verdict)
+        else replace(each, found=each.found and replace(each.found, p=p))
+        for each, p in zip(judged, ps, strict=True)
+    ]
 
 
 def counts(judged: list[Judged]) -> dict[str, int]:
@@ -74,16 +128,29 @@ def table(judged: list[Judged]) -> Table:
     rows = [["claim", "source", "published", "study", *COLUMNS]]
     for each in judged:
         told = [each.claim.claim, each.claim.source, each.claim.published or "–", each.claim.study]
-        none = [each.claim.test, f"{UNDECIDED}: {each.reason}", *["–"] * (len(COLUMNS) - 2)]
-        rows.append(told + (row(each.verdict) if each.verdict else none))
+        rows.append(told + each.row())
     return rows
 
 
-def page(judged: list[Judged], facts: dict[str, str]) -> str:
+def studies_table(records: dict[str, SweepRecord]) -> Table:
+    """A row per study that was run: how much was trained, and how long that took."""
+    rows = [["study", "cases", "seeds", "trials", "lost", "steps", "minutes", "git commit"]]
+    for study, record in records.items():
+        trials, info = record.trials, record.run.info if record.run else None
+        took = f"{(info.end_time - info.start_time) / 60_000:.1f}" if info and info.end_time else "–"
+        commit = record.run.data.tags.get("git_commit", "–")[:12] if record.run else "–"
+        lost = (trials["state"] != "finished").sum()
+        numbers = (trials["case"].nunique(), trials["seed"].nunique(), len(trials), lost, trials["step"].sum())
+        rows.append([study, *(f"{number:,}" for number in numbers), took, commit])
+    return rows
+
+
+def page(judged: list[Judged], facts: dict[str, str], records: dict[str, SweepRecord]) -> str:
     """All claims as a Markdown page.
 
     Args:
-        facts: when, on what and with which code they were tested.
+        facts: when, on what and with which code they were judged.
+        records: the studies that were run, by name.
     """
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items())
     return f"""# Claims, tested small
@@ -101,4 +168,11 @@ over it, such seeds would have shown a difference with a probability of 80 %: a 
 true by less than that. What is refuted at this scale may hold at the published one.
 
 {as_markdown_table(table(judged))}
+
+## What was run
+
+Minutes are those from a study's first trial to its last, evaluation included; what it prepared before is not in them.
+Trials that were lost diverged or failed, and count in no test.
+
+{as_markdown_table(studies_table(records))}
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dashboards.findings import Findings, find, shortened, title
+from dashboards.findings import Findings, find, is_quality, shortened, title
 from dashboards.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from dashboards.records import SweepRecord
 from dashboards.verdicts import Verdict, hypotheses_of, judge, summary
@@ -54,7 +54,8 @@ class Comparison:
     """All cases, the first of which the others are held against.
 
     Attributes:
-        quality: metrics of quality that were reported, the first goal first; empty if they must not be compared.
+        quality: metrics of quality that were reported, the first goal first; empty if they must not be compared between
+            cases.
         verdicts: of the hypotheses that were stated before.
         answer: what was found, in two sentences, or why nothing may be said.
     """
@@ -89,21 +90,30 @@ def compare(record: SweepRecord, hypotheses: list[Hypothesis] | None = None) -> 
     measured = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
     metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(measured)]))
     names = list(dict.fromkeys(table.sort_values("trial")["case"]))
+    compared = [metric for metric in metrics if findings.comparable or not is_quality(metric)]
     cases: list[Case] = []
     for name in names:
-        cases.append(_case(name, table[table["case"] == name], metrics, cases[0] if cases else None))
+        cases.append(_case(name, table[table["case"] == name], metrics, compared, cases[0] if cases else None))
     if quality:
         ps = corrected([case.against[goal].p if goal in case.against else math.nan for case in cases])
         cases = [Case(**vars(case) | {"p": p}) for case, p in zip(cases, ps, strict=True)]
     values = {Measured(name, case.name): found.values for case in cases for name, found in case.measures.items()}
-    verdicts = judge(hypotheses, values if findings.comparable else {})
+    verdicts = judge(hypotheses, values, {each for each in hypotheses if not _may_be_judged(each, cases, findings)})
     answer = _answer(record, cases, goal) if findings.comparable else findings.answer
     if verdicts:
         answer = [*answer, summary(verdicts)]
     return Comparison(record, findings, cases, quality, verdicts, answer)
 
 
-def _case(name: str, rows: pd.DataFrame, metrics: list[str], first: Case | None) -> Case:
+def _may_be_judged(hypothesis: Hypothesis, cases: list[Case], findings: Findings) -> bool:
+    """Whether all FIDs that it is about were measured in one way."""
+    about = {term.case for term in hypothesis.terms}
+    trials = {number for case in cases if case.name in about for number in case.trials.values()}
+    ways = sum(bool(trials & set(protocol.trials)) for protocol in findings.protocols)
+    return ways <= 1 or not any(is_quality(term.metric) for term in hypothesis.terms)
+
+
+def _case(name: str, rows: pd.DataFrame, metrics: list[str], compared: list[str], first: Case | None) -> Case:
     finished = rows[(rows["state"] == "finished") & rows["seed"].notna()]
     trials = {int(row["seed"]): int(row["trial"]) for _, row in finished.iterrows()}
     lost = [int(number) for number in rows["trial"] if number not in trials.values()]
@@ -117,9 +127,9 @@ def _case(name: str, rows: pd.DataFrame, metrics: list[str], first: Case | None)
         if values:
             measures[metric] = _measure(values)
     against = {}
-    for metric, ours in measures.items() if first else ():
-        theirs = first.measures.get(metric)
-        shared = sorted(set(ours.values) & set(theirs.values)) if theirs else []
+    for metric in compared if first else ():
+        ours, theirs = measures.get(metric), first.measures.get(metric)
+        shared = sorted(set(ours.values) & set(theirs.values)) if ours and theirs else []
         pairs = [(ours.values[seed], theirs.values[seed]) for seed in shared]
         if pairs and all(value > 0 for pair in pairs for value in pair):
             against[metric] = quotient(*zip(*pairs, strict=True))

@@ -21,6 +21,7 @@ from dashboards.drawing import COLORS, GREY, Panel, log_ticks
 from dashboards.findings import shortened
 from dashboards.paired import LEVEL, corrected
 from dashboards.records import SweepRecord
+from dashboards.verdicts import UNDECIDED
 from orchestration.replicates import mean_interval
 
 PREDICTED, MARGIN = 0.5, 0.1
@@ -55,6 +56,7 @@ NOTE = (
     "report) or the squared ODE violation; the last column says how many times larger it was at most than at least, as "
     "a geometric mean over seeds: a δ that hardly changes predicts nothing."
 )
+AS_PREDICTED = "as √δ"
 COLUMNS = ("error ~ δ", "case", "exponent k", "verdict", "p", "seeds", "span of δ")
 
 
@@ -81,28 +83,41 @@ class Exponent:
     span: float
 
     @property
+    def interval(self) -> str:
+        """k with its interval."""
+        if math.isnan(self.low):
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+    @property
     def outcome(self) -> str:
         if math.isnan(self.low):
             return "not decided: one seed has no scatter"
         if self.low > PREDICTED - MARGIN and self.high < PREDICTED + MARGIN:
-            return "as √δ"
+            return AS_PREDICTED
         if self.p < LEVEL and self.mean < 0:
             return "rises as δ falls"
         if self.p < LEVEL:
             return "falls faster than √δ" if self.mean > PREDICTED else "falls more slowly than √δ"
-        return "not decided"
+        return UNDECIDED
 
 
 def fit(comparison: Comparison) -> list[Exponent]:
     """All relations in all cases whose trials reported both sides often enough; none if there are none."""
+    found = fit_each(comparison)
+    ps = corrected([exponent.p for exponent in found])
+    return [replace(exponent, p=p) for exponent, p in zip(found, ps, strict=True)]
+
+
+def fit_each(comparison: Comparison) -> list[Exponent]:
+    """The same, each p that of a single test."""
     found = []
     for relation in RELATIONS:
         points = points_of(comparison.record, relation)
         for case in comparison.cases:
             exponent = _exponent(relation, case.name, case.trials, points)
             found += [exponent] if exponent else []
-    ps = corrected([exponent.p for exponent in found])
-    return [replace(exponent, p=p) for exponent, p in zip(found, ps, strict=True)]
+    return found
 
 
 def points_of(record: SweepRecord, relation: Relation) -> pd.DataFrame:
@@ -144,9 +159,7 @@ def table(exponents: list[Exponent]) -> list[list[str]]:
         [
             exponent.relation.name,
             exponent.case,
-            f"{exponent.mean:.3g} [{exponent.low:.3g}, {exponent.high:.3g}]"
-            if len(exponent.by_seed) > 1
-            else f"{exponent.mean:.3g}",
+            exponent.interval,
             exponent.outcome,
             "–" if math.isnan(exponent.p) else f"{exponent.p:.2g}",
             str(len(exponent.by_seed)),

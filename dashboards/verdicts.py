@@ -8,7 +8,7 @@ all hypotheses of a comparison together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import yaml
@@ -38,6 +38,10 @@ class Verdict:
     reason: str = ""
 
     @property
+    def uncorrected_p(self) -> float:
+        return self.quotient.p if self.quotient else math.nan
+
+    @property
     def outcome(self) -> str:
         if self.quotient is None or not self.p < LEVEL:
             return UNDECIDED
@@ -57,19 +61,25 @@ def hypotheses_of(text: str) -> list[Hypothesis]:
         return []
 
 
-def judge(hypotheses: Iterable[Hypothesis], values: Values) -> list[Verdict]:
-    """Test all hypotheses of a comparison together."""
-    return together([_test(hypothesis, values) for hypothesis in hypotheses])
+def judge(hypotheses: Iterable[Hypothesis], values: Values, refused: Collection[Hypothesis] = ()) -> list[Verdict]:
+    """Test all hypotheses of a comparison together, but for those that are about values which must not be compared."""
+    return together([_refused(each) if each in refused else _test(each, values) for each in hypotheses])
 
 
 def together(verdicts: list[Verdict]) -> list[Verdict]:
     """The same verdicts, corrected for all of these, whatever they were corrected for before."""
-    ps = corrected([verdict.quotient.p if verdict.quotient else math.nan for verdict in verdicts])
-    level = LEVEL / max(1, sum(not math.isnan(p) for p in ps))
-    return [
-        replace(verdict, p=p, smallest=_smallest(verdict.quotient, level))
-        for verdict, p in zip(verdicts, ps, strict=True)
-    ]
+    ps = corrected([verdict.uncorrected_p for verdict in verdicts])
+    return [among(verdict, p, ps) for verdict, p in zip(verdicts, ps, strict=True)]
+
+
+def among(verdict: Verdict, p: float, ps: list[float]) -> Verdict:
+    """The verdict with its p as one of several corrected ones, those without a test NaN."""
+    level = LEVEL / max(1, sum(not math.isnan(other) for other in ps))
+    return replace(verdict, p=p, smallest=_smallest(verdict.quotient, level))
+
+
+def _refused(hypothesis: Hypothesis) -> Verdict:
+    return Verdict(hypothesis, None, math.nan, math.inf, "its FIDs were measured in different ways")
 
 
 def _test(hypothesis: Hypothesis, values: Values) -> Verdict:

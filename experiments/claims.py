@@ -44,7 +44,7 @@ class ClaimsConfig:
 def main() -> int:
     options = tyro.cli(ClaimsConfig, description=__doc__)
     from dashboards.claims import judge_claims, page, read_claims  # imports pandas
-    from dashboards.records import read_sweep
+    from dashboards.records import SweepRecord, read_sweep
 
     claims = read_claims(CLAIMS)
     known = list(dict.fromkeys(claim.study for claim in claims))
@@ -56,13 +56,17 @@ def main() -> int:
         if (code := _run(study, options)) == EXIT_CODES["KILLED"]:
             print("interrupted; the same command goes on")
             return code
+    records: dict[str, SweepRecord] = {}
+
+    def record_of(study: str) -> SweepRecord:
+        records[study] = read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
+        return records[study]
+
     try:
-        judged = judge_claims(
-            claims, lambda study: read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
-        )
+        judged = judge_claims(claims, record_of)
         path = options.storage / "claims.md"
         facts = _facts()
-        path.write_text(page(judged, facts))
+        path.write_text(page(judged, facts, records))
         _show(judged)
         _record(uri, options.storage, judged, facts, path)
     except TrackingError as error:
@@ -102,11 +106,10 @@ def _show(judged: list[Judged]) -> None:
     from rich.table import Table
 
     from dashboards.claims import counts
-    from dashboards.verdicts import row
 
     table = Table("claim", "verdict", "left / right", "p", "seeds", "found from", show_lines=True)
     for each in judged:
-        cells = row(each.verdict) if each.verdict else ["", f"{each.outcome}: {each.reason}", *["–"] * 5]
+        cells = each.row()
         table.add_row(f"{each.claim.claim}\n[dim]{each.claim.test}[/dim]", *(cells[i] for i in (1, 2, 3, 5, 6)))
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
@@ -121,8 +124,7 @@ def _record(uri: str, storage: Path, judged: list[Judged], facts: dict[str, str]
     tracker = Tracker(uri, EXPERIMENT, storage / "claims-spool")
     tracker.start_run(key, key, {}, environment_tags() | {"soflow.kind": "claims"})
     for number, each in enumerate(judged):
-        if each.verdict and each.verdict.quotient:
-            values = {"quotient": each.verdict.quotient.value, "p": each.verdict.p, "seeds": each.verdict.quotient.n}
+        if values := each.figures():
             named = {f"{each.claim.study}/{number:02d}/{name}": value for name, value in values.items()}
             tracker.log_metrics(key, {name: value for name, value in named.items() if value == value}, step=0)
         tracker.set_tags(key, {f"claim.{number:02d}": f"{each.outcome}: {each.claim.claim}"})

@@ -17,11 +17,14 @@ from dashboards.comparison_tables import _latex, _plain, measured, stacked
 from dashboards.paired import quotient
 from dashboards.records import read_sweep
 from dashboards.report import build, leave_report
+from dashboards.verdicts import UNDECIDED
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
 LAST = ([0.50, 0.70, 0.52], [0.46, 0.66, 0.44], [0.58, 0.75, 0.60], [0.49, 0.69, 0.51])
 """FID at the end, seed by seed and in each of them by case."""
+
+WITHIN_COST = "memory/peak_mib(plain) < 2 * memory/peak_mib(worse)"
 
 
 def record(store: SweepStore, lost: tuple[int, ...] = (), **settings) -> str:
@@ -99,6 +102,25 @@ def test_fids_measured_in_different_ways_are_not_compared(store):
     page = build(read_sweep(store.uri, parent))
     assert "must not be compared" in page
     assert "time per step" in page or "peak memory" in page  # costs are
+
+
+def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(store):
+    texts = ("fid(plain) < 20", "fid(worse) < 20 * fid_floor(worse)", "fid(plain) < fid(worse)", WITHIN_COST)
+    parent = record(store, hypotheses=texts)
+    for number, run in store.children(parent).items():
+        if number % 3 == 1:  # all of "worse"
+            store.client.set_tag(run.info.run_id, "fid_feature_network", "fashion-cnn")
+    comparison = compare(read_sweep(store.uri, parent))
+    worse = comparison.cases[1]
+    verdicts = dict(zip(texts, comparison.verdicts, strict=True))
+    assert verdicts[texts[0]].quotient == quotient([fids[0] for fids in LAST], [20.0] * 4)
+    assert verdicts[texts[1]].quotient == quotient([fids[1] for fids in LAST], [20 * 0.0407] * 4)
+    assert (verdicts[texts[2]].quotient, verdicts[texts[2]].outcome) == (None, UNDECIDED)
+    assert "measured in different ways" in verdicts[texts[2]].reason
+    assert verdicts[WITHIN_COST].quotient.n == 4
+    assert worse.measures["fid"].mean == pytest.approx(statistics.fmean(fids[1] for fids in LAST))
+    assert "fid" not in worse.against
+    assert "must not be compared" in " ".join(comparison.answer)
 
 
 @pytest.mark.parametrize(("lost", "seeds"), [(tuple(range(12)), 4), ((), 1)])

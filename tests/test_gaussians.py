@@ -14,16 +14,19 @@ import pytest
 import torch
 from helpers import objective_config
 from mlflow.entities import Metric
+from scipy import stats
 from scipy.integrate import solve_ivp
 from sweep_store import EVERY, SweepStore
 from test_gaussian import MU, PAIRS, SIGMA, ExactNetwork
 from torch import Tensor
 
 from dashboards import exponents
+from dashboards.claims import judge_claims, read_claims
 from dashboards.comparison import compare
 from dashboards.comparison_report import write_tables
 from dashboards.records import SweepRecord, read_sweep
 from dashboards.report import build
+from dashboards.verdicts import CONFIRMED, REFUTED, UNDECIDED
 from soflow.config import DatasetConfig, parse
 from soflow.data import open_source
 from soflow.data.gaussians import SIGMA as DATA_SIGMA
@@ -225,6 +228,29 @@ def test_a_known_exponent_is_found(sweep):
         assert abs(each.mean - power) < 4.5 * deviation / math.sqrt(SEEDS)
         assert each.low < each.mean < each.high
         assert each.span == pytest.approx(0.7 ** -(REPORTS - 2))
+
+
+def test_claims_about_exponents_are_judged_together_with_the_others(sweep, tmp_path):
+    relation = "distance to the true solution ~ training loss"
+    tests = [
+        f"k = 0.5: {relation} (bound)",
+        f"k = 0.5: {relation} (faster)",
+        "fid(faster) < 10",
+        f"k = 0.5: {relation} (x)",
+    ]
+    listed = "".join(f"- {{claim: c, source: s, study: bound, test: '{test}'}}\n" for test in tests)
+    (tmp_path / "claims.yaml").write_text(listed)
+    bound, faster, fid, nothing = judge_claims(read_claims(tmp_path / "claims.yaml"), lambda study: sweep)
+    assert [each.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
+    of_case = {each.case: each for each in exponents.fit_each(compare(sweep))}
+    values = list(of_case["faster"].by_seed.values())
+    alone = stats.ttest_1samp(values, 0.5).pvalue
+    # The certain one comes first among three tests, this one second.
+    assert fid.found.p == 0
+    assert faster.found.p == pytest.approx(2 * alone, rel=1e-9)
+    assert faster.row()[1:3] == ["refuted: falls faster than √δ", f"k = {of_case['faster'].interval}"]
+    assert faster.figures() == {"exponent": of_case["faster"].mean, "p": faster.found.p, "seeds": SEEDS}
+    assert (nothing.figures(), nothing.reason) == ({}, "no trial reported both sides often enough")
 
 
 def test_exponents_are_in_the_report_and_the_tables(sweep, tmp_path):

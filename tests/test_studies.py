@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 
 import pytest
 from sweep_store import SweepStore
 
-from dashboards.claims import judge_claims, page, read_claims
+from dashboards.claims import EXPONENT, judge_claims, page, read_claims
+from dashboards.exponents import RELATIONS
+from dashboards.paired import LEVEL, detectable
 from dashboards.records import read_sweep
 from dashboards.verdicts import CONFIRMED, UNDECIDED
 from orchestration import search_space
@@ -70,7 +73,12 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
     assert len({claim.test for claim in claims}) == len(claims)
     for claim in claims:
         assert claim.study in STUDIES
-        assert claim.test in config_of(claim.study, "small").hypotheses, claim
+        config = config_of(claim.study, "small")
+        if match := EXPONENT.fullmatch(claim.test):
+            assert match[1] in {relation.name for relation in RELATIONS}, claim
+            assert match[2] in {read_case(case)[0] for case in config.cases}, claim
+        else:
+            assert claim.test in config.hypotheses, claim
         assert claim.source
 
 
@@ -103,7 +111,7 @@ CASES = ("plain", "worse:objective.guidance_strength=2")
 
 @pytest.fixture
 def judged(tmp_path):
-    """Two claims about a study that was run, one about a study that was not."""
+    """Two claims about a study that was run, one about a study that was not; and the studies that were."""
     store = SweepStore(tmp_path)
     outcomes = [
         ("finished", [9.0, fid]) for pair in ((0.5, 0.7), (0.46, 0.66), (0.58, 0.79), (0.5, 0.69)) for fid in pair
@@ -117,28 +125,37 @@ def judged(tmp_path):
     listed = "".join(f"- {{claim: c{n} | x, source: s, study: {s}, test: '{t}'}}\n" for n, (s, t) in enumerate(texts))
     (tmp_path / "claims.yaml").write_text(listed)
 
-    def record_of(name: str):
-        return read_sweep(store.uri, ran if name == "ran" else "nowhere")
+    records = {}
 
-    return judge_claims(read_claims(tmp_path / "claims.yaml"), record_of)
+    def record_of(name: str):
+        records[name] = read_sweep(store.uri, ran if name == "ran" else "nowhere")
+        return records[name]
+
+    return judge_claims(read_claims(tmp_path / "claims.yaml"), record_of), records
 
 
 def test_claims_are_judged_together_and_what_was_not_run_is_not_decided(judged):
-    assert [each.outcome for each in judged] == [CONFIRMED, UNDECIDED, UNDECIDED]
-    found = judged[0].verdict
+    claims, _ = judged
+    assert [each.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
+    found = claims[0].found
     assert found.p == pytest.approx(2 * found.quotient.p)  # two tests, not three
-    assert judged[2].verdict is None
-    assert "nowhere: no sweep has this name or id" in judged[2].reason
+    assert found.smallest == pytest.approx(
+        math.exp(detectable(4, LEVEL / 2) * math.log(found.quotient.value) / found.quotient.effect_size)
+    )
+    assert claims[2].found is None
+    assert "nowhere: no sweep has this name or id" in claims[2].reason
 
 
 def test_the_page_tells_every_claim_with_its_numbers(judged):
-    text = page(judged, {"date": "2026-01-02", "hardware": "a laptop"})
+    claims, records = judged
+    text = page(claims, {"date": "2026-01-02", "hardware": "a laptop"}, records)
     rows = [line for line in text.splitlines() if line.startswith(("| c0", "| c1", "| c2"))]
     assert len(rows) == 3
     assert "3 claims: 1 confirmed, 0 refuted, 2 not decided." in text
     assert r"c0 \| x" in rows[0]
-    assert f"× {judged[0].verdict.quotient.value:.3g} [" in rows[0]
+    assert f"× {claims[0].found.quotient.value:.3g} [" in rows[0]
     assert "a laptop" in text
+    assert "| ran | 2 | 4 | 8 | 0 | 1,600 | 1.5 | aaaaaaaaaaaa |" in text
 
 
 def test_a_server_that_is_gone_is_one_line(tmp_path):
