@@ -20,6 +20,7 @@ import pandas as pd
 from dashboards.comparison_report import build_comparison, write_tables
 from dashboards.findings import Findings, constraints, find, refusal, shortened, shown, title
 from dashboards.records import SweepRecord, configuration_of, read_sweep
+from dashboards.terminal import show_comparison
 from orchestration.config import LaunchConfig
 from orchestration.descriptions import REPORT
 from orchestration.folders import SWEEP_FILE
@@ -68,6 +69,8 @@ def leave_report(tracking_uri: str, folder: Path) -> None:
         tables = write_tables(record, folder) if is_comparison(record) else []
         for path in (output, *tables):
             record.client.log_artifact(record.run.info.run_id, str(path))
+        if tables:
+            show_comparison(record)
         print(f"report:      {output}")
         if tables:
             print(f"for papers:  {', '.join(map(str, tables))}")

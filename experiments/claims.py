@@ -102,17 +102,14 @@ def _facts() -> dict[str, str]:
 
 
 def _show(judged: list[Judged]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from dashboards.claims import counts
+    from dashboards.terminal import show_table
 
-    table = Table("claim", "verdict", "left / right", "p", "seeds", "found from", show_lines=True)
+    rows = [["claim", "verdict", "found", "p", "seeds", "found with 80% from"]]
     for each in judged:
         cells = each.row()
-        table.add_row(f"{each.claim.claim}\n[dim]{each.claim.test}[/dim]", *(cells[i] for i in (1, 2, 3, 5, 6)))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+        rows.append([f"{each.claim.claim}\n{each.claim.test}", *(cells[i] for i in (1, 2, 3, 5, 6))])
+    show_table(rows, lines=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
 
 

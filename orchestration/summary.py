@@ -81,14 +81,15 @@ class Summary:
 
 
 def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Summary:
-    """Write trials.csv and best.yaml, print the ranking and what to do next."""
+    """Write trials.csv and best.yaml, print the ranking and what to do next; cases are not ranked by single seeds."""
     table = ranking(config, folder, trials)
     paths = list(trials[0].config["point"])
     summary = Summary(len(table), {}, [folder / "trials.csv"])
     table.to_csv(summary.files[0], index=False)
     console = Console()
     console = console if console.is_terminal else Console(width=160)  # a file has no width to keep to
-    console.print(_as_rich(table, paths))
+    if not config.cases:
+        console.print(_as_rich(table, paths))
     best = table.iloc[0]
     if best["state"] == "finished" and not best.get("feasible", True):
         console.print(f"no finished trial keeps to {' and '.join(config.constraints)}", highlight=False)
@@ -98,7 +99,8 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
         summary.files[-1].write_text(to_yaml(trial_config(config.run, by_number[best["trial"]], config.cases)))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
         summary.metrics["best/trial"] = int(best["trial"])
-        _say_best(console, best, summary.files[-1])
+        if not config.cases:
+            _say_best(console, best, summary.files[-1])
     else:
         console.print("no trial reached its last step; failure.txt in a trial's folder tells more", highlight=False)
     for line in (f"all trials:  {summary.files[0]}", f"compare:     {config.mlflow_ui}"):

@@ -1,0 +1,189 @@
+"""Where does rounding take over from the Taylor error of SoFlow's consistency loss, and how small may t − l become?
+
+The loss replaces a derivative along the flow by a quotient over the gap t − l = r (t − s). Against the gradient in the
+limit r → 0, g₀, that leaves a Taylor error that falls as r, and rounding amplified 1/r times that grows:
+
+- Taylor: ‖g₆₄(r) − g₀‖ / ‖g₀‖, all in float64, so that rounding does not count;
+- total: ‖g(r) − g₀‖ / ‖g₀‖ with the quotient's calls in float32, TensorFloat-32 or bfloat16.
+
+Predicted is that both are equal where C r = u / r, r* = √(u / C), with u the rounding unit and C the Taylor error over
+r at r = 0.001; the total error is smallest there. Measured is the r of the smallest total error on a grid of four
+values a decade, and the smallest r up from which the total error stays below 10 % until it is smallest: what a schedule
+may end with. Both for the networks and batches of benchmarks/numerics.py, as median over seeds with the smallest and
+the largest. l is kept 1e-4 below t, as in training.
+
+    python benchmarks/crossover.py --out table.md --chart chart.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numerics import NUM_CLASSES, ROUNDING_UNITS, Case, EmulatedTensorFloat32, gradient, trained
+
+from soflow.objectives.base import Draws, normal
+from soflow.objectives.configs import SoFlowConfig
+from soflow.objectives.soflow import SoFlow
+from soflow.precision import Precision
+from soflow.randomness import generator
+
+RATIOS = tuple(10.0 ** (-exponent / 4) for exponent in range(21))
+"""1 to 1e-5."""
+LIMIT, SLOPE_AT = 1e-6, 1e-3
+"""r that stands for 0 in float64, and where the Taylor error's slope is taken."""
+USABLE = 0.1
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one network, by ratio.
+
+    Attributes:
+        taylor: in float64.
+        total: by precision.
+        slope: of the Taylor error, C.
+        mean_span: mean of t − s over the batch.
+    """
+
+    taylor: dict[float, float]
+    total: dict[str, dict[float, float]]
+    slope: float
+    mean_span: float
+
+    def predicted(self, precision: str) -> float:
+        return math.sqrt(ROUNDING_UNITS[precision] / self.slope)
+
+    def best(self, precision: str) -> float:
+        return min(self.total[precision], key=self.total[precision].get)
+
+    def smallest_usable(self, precision: str) -> float:
+        """NaN where none is."""
+        usable, total = math.nan, self.total[precision]
+        for ratio in sorted((ratio for ratio in total if ratio <= self.best(precision)), reverse=True):
+            if total[ratio] >= USABLE:
+                break
+            usable = ratio
+        return usable
+
+
+def errors(case: Case) -> Errors:
+    config = SoFlowConfig(parameterization=case.parameterization, flow_matching_fraction=0, guidance_strength=1)
+    exactly = SoFlow(config, NUM_CLASSES, True)
+    network, data = copy.deepcopy(case.network).double(), case.data.double()
+
+    def exact(draws: Draws, ratio: float | None = None) -> torch.Tensor:
+        numbers = {name: getattr(draws, name).double() for name in ("noise", "t", "l", "s", "weight")}
+        if ratio is not None:  # closer than 1e-4
+            numbers["l"] = numbers["t"] - ratio * (numbers["t"] - numbers["s"])
+        return gradient(exactly, network, data, case.labels, replace(draws, **numbers))
+
+    limit = exact(draw(case, SLOPE_AT), LIMIT)
+    taylor, total = {}, {precision: {} for precision in ROUNDING_UNITS}
+    for ratio in RATIOS:
+        draws = draw(case, ratio)
+        taylor[ratio] = distance(exact(draws), limit)
+        for precision in ROUNDING_UNITS:
+            calls = Precision(precision)
+            emulated = precision == "tf32" and case.data.device.type == "cpu"
+            with EmulatedTensorFloat32() if emulated else nullcontext():
+                found = gradient(
+                    SoFlow(config, NUM_CLASSES, True, calls, calls), case.network, case.data, case.labels, draws
+                )
+            total[precision][ratio] = distance(found, limit)
+    draws = draw(case, SLOPE_AT)
+    slope = distance(exact(draws, SLOPE_AT), limit) / SLOPE_AT
+    return Errors(taylor, total, slope, (draws.t - draws.s).mean().item())
+
+
+def draw(case: Case, ratio: float) -> Draws:
+    """Noise, t and s that depend on the seed alone, and l for this ratio."""
+    settings = {"gap_schedule": "constant", "r_init": ratio, "r_end": ratio, "guidance_strength": 1}
+    objective = SoFlow(SoFlowConfig(flow_matching_fraction=0, **settings), NUM_CLASSES, True)
+    noise = normal(tuple(case.data.shape), generator(case.data.device, case.seed, "numerics", "noise"))
+    return objective.draw(noise, 1.0, generator("cpu", case.seed, "numerics")).to(case.data.device)
+
+
+def distance(found: torch.Tensor, limit: torch.Tensor) -> float:
+    return ((found - limit).norm() / limit.norm()).item()
+
+
+def table(found: list[Errors]) -> list[str]:
+    lines = [
+        "| precision | r* predicted | r* measured | error there | smallest usable r | smallest usable t − l, mean |",
+        "|---|---|---|---|---|---|",
+    ]
+    for precision in ROUNDING_UNITS:
+        least = [min(each.total[precision].values()) for each in found]
+        usable = [each.smallest_usable(precision) for each in found]
+        cells = (
+            spread([each.predicted(precision) for each in found]),
+            spread([each.best(precision) for each in found]),
+            spread(least),
+            spread(usable),
+            spread([each.mean_span * ratio for each, ratio in zip(found, usable, strict=True)]),
+        )
+        lines.append(f"| {precision} | {' | '.join(cells)} |")
+    return lines
+
+
+def spread(values: list[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "none"
+    return f"{statistics.median(values):.2g} [{min(values):.2g}, {max(values):.2g}]"
+
+
+def chart(found: list[Errors], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    curves = {"Taylor error alone (float64)": [each.taylor for each in found]}
+    curves |= {precision: [each.total[precision] for each in found] for precision in ROUNDING_UNITS}
+    for (name, by_seed), color in zip(curves.items(), ("#6b7280", "#2563eb", "#d97706", "#b91c1c"), strict=True):
+        values = np.array([[each[ratio] for ratio in RATIOS] for each in by_seed])
+        style = "--" if name.startswith("Taylor") else "-"
+        axes.plot(RATIOS, np.median(values, axis=0), style, color=color, label=name, linewidth=2)
+        axes.fill_between(RATIOS, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        if name in ROUNDING_UNITS:
+            axes.axvline(statistics.median(e.predicted(name) for e in found), color=color, linestyle=":", linewidth=1)
+    axes.axhline(USABLE, color="#9ca3af", linewidth=0.8)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="r = (t − l) / (t − s)",
+        ylabel="relative error of the gradient",
+        title="Total error; dotted: where rounding is predicted to take over",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="networks (default 5)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each (default 300)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default cpu")
+    parser.add_argument("--out", type=Path, help="Markdown file to write the table to")
+    parser.add_argument("--chart", type=Path, help="PNG file to draw the errors to")
+    options = parser.parse_args()
+    found = []
+    for seed in range(options.seeds):
+        found.append(errors(trained("euler", seed, options.steps, options.device)))
+        print(f"seed {seed}: predicted {[f'{found[-1].predicted(p):.2g}' for p in ROUNDING_UNITS]}", flush=True)
+    lines = table(found)
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
+    if options.chart:
+        chart(found, options.chart)
+
+
+if __name__ == "__main__":
+    main()
