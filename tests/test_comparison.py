@@ -17,7 +17,9 @@ from dashboards.comparison_tables import _latex, _plain, measured, stacked
 from dashboards.paired import quotient
 from dashboards.records import read_sweep
 from dashboards.report import build, leave_report
-from dashboards.verdicts import UNDECIDED
+from dashboards.terminal import show_comparison
+from dashboards.verdicts import CONFIRMED, UNDECIDED
+from dashboards.verdicts import row as row_of
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
@@ -162,6 +164,20 @@ def test_tables_for_papers(store, parent, tmp_path):
     assert r"odd\_\textless{}i\textgreater{}\_\&\_\$x\$" in latex
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
     assert "Published, not measured here" in markdown
+
+
+def test_the_terminal_shows_verdicts_and_takes_names_as_text(store, capsys):
+    cases = ("plain", "[red]worse[/red]:objective.guidance_strength=2", "other:objective.guidance_strength=3")
+    parent = record(store, cases=cases, hypotheses=("fid(plain) < fid([red]worse[/red])", "fid(plain) < fid(other)"))
+    comparison = compare(read_sweep(store.uri, parent))
+    show_comparison(comparison.record)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.endswith(" ".join(comparison.answer))
+    for verdict, outcome in zip(comparison.verdicts, (CONFIRMED, UNDECIDED), strict=True):
+        cells = row_of(verdict)
+        assert cells[1] == outcome
+        assert " │ ".join(cells) in shown
+    assert f"[red]worse[/red] │ 4 │ {interval(comparison.cases[1].measures['fid'])}" in shown
 
 
 def test_a_comparison_leaves_its_report_and_tables(store, parent, capsys):

@@ -20,7 +20,7 @@ from orchestration.command_line import read_command_line
 from orchestration.config import SweepConfig, read_case
 from orchestration.spool import TrackingError
 from orchestration.study import check_study
-from soflow.config import flatten, to_dict
+from soflow.config import flatten, parse, read_yaml, to_dict
 from soflow.cost.accelerators import ACCELERATORS
 from soflow.cost.prediction import predict
 
@@ -55,6 +55,13 @@ def test_both_scales_are_valid(name, scale, tmp_path):
         assert (config.dataset.name, config.dataset.image_size) == ("latents", 256)
         # error_bound is about distances, which need fewer images than a FID that is held against published ones.
         assert config.evaluation.num_samples == (10_000 if name == "error_bound" else 50_000)
+
+
+def test_published_baselines_have_their_papers_settings():
+    config = config_of("compare_baselines", "paper")
+    for case, preset in (("soflow", "soflow-imagenet256-b4"), ("meanflow", "meanflow-imagenet256-b4")):
+        published = parse(read_yaml(EXPERIMENTS / "presets" / f"{preset}.yaml")).objective
+        assert search_space.trial_config(config.run, {"case": case}, config.cases).objective == published
 
 
 @pytest.mark.parametrize("name", STUDIES)
