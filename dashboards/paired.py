@@ -18,6 +18,8 @@ from scipy import integrate, optimize, special, stats
 LEVEL = 0.05
 """Probability of calling a difference where there is none, for all comparisons of a family together."""
 POWER = 0.8
+ROUNDING = 1e-12
+"""What logarithms of quotients that are equal by construction may differ by."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def quotient(first: Sequence[float], second: Sequence[float]) -> Quotient:
     if n == 1:
         return Quotient(1, math.exp(mean), math.nan, math.nan, math.nan, math.nan)
     deviation = float(logarithms.std(ddof=1))
-    if deviation == 0:
-        p, effect = (1.0, 0.0) if mean == 0 else (0.0, math.copysign(math.inf, mean))
+    if deviation < ROUNDING:
+        p, effect = (1.0, 0.0) if abs(mean) < ROUNDING else (0.0, math.copysign(math.inf, mean))
         return Quotient(n, math.exp(mean), math.exp(mean), math.exp(mean), effect, p)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * deviation / math.sqrt(n)
     p = float(stats.ttest_1samp(logarithms, 0.0).pvalue)

@@ -33,16 +33,22 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     """
     check_study(config, config.storage / (config.name or ""), resuming=True)
     runs = training_runs(config)
-    workers = config.resources.num_workers
     device, accelerator = (CLUSTER, ACCELERATORS[CLUSTER]) if scale == "paper" else ("CPU", this_machine())
+    asked, costs = config.resources.num_workers, {}
+    for name, (run, _) in runs.items():
+        print(f"counting a step of {name}", file=sys.stderr)
+        costs[name] = of_one_worker(run, asked)
+    largest = max(costs, key=lambda name: costs[name].peak_bytes)
+    workers = workers_that_fit(runs[largest][0], asked, costs[largest], accelerator)
+    if workers > asked:
+        costs = {name: of_one_worker(run, workers) for name, (run, _) in runs.items()}
     unit, seconds = ("hours", 3600) if scale == "paper" else ("minutes", 60)
     table = Table(
         "run", "objective", "network", "data", "steps × batch", "seeds", "step", f"{unit} each", unit, "memory"
     )
     total = 0.0
     for name, (run, seeds) in runs.items():
-        print(f"counting a step of {name}", file=sys.stderr)
-        cost = of_one_worker(run, workers)
+        cost = costs[name]
         step_s = cost.roofline_s(accelerator, run.training.precision)
         lasts = step_s * run.training.total_steps * workers / seconds
         total += lasts * seeds
@@ -62,11 +68,14 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     console = console if console.is_terminal else Console(width=160)
     console.print(table)
     several = f"{workers} workers" if workers > 1 else "1 worker"
+    if workers > asked:
+        room = f"{accelerator.memory_bytes / 2**30:.0f} GiB of an {device}"
+        console.print(f"A step of {largest} fits into the {room} with {several} or more.", highlight=False)
     for line in (
         f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {device} {unit} of training "
         f"on {several} each, with every kernel at the peak of its arithmetic or of memory; evaluation comes on top.",
         "Memory is the peak of all tensors of one worker.",
-        f"launch: {cluster_command(config, arguments)}",
+        f"launch: {cluster_command(config, arguments, workers)}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
 
@@ -93,7 +102,19 @@ def of_one_worker(run: RunConfig, workers: int) -> Prediction:
     return predict(parse(override(to_dict(run), {"training.batch_size": share})))
 
 
-def cluster_command(config: SweepConfig, arguments: list[str]) -> str:
+def workers_that_fit(run: RunConfig, workers: int, cost: Prediction, accelerator: Accelerator) -> int:
+    """So many workers, or twice as many until a step's share of the batch, two samples at least, fits into each.
+
+    Args:
+        cost: of a step with `workers` workers.
+    """
+    while cost.peak_bytes > accelerator.memory_bytes and run.training.batch_size % (4 * workers) == 0:
+        workers *= 2
+        cost = of_one_worker(run, workers)
+    return workers
+
+
+def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> str:
     """The same study on a Ray cluster, with placeholders for what only its owner knows."""
     kept = [argument for argument in arguments if argument != "--dry-run"]
     own = []
@@ -105,6 +126,8 @@ def cluster_command(config: SweepConfig, arguments: list[str]) -> str:
         own += ["--tracking-uri", "http://MLFLOW:5000"]
     if config.dataset.name in ("latents", "image_folder", "cifar10") and config.dataset.root is None:
         own += ["--dataset.root", "/SHARED/DATA"]
+    if workers != config.resources.num_workers:
+        own += ["--resources.num-workers", str(workers)]
     if config.resources.gpus_per_worker is None:
         own += ["--resources.gpus-per-worker", "1"]
     return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *kept, *own])

@@ -39,6 +39,10 @@ def test_edges():
     assert math.isnan(quotient([2.0], [1.0]).p)
     assert quotient([2.0], [1.0]).value == 2
     assert (quotient([1.0, 1.0], [1.0, 1.0]).p, quotient([2.0, 4.0], [1.0, 2.0]).p) == (1.0, 0.0)
+    values = [0.1 * n for n in range(1, 8)]
+    scaled = quotient([0.0625 * value * 1.1 / 1.1 for value in values], values)  # equal but for rounding
+    assert (scaled.p, scaled.effect_size, scaled.low) == (0.0, -math.inf, scaled.high)
+    assert quotient([value * 1.1 / 1.1 for value in values], values).p == 1.0
     for wrong in ([], [0.0], [math.nan]):
         with pytest.raises(ValueError, match="positive numbers"):
             quotient(wrong, [1.0] * len(wrong))

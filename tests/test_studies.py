@@ -20,8 +20,8 @@ from orchestration.command_line import read_command_line
 from orchestration.config import SweepConfig, read_case
 from orchestration.spool import TrackingError
 from orchestration.study import check_study
-from soflow.config import flatten, parse, read_yaml, to_dict
-from soflow.cost.accelerators import ACCELERATORS
+from soflow.config import RunConfig, flatten, parse, read_yaml, to_dict
+from soflow.cost.accelerators import ACCELERATORS, Accelerator
 from soflow.cost.prediction import predict
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -111,6 +111,17 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
     assert f"3 training runs, at least {3 * hours:.3g} H100 hours" in told
     assert f"{cost.peak_bytes / 2**30:.2f} GiB" in told
     assert "launch: python experiments/sanity_check.py --scale paper --address HEAD:6379" in told
+
+
+def test_a_plan_takes_as_many_workers_as_a_step_needs_memory_of():
+    plan = importlib.import_module("plan")
+    run = RunConfig()
+    one, two, four = (plan.of_one_worker(run, workers) for workers in (1, 2, 4))
+    for peak, wanted in ((one.peak_bytes, 1), (two.peak_bytes, 2), (four.peak_bytes, 4), (1, 64)):
+        assert plan.workers_that_fit(run, 1, one, Accelerator(peak, 1.0, {})) == wanted  # two of 128 samples at least
+    config = config_of("scale_test", "paper")
+    assert "--resources.num-workers 4" in plan.cluster_command(config, [], 4)
+    assert "--resources.num-workers" not in plan.cluster_command(config, [], config.resources.num_workers)
 
 
 CASES = ("plain", "worse:objective.guidance_strength=2")
