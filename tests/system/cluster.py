@@ -17,6 +17,10 @@ from pathlib import Path
 
 RAY = str(Path(sys.executable).parent / "ray")
 SMALL_STORE = "--object-store-memory=100000000"
+START_S = 120
+"""What a node gets for its start; one whose head has ended waits for ever."""
+SETTLE_S = 2
+"""`ray start` looks every second whether a part of a node that has just started has ended, and ends the node then."""
 
 
 @dataclass
@@ -109,9 +113,11 @@ class Cluster:
         command += [*ports, f"--num-cpus={cpus}", *self.options, *options]
         for attempt in range(3):  # Ray gives a starting node 30 s, which a busy machine may exceed
             node = self._start(command, self.folder / f"node-{len(self.nodes)}-{attempt}.log")
-            while not node.joined and node.process.poll() is None:
+            deadline = time.monotonic() + START_S
+            while not node.joined and node.process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
-            if node.joined:
+            time.sleep(SETTLE_S)
+            if node.joined and node.process.poll() is None:
                 self.nodes.append(node)
                 return node
             node.end()

@@ -46,7 +46,7 @@ def test_equal_time_and_memory_follow_from_the_cost_study(session):
     settings = "objective.name=meanflow,objective.jvp=with_gradient"
     cases = ["soflow:objective.name=soflow", *(f"meanflow_a_{equal}:{settings}" for equal in ("time", "memory"))]
     flags = [*SMALL, "--case-seeds", "1", "--name", "cost"]
-    code, output = session.run("jvp_cost.py", *flags, "--cases", *cases, timeout_s=400)
+    code, output = session.run("jvp_cost.py", *flags, "--cases", *cases, timeout_s=600)
     assert code == 0, output
     costs = pd.read_csv(session.storage / "cost-cost" / "costs.csv").set_index("variant")
     table = pd.read_csv(session.storage / "cost" / "trials.csv").set_index("case")

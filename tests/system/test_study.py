@@ -33,6 +33,8 @@ def test_a_killed_study_goes_on_with_the_same_command_and_ends_with_the_same_tab
         code, output = session.run("compare_baselines.py", *flags)
         assert code == 0, output
         assert ("going on with" in output) == (name == "killed")
+        assert HYPOTHESES[1] in output
+        assert "Of 2 hypotheses stated before the run: " in output
         folder = session.storage / name / "compare_baselines-small"
         comparison = compare(read_sweep(f"sqlite:///{session.storage / name / 'mlflow.db'}", str(folder)))
         assert [verdict.hypothesis.text for verdict in comparison.verdicts] == list(HYPOTHESES)
