@@ -50,13 +50,13 @@ class Errors:
         taylor: in float64.
         total: by precision.
         slope: of the Taylor error, C.
-        mean_span: mean of t − s over the batch.
+        mean_gap: mean of t − l over the batch.
     """
 
     taylor: dict[float, float]
     total: dict[str, dict[float, float]]
     slope: float
-    mean_span: float
+    mean_gap: dict[float, float]
 
     def predicted(self, precision: str) -> float:
         return math.sqrt(ROUNDING_UNITS[precision] / self.slope)
@@ -86,10 +86,11 @@ def errors(case: Case) -> Errors:
         return gradient(exactly, network, data, case.labels, replace(draws, **numbers))
 
     limit = exact(draw(case, SLOPE_AT), LIMIT)
-    taylor, total = {}, {precision: {} for precision in ROUNDING_UNITS}
+    taylor, mean_gap, total = {}, {}, {precision: {} for precision in ROUNDING_UNITS}
     for ratio in RATIOS:
         draws = draw(case, ratio)
         taylor[ratio] = distance(exact(draws), limit)
+        mean_gap[ratio] = (draws.t - draws.l).mean().item()
         for precision in ROUNDING_UNITS:
             calls = Precision(precision)
             emulated = precision == "tf32" and case.data.device.type == "cpu"
@@ -98,9 +99,8 @@ def errors(case: Case) -> Errors:
                     SoFlow(config, NUM_CLASSES, True, calls, calls), case.network, case.data, case.labels, draws
                 )
             total[precision][ratio] = distance(found, limit)
-    draws = draw(case, SLOPE_AT)
-    slope = distance(exact(draws, SLOPE_AT), limit) / SLOPE_AT
-    return Errors(taylor, total, slope, (draws.t - draws.s).mean().item())
+    slope = distance(exact(draw(case, SLOPE_AT), SLOPE_AT), limit) / SLOPE_AT
+    return Errors(taylor, total, slope, mean_gap)
 
 
 def draw(case: Case, ratio: float) -> Draws:
@@ -128,7 +128,7 @@ def table(found: list[Errors]) -> list[str]:
             spread([each.best(precision) for each in found]),
             spread(least),
             spread(usable),
-            spread([each.mean_span * ratio for each, ratio in zip(found, usable, strict=True)]),
+            spread([each.mean_gap.get(ratio, math.nan) for each, ratio in zip(found, usable, strict=True)]),
         )
         lines.append(f"| {precision} | {' | '.join(cells)} |")
     return lines
