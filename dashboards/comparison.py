@@ -70,8 +70,8 @@ class Comparison:
     @property
     def metrics(self) -> list[str]:
         """All that is told of cases: quality, costs, and what else hypotheses are about."""
-        others = (term.metric for verdict in self.verdicts for term in verdict.hypothesis.terms)
-        return list(dict.fromkeys([*self.quality, *COSTS, *others]))
+        stated = [term.metric for verdict in self.verdicts for term in verdict.hypothesis.terms]
+        return list(dict.fromkeys([*self.quality, *filter(is_quality, stated), *COSTS, *stated]))
 
 
 def compare(record: SweepRecord, hypotheses: list[Hypothesis] | None = None) -> Comparison:
