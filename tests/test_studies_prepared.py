@@ -175,6 +175,7 @@ def test_the_steps_that_are_measured_are_those_that_are_trained(tmp_path):
     config = configured(jvp_cost, tmp_path, "--network", "DiT-XS/2", "--training.batch-size", "32")
     study = jvp_cost._cost_config(config)
     (cell,) = cells(study)
+    lasting = {f"training.{name}": getattr(config.training, name) for name in ("total_steps", "report_every")}
     for variant in study.variants:
-        measured = override(run_values(study, cell, variant, cell.guidance), {"training.total_steps": 500})
+        measured = override(run_values(study, cell, variant, cell.guidance), lasting)
         assert parse(measured) == trial(config, variant)
