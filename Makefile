@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
-studies: $(READY)  ## every study at its small scale, then a verdict on every claim: hours on 2 cores; goes on when interrupted
+studies: $(READY)  ## every study that a claim rests on, at its small scale, then a verdict on every claim: hours on 2 cores; goes on when interrupted
 	$(BIN)/python experiments/claims.py $(ARGS)
 
 test: lint  ## lint, then everything; ARGS="-m 'not slow'" for the quick part

@@ -18,22 +18,27 @@ the largest. l is kept 1e-4 below t, as in training.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import statistics
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numerics import NUM_CLASSES, ROUNDING_UNITS, Case, EmulatedTensorFloat32, gradient, trained
+from numerics import (
+    ROUNDING_UNITS,
+    Case,
+    distance,
+    exact_gradient,
+    in_float64,
+    rounded_gradient,
+    spread,
+    trained,
+)
+from torch import Tensor
 
-from soflow.objectives.base import Draws, normal
-from soflow.objectives.configs import SoFlowConfig
+from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
-from soflow.precision import Precision
-from soflow.randomness import generator
 
 RATIOS = tuple(10.0 ** (-exponent / 4) for exponent in range(21))
 """1 to 1e-5."""
@@ -75,44 +80,25 @@ class Errors:
 
 
 def errors(case: Case) -> Errors:
-    config = SoFlowConfig(parameterization=case.parameterization, flow_matching_fraction=0, guidance_strength=1)
-    exactly = SoFlow(config, NUM_CLASSES, True)
-    network, data = copy.deepcopy(case.network).double(), case.data.double()
+    def exact(draws: Draws) -> Tensor:
+        return exact_gradient(case.config(SLOPE_AT), case.network, case.data, case.labels, draws)
 
-    def exact(draws: Draws, ratio: float | None = None) -> torch.Tensor:
-        numbers = {name: getattr(draws, name).double() for name in ("noise", "t", "l", "s", "weight")}
-        if ratio is not None:  # closer than 1e-4
-            numbers["l"] = numbers["t"] - ratio * (numbers["t"] - numbers["s"])
-        return gradient(exactly, network, data, case.labels, replace(draws, **numbers))
+    def closer_than_in_training(ratio: float) -> Draws:
+        """Also where t − l is below 1e-4."""
+        draws = in_float64(case.draws(ratio))
+        return replace(draws, l=draws.t - ratio * (draws.t - draws.s))
 
-    limit = exact(draw(case, SLOPE_AT), LIMIT)
+    limit = exact(closer_than_in_training(LIMIT))
     taylor, mean_gap, total = {}, {}, {precision: {} for precision in ROUNDING_UNITS}
     for ratio in RATIOS:
-        draws = draw(case, ratio)
-        taylor[ratio] = distance(exact(draws), limit)
+        draws = case.draws(ratio)
+        taylor[ratio] = distance(exact(in_float64(draws)), limit)
         mean_gap[ratio] = (draws.t - draws.l).mean().item()
         for precision in ROUNDING_UNITS:
-            calls = Precision(precision)
-            emulated = precision == "tf32" and case.data.device.type == "cpu"
-            with EmulatedTensorFloat32() if emulated else nullcontext():
-                found = gradient(
-                    SoFlow(config, NUM_CLASSES, True, calls, calls), case.network, case.data, case.labels, draws
-                )
+            found = rounded_gradient(case.config(ratio), SoFlow, precision, case.network, case.data, case.labels, draws)
             total[precision][ratio] = distance(found, limit)
-    slope = distance(exact(draw(case, SLOPE_AT), SLOPE_AT), limit) / SLOPE_AT
+    slope = distance(exact(closer_than_in_training(SLOPE_AT)), limit) / SLOPE_AT
     return Errors(taylor, total, slope, mean_gap)
-
-
-def draw(case: Case, ratio: float) -> Draws:
-    """Noise, t and s that depend on the seed alone, and l for this ratio."""
-    settings = {"gap_schedule": "constant", "r_init": ratio, "r_end": ratio, "guidance_strength": 1}
-    objective = SoFlow(SoFlowConfig(flow_matching_fraction=0, **settings), NUM_CLASSES, True)
-    noise = normal(tuple(case.data.shape), generator(case.data.device, case.seed, "numerics", "noise"))
-    return objective.draw(noise, 1.0, generator("cpu", case.seed, "numerics")).to(case.data.device)
-
-
-def distance(found: torch.Tensor, limit: torch.Tensor) -> float:
-    return ((found - limit).norm() / limit.norm()).item()
 
 
 def table(found: list[Errors]) -> list[str]:
@@ -123,21 +109,15 @@ def table(found: list[Errors]) -> list[str]:
     for precision in ROUNDING_UNITS:
         least = [min(each.total[precision].values()) for each in found]
         usable = [each.smallest_usable(precision) for each in found]
+        gaps = [each.mean_gap.get(ratio, math.nan) for each, ratio in zip(found, usable, strict=True)]
         cells = (
             spread([each.predicted(precision) for each in found]),
             spread([each.best(precision) for each in found]),
             spread(least),
-            spread(usable),
-            spread([each.mean_gap.get(ratio, math.nan) for each, ratio in zip(found, usable, strict=True)]),
+            *(["none"] * 2 if any(map(math.isnan, usable)) else (spread(usable), spread(gaps))),
         )
         lines.append(f"| {precision} | {' | '.join(cells)} |")
     return lines
-
-
-def spread(values: list[float]) -> str:
-    if any(math.isnan(value) for value in values):
-        return "none"
-    return f"{statistics.median(values):.2g} [{min(values):.2g}, {max(values):.2g}]"
 
 
 def chart(found: list[Errors], path: Path) -> None:

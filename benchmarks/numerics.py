@@ -97,8 +97,13 @@ class Case:
     seed: int
 
     def error(self, quotient: type[SoFlow], precision: str, ratio: float) -> float:
-        """‖g − g₆₄‖ / ‖g₆₄‖ at gap ratio r; noise, t and s depend on the seed alone."""
-        config = SoFlowConfig(
+        """‖g − g₆₄‖ / ‖g₆₄‖ at gap ratio r."""
+        draws = self.draws(ratio)
+        return gradient_error(self.config(ratio), quotient, precision, self.network, self.data, self.labels, draws)
+
+    def config(self, ratio: float) -> SoFlowConfig:
+        """The consistency loss alone, unguided, at a constant gap ratio."""
+        return SoFlowConfig(
             parameterization=self.parameterization,
             flow_matching_fraction=0,
             gap_schedule="constant",
@@ -106,10 +111,12 @@ class Case:
             r_end=ratio,
             guidance_strength=1,
         )
-        objective = SoFlow(config, NUM_CLASSES, conditional=True)
+
+    def draws(self, ratio: float) -> Draws:
+        """Noise, t and s depend on the seed alone, l on the gap ratio too."""
+        objective = SoFlow(self.config(ratio), NUM_CLASSES, conditional=True)
         noise = normal(tuple(self.data.shape), generator(self.data.device, self.seed, "numerics", "noise"))
-        draws = objective.draw(noise, 1.0, generator("cpu", self.seed, "numerics")).to(self.data.device)
-        return gradient_error(config, quotient, precision, self.network, self.data, self.labels, draws)
+        return objective.draw(noise, 1.0, generator("cpu", self.seed, "numerics")).to(self.data.device)
 
 
 def gradient_error(
@@ -127,14 +134,38 @@ def gradient_error(
         quotient: one of QUOTIENTS, how g is computed; g₆₄ is always computed in our way.
         precision: one of ROUNDING_UNITS.
     """
+    found = rounded_gradient(config, quotient, precision, network, data, labels, draws)
+    return distance(found, exact_gradient(config, network, data, labels, in_float64(draws)))
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+def rounded_gradient(
+    config: SoFlowConfig,
+    quotient: type[SoFlow],
+    precision: str,
+    network: nn.Module,
+    data: Tensor,
+    labels: Tensor,
+    draws: Draws,
+) -> Tensor:
+    """Of the loss with all calls in a precision, emulated where the device does not have it."""
     calls = Precision(precision)
     emulated = precision == "tf32" and data.device.type == "cpu"
     with EmulatedTensorFloat32() if emulated else nullcontext():
-        found = gradient(quotient(config, NUM_CLASSES, True, calls, calls), network, data, labels, draws)
-    numbers = {name: getattr(draws, name).double() for name in ("noise", "t", "l", "s", "weight")}
-    network, data, draws = copy.deepcopy(network).double(), data.double(), replace(draws, **numbers)
-    exact = gradient(SoFlow(config, NUM_CLASSES, True), network, data, labels, draws)
-    return ((found - exact).norm() / exact.norm()).item()
+        return gradient(quotient(config, NUM_CLASSES, True, calls, calls), network, data, labels, draws)
+
+
+def exact_gradient(config: SoFlowConfig, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+    """The same in float64, as the draws are."""
+    network = copy.deepcopy(network).double()
+    return gradient(SoFlow(config, NUM_CLASSES, True), network, data.double(), labels, draws)
+
+
+def in_float64(draws: Draws) -> Draws:
+    return replace(draws, **{name: getattr(draws, name).double() for name in ("noise", "t", "l", "s", "weight")})
 
 
 def gradient(objective: SoFlow, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Tensor:

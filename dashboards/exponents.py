@@ -68,7 +68,7 @@ class Exponent:
         points: reports of all seeds that were fitted: trial, step, x (δ) and y (the error).
         by_seed: k of each seed.
         low, high: of the mean's 95 % interval; NaN for a single seed.
-        p: of k being 1/2, corrected for all that was fitted; NaN for a single seed.
+        p: of k being 1/2, from `fit` corrected for all that was fitted; NaN for a single seed.
         span: largest over smallest δ of a trial, geometric mean over seeds.
     """
 

@@ -69,7 +69,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     console.print(table)
     several = f"{workers} workers" if workers > 1 else "1 worker"
     if workers > asked:
-        room = f"{accelerator.memory_bytes / 2**30:.0f} GiB of an {device}"
+        room = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
         console.print(f"A step of {largest} fits into the {room} with {several} or more.", highlight=False)
     for line in (
         f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {device} {unit} of training "

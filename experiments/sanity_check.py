@@ -13,7 +13,8 @@ A bound is called met or missed where a t-test over the seeds, corrected for bot
 effect of 1.7 standard deviations with a probability of 80 %. Nothing is stopped early.
 
 $ python experiments/sanity_check.py
-$ python experiments/sanity_check.py --cases digits --name digits-only    # where there is no Fashion-MNIST
+$ python experiments/sanity_check.py --cases digits --hypotheses "fid(digits) < 20 * fid_floor(digits)" \\
+      --name digits-only    # where there is no Fashion-MNIST
 $ python experiments/sanity_check.py --scale paper --dry-run
 """
 

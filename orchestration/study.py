@@ -269,10 +269,11 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
 
 def _check_metrics(config: SweepConfig) -> None:
     """Trials tell of their metrics only when they are done; what cannot be one is refused before."""
-    of_cases = (read_case(case)[1].get("evaluation.diagnostics", ()) for case in config.cases)
-    diagnostics = (f"diagnostics/{name}" for names in (config.evaluation.diagnostics, *of_cases) for name in names)
-    groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
-    for place, metric in _metrics_named(config):
+    of_cases = {name: changes.get("evaluation.diagnostics") for name, changes in map(read_case, config.cases)}
+    for place, metric, case in _metrics_named(config):
+        measured = of_cases.get(case)
+        diagnostics = config.evaluation.diagnostics if measured is None else measured
+        groups = ("time", "throughput", "memory", "loss", "gradient", *(f"diagnostics/{name}" for name in diagnostics))
         if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
             raise ConfigError(
                 f"{place}: {metric} is no metric; there are fid, kid, fid_2nfe, class_consistency and those of "
@@ -280,15 +281,15 @@ def _check_metrics(config: SweepConfig) -> None:
             )
 
 
-def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str]]:
-    """Where a metric is named, and the metric."""
+def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str, str | None]]:
+    """Where a metric is named, the metric, and the case that it is of, None for all."""
     for goal in config.goals:
-        yield f"goals = {goal}", goal
+        yield f"goals = {goal}", goal, None
     for constraint in config.constraints:
-        yield f"constraints = {constraint}", read_constraint(constraint)[0]
+        yield f"constraints = {constraint}", read_constraint(constraint)[0], None
     for hypothesis in config.hypotheses:
         for term in read_hypothesis(hypothesis).terms:
-            yield f"hypotheses = {hypothesis}", term.metric
+            yield f"hypotheses = {hypothesis}", term.metric, term.case
 
 
 def _check_extension(config: SweepConfig, study: optuna.Study, space: search_space.SearchSpace) -> None:

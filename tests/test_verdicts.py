@@ -53,6 +53,15 @@ def test_hypotheses_must_be_about_the_sweeps_cases_and_metrics(tmp_path):
     measured = {"evaluation": {"diagnostics": ["flow_distance"]}}
     config = SweepConfig.model_validate(values | measured | {"hypotheses": ("diagnostics/flow_distance/rms(a) < 1",)})
     check_study(config, tmp_path / "none", resuming=False)
+    values["cases"] = ("a", "b:evaluation.diagnostics=[target_variance]")
+    for case, known in (("a", False), ("b", True)):
+        hypothesis = f"diagnostics/target_variance/v_t({case}) < 1"
+        config = SweepConfig.model_validate(values | {"hypotheses": (hypothesis,)})
+        if known:
+            check_study(config, tmp_path / "none", resuming=False)
+            continue
+        with pytest.raises(ConfigError, match=r"diagnostics/target_variance/v_t is no metric"):
+            check_study(config, tmp_path / "none", resuming=False)
 
 
 def test_verdicts_are_students_test_of_the_logarithms():
