@@ -18,6 +18,7 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboards import live_charts, live_findings
+from dashboards.findings import title
 from dashboards.live_reader import LiveSweep, Snapshot, Trial, newest_sweeps
 from dashboards.runs import connect, read_artifact
 from orchestration.progress import format_number, format_time, short_name
@@ -227,7 +228,7 @@ def costs(snapshot: Snapshot) -> None:
         if figure.data:
             column.plotly_chart(figure, key=f"pareto {cost}")
         else:
-            column.info(f"No trial has told its {live_charts.TITLES[cost]} yet.")
+            column.info(f"No trial has told its {plain(title(cost))} yet.")
 
 
 def failures(sweep: LiveSweep, snapshot: Snapshot) -> None:

@@ -220,6 +220,19 @@ def test_an_empty_store_and_one_that_is_away_are_told_kindly(tmp_path):
             assert told in said, uri
 
 
+def test_the_page_of_a_trial_that_failed_before_its_first_time(tmp_path):
+    sweep = RunningSweep(tmp_path)
+    run = sweep.start(0)
+    sweep.client.log_metric(run, "fid", 2.0, step=10)
+    sweep.end(run, "failed", "of memory")
+    with page(sweep.uri) as shown:
+        assert not shown.exception
+        said = " ".join(box.value for box in shown.info).replace("\\", "")
+        assert "No trial has told its training time [s] yet." in said
+        assert "No trial has told its peak memory [MiB] yet." in said
+        assert "of memory" in [box.value for box in shown.code]
+
+
 def test_the_page_shows_a_sweep_and_keeps_foreign_text_from_markdown(tmp_path):
     sweep = RunningSweep(tmp_path, EVIL)
     runs = [sweep.start(number, number, **{"objective.r_end": number / 10}) for number in range(3)]

@@ -39,15 +39,29 @@ ACCELERATORS = {
 """SXM variants where there are several; NVIDIA's data sheets, without sparsity."""
 
 
+LARGEST, ENOUGH_S = 2048, 0.05
+"""Rows of the matrix products that are timed; where one takes so long already with fewer, as bf16 does on a CPU
+without instructions for it, larger ones would show the same rate after minutes."""
+
+
 def measured(device: torch.device, memory_bytes: float) -> Accelerator:
     """The device at hand: rates of a large matrix product and addition, the best of nine: peaks whatever else runs."""
-    a, b = torch.randn(2, 2048, 2048, device=device).unbind()
-    long = torch.randn(2**25, device=device)
     flops = {}
     for name in ("fp32", "tf32", "bf16"):
         with Precision(name).context(device), torch.no_grad():
-            flops[name] = 2 * 2048**3 / _fastest_s(lambda: a @ b, device)
+            flops[name] = _product_rate(device)
+    long = torch.randn(2**25, device=device)
     return Accelerator(memory_bytes, 2 * long.nbytes / _fastest_s(lambda: long.add_(1), device), flops)
+
+
+def _product_rate(device: torch.device) -> float:
+    rows = 256
+    while True:
+        a, b = torch.randn(2, rows, rows, device=device).unbind()
+        seconds = _fastest_s(lambda a=a, b=b: a @ b, device)
+        if rows == LARGEST or seconds > ENOUGH_S:
+            return 2 * rows**3 / seconds
+        rows *= 2
 
 
 def _fastest_s(run: Callable[[], object], device: torch.device) -> float:
