@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
 from dashboards.comparison import compare
 from dashboards.comparison_tables import Table, as_markdown_table
-from dashboards.exponents import AS_PREDICTED, PREDICTED, Exponent, fit_each
+from dashboards.exponents import PREDICTED, fit
 from dashboards.paired import LEVEL, corrected
 from dashboards.records import SweepRecord
-from dashboards.verdicts import COLUMNS, CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, Verdict, among, row
+from dashboards.verdicts import COLUMNS, OUTCOMES, UNDECIDED
 from orchestration.hypotheses import read_hypothesis
 from orchestration.spool import TrackingError
 
@@ -35,43 +36,52 @@ class Claim:
     published: str = ""
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A claim with what its study found; with nothing found, why."""
-
-    claim: Claim
-    found: Verdict | Exponent | None
-    reason: str = ""
+class Finding(Protocol):
+    """What a study says of a claim: a `Verdict`, an `Exponent`, or `Nothing`."""
 
     @property
     def outcome(self) -> str:
-        if isinstance(self.found, Exponent) and not self.found.outcome.startswith(UNDECIDED):
-            return CONFIRMED if self.found.outcome == AS_PREDICTED else REFUTED
-        return self.found.outcome if isinstance(self.found, Verdict) else UNDECIDED
+        """One of OUTCOMES."""
 
     @property
     def uncorrected_p(self) -> float:
-        if isinstance(self.found, Verdict):
-            return self.found.uncorrected_p
-        return self.found.p if self.found else math.nan
+        """As if it were the only one; NaN if there is no test."""
+
+    def among(self, p: float, ps: list[float]) -> Finding:
+        """The same with its p as one of several corrected ones."""
 
     def figures(self) -> dict[str, float]:
         """What was found, by short names; empty if nothing was."""
-        if isinstance(self.found, Exponent):
-            return {"exponent": self.found.mean, "p": self.found.p, "seeds": len(self.found.by_seed)}
-        if self.found is None or self.found.quotient is None:
-            return {}
-        return {"quotient": self.found.quotient.value, "p": self.found.p, "seeds": self.found.quotient.n}
 
     def row(self) -> list[str]:
         """Under the COLUMNS of verdicts."""
-        if isinstance(self.found, Verdict):
-            return row(self.found)
-        if self.found is None:
-            return [self.claim.test, f"{self.outcome}: {self.reason}", *["–"] * (len(COLUMNS) - 2)]
-        told = self.found.outcome if self.outcome == UNDECIDED else f"{self.outcome}: {self.found.outcome}"
-        p = "–" if math.isnan(self.found.p) else f"{self.found.p:.2g}"
-        return [self.claim.test, told, f"k = {self.found.interval}", p, "–", str(len(self.found.by_seed)), "–"]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No finding, and why."""
+
+    test: str
+    reason: str
+    outcome: str = UNDECIDED
+    uncorrected_p: float = math.nan
+
+    def among(self, p: float, ps: list[float]) -> Nothing:
+        return self
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def row(self) -> list[str]:
+        return [self.test, f"{self.outcome}: {self.reason}", *["–"] * (len(COLUMNS) - 2)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with what its study found."""
+
+    claim: Claim
+    found: Finding
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -85,42 +95,32 @@ def judge_claims(claims: list[Claim], record_of: Callable[[str], SweepRecord]) -
     Args:
         record_of: a study's sweep by the study's name; raises TrackingError if there is none.
     """
-    found: dict[Claim, Judged] = {}
+    found: dict[Claim, Finding] = {}
     for study in dict.fromkeys(claim.study for claim in claims):
         own = [claim for claim in claims if claim.study == study]
         try:
             found |= _judge_study(own, record_of(study))
         except TrackingError as error:
-            found |= {claim: Judged(claim, None, str(error)) for claim in own}
-    return _together([found[claim] for claim in claims])
+            found |= {claim: Nothing(claim.test, str(error)) for claim in own}
+    ps = corrected([found[claim].uncorrected_p for claim in claims])
+    return [Judged(claim, found[claim].among(p, ps)) for claim, p in zip(claims, ps, strict=True)]
 
 
-def _judge_study(claims: list[Claim], record: SweepRecord) -> dict[Claim, Judged]:
-    """Each claim about one study as if it were the only one."""
+def _judge_study(claims: list[Claim], record: SweepRecord) -> dict[Claim, Finding]:
+    """What one study says of each claim about it."""
     about_exponents = {claim: match for claim in claims if (match := EXPONENT.fullmatch(claim.test))}
     others = [claim for claim in claims if claim not in about_exponents]
     comparison = compare(record, [read_hypothesis(claim.test) for claim in others])
-    judged = {claim: Judged(claim, verdict) for claim, verdict in zip(others, comparison.verdicts, strict=True)}
-    fitted = {(each.relation.name, each.case): each for each in fit_each(comparison)} if about_exponents else {}
+    found: dict[Claim, Finding] = dict(zip(others, comparison.verdicts, strict=True))
+    fitted = {(each.relation.name, each.case): each for each in fit(comparison)} if about_exponents else {}
     for claim, match in about_exponents.items():
-        exponent = fitted.get((match[1], match[2]))
-        judged[claim] = Judged(claim, exponent, "" if exponent else "no trial reported both sides often enough")
-    return judged
-
-
-def _together(judged: list[Judged]) -> list[Judged]:
-    """The same, each p corrected for all of them."""
-    ps = corrected([each.uncorrected_p for each in judged])
-    return [
-        replace(each, found=among(each.found, p, ps))
-        if isinstance(each.found, Verdict)
-        else replace(each, found=each.found and replace(each.found, p=p))
-        for each, p in zip(judged, ps, strict=True)
-    ]
+        nothing = Nothing(claim.test, "no trial reported both sides often enough")
+        found[claim] = fitted.get((match[1], match[2]), nothing)
+    return found
 
 
 def counts(judged: list[Judged]) -> dict[str, int]:
-    return {outcome: sum(each.outcome == outcome for each in judged) for outcome in OUTCOMES}
+    return {outcome: sum(each.found.outcome == outcome for each in judged) for outcome in OUTCOMES}
 
 
 def table(judged: list[Judged]) -> Table:
@@ -128,7 +128,7 @@ def table(judged: list[Judged]) -> Table:
     rows = [["claim", "source", "published", "study", *COLUMNS]]
     for each in judged:
         told = [each.claim.claim, each.claim.source, each.claim.published or "–", each.claim.study]
-        rows.append(told + each.row())
+        rows.append(told + each.found.row())
     return rows
 
 

@@ -8,7 +8,7 @@ import re
 from dashboards import exponents, published
 from dashboards.comparison import Case, Comparison, interval, times
 from dashboards.findings import title
-from dashboards.verdicts import COLUMNS, row
+from dashboards.verdicts import COLUMNS
 
 Table = list[list[str]]
 """Rows of text, the first one the headings."""
@@ -56,7 +56,7 @@ def _test(case: Case, metric: str) -> list[str]:
 
 
 def verdict_table(comparison: Comparison) -> Table:
-    return [list(COLUMNS), *map(row, comparison.verdicts)] if comparison.verdicts else []
+    return [list(COLUMNS), *(verdict.row() for verdict in comparison.verdicts)] if comparison.verdicts else []
 
 
 VERDICTS_NOTE = (

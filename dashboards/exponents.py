@@ -21,7 +21,7 @@ from dashboards.drawing import COLORS, GREY, Panel, log_ticks
 from dashboards.findings import shortened
 from dashboards.paired import LEVEL, corrected
 from dashboards.records import SweepRecord
-from dashboards.verdicts import UNDECIDED
+from dashboards.verdicts import CONFIRMED, REFUTED, UNDECIDED
 from orchestration.replicates import mean_interval
 
 PREDICTED, MARGIN = 0.5, 0.1
@@ -68,7 +68,7 @@ class Exponent:
         points: reports of all seeds that were fitted: trial, step, x (δ) and y (the error).
         by_seed: k of each seed.
         low, high: of the mean's 95 % interval; NaN for a single seed.
-        p: of k being 1/2, from `fit` corrected for all that was fitted; NaN for a single seed.
+        p: of k being 1/2, corrected for all that was fitted; NaN for a single seed.
         span: largest over smallest δ of a trial, geometric mean over seeds.
     """
 
@@ -91,8 +91,16 @@ class Exponent:
 
     @property
     def outcome(self) -> str:
+        """Of the claim that k is 1/2."""
+        if self.told.startswith(UNDECIDED):
+            return UNDECIDED
+        return CONFIRMED if self.told == AS_PREDICTED else REFUTED
+
+    @property
+    def told(self) -> str:
+        """How the error goes with δ."""
         if math.isnan(self.low):
-            return "not decided: one seed has no scatter"
+            return f"{UNDECIDED}: one seed has no scatter"
         if self.low > PREDICTED - MARGIN and self.high < PREDICTED + MARGIN:
             return AS_PREDICTED
         if self.p < LEVEL and self.mean < 0:
@@ -101,23 +109,45 @@ class Exponent:
             return "falls faster than √δ" if self.mean > PREDICTED else "falls more slowly than √δ"
         return UNDECIDED
 
+    @property
+    def uncorrected_p(self) -> float:
+        if len(self.by_seed) == 1:
+            return math.nan
+        return float(stats.ttest_1samp(list(self.by_seed.values()), PREDICTED).pvalue)
+
+    def among(self, p: float, ps: list[float]) -> Exponent:
+        """The same with its p as one of several corrected ones."""
+        return replace(self, p=p)
+
+    def figures(self) -> dict[str, float]:
+        """What was found, by short names."""
+        return {"exponent": self.mean, "p": self.p, "seeds": len(self.by_seed)}
+
+    def row(self) -> list[str]:
+        """Under the columns of verdicts."""
+        told = self.told if self.outcome == UNDECIDED else f"{self.outcome}: {self.told}"
+        p = "–" if math.isnan(self.p) else f"{self.p:.2g}"
+        return [
+            f"k = {PREDICTED:g}: {self.relation.name} ({self.case})",
+            told,
+            f"k = {self.interval}",
+            p,
+            "–",
+            str(len(self.by_seed)),
+            "–",
+        ]
+
 
 def fit(comparison: Comparison) -> list[Exponent]:
     """All relations in all cases whose trials reported both sides often enough; none if there are none."""
-    found = fit_each(comparison)
-    ps = corrected([exponent.p for exponent in found])
-    return [replace(exponent, p=p) for exponent, p in zip(found, ps, strict=True)]
-
-
-def fit_each(comparison: Comparison) -> list[Exponent]:
-    """The same, each p that of a single test."""
     found = []
     for relation in RELATIONS:
         points = points_of(comparison.record, relation)
         for case in comparison.cases:
             exponent = _exponent(relation, case.name, case.trials, points)
             found += [exponent] if exponent else []
-    return found
+    ps = corrected([exponent.uncorrected_p for exponent in found])
+    return [exponent.among(p, ps) for exponent, p in zip(found, ps, strict=True)]
 
 
 def points_of(record: SweepRecord, relation: Relation) -> pd.DataFrame:
@@ -144,8 +174,7 @@ def _exponent(relation: Relation, case: str, trials: dict[int, int], points: pd.
     values, span = list(by_seed.values()), math.exp(sum(spans) / len(spans))
     if len(values) == 1:
         return Exponent(relation, case, points, by_seed, values[0], math.nan, math.nan, math.nan, span)
-    p = float(stats.ttest_1samp(values, PREDICTED).pvalue)
-    return Exponent(relation, case, points, by_seed, *mean_interval(values), p, span)
+    return Exponent(relation, case, points, by_seed, *mean_interval(values), math.nan, span)
 
 
 def slope(xs: pd.Series, ys: pd.Series) -> float:
@@ -160,7 +189,7 @@ def table(exponents: list[Exponent]) -> list[list[str]]:
             exponent.relation.name,
             exponent.case,
             exponent.interval,
-            exponent.outcome,
+            exponent.told,
             "–" if math.isnan(exponent.p) else f"{exponent.p:.2g}",
             str(len(exponent.by_seed)),
             f"× {exponent.span:.3g}",
@@ -175,7 +204,7 @@ def answer(exponents: list[Exponent]) -> list[str]:
     return [
         f"{relation.name[0].upper()}{relation.name[1:]}, exponent against {PREDICTED:g}: {'; '.join(told)}."
         for relation in RELATIONS
-        if (told := [f"{shortened(e.case)} {e.mean:.3g}, {e.outcome}" for e in exponents if e.relation == relation])
+        if (told := [f"{shortened(e.case)} {e.mean:.3g}, {e.told}" for e in exponents if e.relation == relation])
     ]
 
 

@@ -17,7 +17,8 @@ from scipy import stats
 from dashboards.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from orchestration.hypotheses import Hypothesis, Measured, read_hypothesis
 
-CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided"
+CONFIRMED, REFUTED, UNDECIDED = OUTCOMES = ("confirmed", "refuted", "not decided")
+COLUMNS = ("hypothesis", "verdict", "left / right", "p", "d", "seeds", f"found with {POWER:.0%} from")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,35 @@ class Verdict:
             return UNDECIDED
         return CONFIRMED if self.quotient.value < 1 else REFUTED
 
+    def among(self, p: float, ps: list[float]) -> Verdict:
+        """The verdict with its p as one of several corrected ones, those without a test NaN."""
+        level = LEVEL / max(1, sum(not math.isnan(other) for other in ps))
+        return replace(self, p=p, smallest=_smallest(self.quotient, level))
+
+    def figures(self) -> dict[str, float]:
+        """What was found, by short names; empty if nothing was."""
+        if self.quotient is None:
+            return {}
+        return {"quotient": self.quotient.value, "p": self.p, "seeds": self.quotient.n}
+
+    def row(self) -> list[str]:
+        """Under COLUMNS."""
+        text, found = self.hypothesis.text, self.quotient
+        if found is None:
+            return [text, f"{self.outcome}: {self.reason}", "–", "–", "–", "0", "–"]
+        outcome = f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+        if found.n == 1:
+            return [text, outcome, f"× {found.value:.3g}", "–", "–", "1", "–"]
+        return [
+            text,
+            outcome,
+            f"× {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]",
+            f"{self.p:.2g}",
+            f"{found.effect_size:.2g}",
+            str(found.n),
+            f"× {self.smallest:.3g}",
+        ]
+
 
 Values = dict[Measured, dict[int, float]]
 """Measurements by seed."""
@@ -69,13 +99,7 @@ def judge(hypotheses: Iterable[Hypothesis], values: Values, refused: Collection[
 def together(verdicts: list[Verdict]) -> list[Verdict]:
     """The same verdicts, corrected for all of these, whatever they were corrected for before."""
     ps = corrected([verdict.uncorrected_p for verdict in verdicts])
-    return [among(verdict, p, ps) for verdict, p in zip(verdicts, ps, strict=True)]
-
-
-def among(verdict: Verdict, p: float, ps: list[float]) -> Verdict:
-    """The verdict with its p as one of several corrected ones, those without a test NaN."""
-    level = LEVEL / max(1, sum(not math.isnan(other) for other in ps))
-    return replace(verdict, p=p, smallest=_smallest(verdict.quotient, level))
+    return [verdict.among(p, ps) for verdict, p in zip(verdicts, ps, strict=True)]
 
 
 def _refused(hypothesis: Hypothesis) -> Verdict:
@@ -110,27 +134,3 @@ def summary(verdicts: list[Verdict]) -> str:
     seeds = sorted({verdict.quotient.n for verdict in verdicts if verdict.quotient})
     power = f", with {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds" if seeds else ""
     return f"Of {several} stated before the run: {told}{power} (a false call in any of them: at most {LEVEL:.0%})."
-
-
-OUTCOMES = (CONFIRMED, REFUTED, UNDECIDED)
-COLUMNS = ("hypothesis", "verdict", "left / right", "p", "d", "seeds", f"found with {POWER:.0%} from")
-
-
-def row(verdict: Verdict) -> list[str]:
-    """A verdict as a row under COLUMNS."""
-    text, found = verdict.hypothesis.text, verdict.quotient
-    if found is None:
-        return [text, f"{verdict.outcome}: {verdict.reason}", "–", "–", "–", "0", "–"]
-    outcome = f"{verdict.outcome}: {verdict.reason}" if verdict.reason else verdict.outcome
-    if found.n == 1:
-        return [text, outcome, f"× {found.value:.3g}", "–", "–", "1", "–"]
-    interval = f"× {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
-    return [
-        text,
-        outcome,
-        interval,
-        f"{verdict.p:.2g}",
-        f"{found.effect_size:.2g}",
-        str(found.n),
-        f"× {verdict.smallest:.3g}",
-    ]

@@ -107,7 +107,7 @@ def _show(judged: list[Judged]) -> None:
 
     rows = [["claim", "verdict", "found", "p", "seeds", "found with 80% from"]]
     for each in judged:
-        cells = each.row()
+        cells = each.found.row()
         rows.append([f"{each.claim.claim}\n{each.claim.test}", *(cells[i] for i in (1, 2, 3, 5, 6))])
     show_table(rows, lines=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
@@ -121,10 +121,10 @@ def _record(uri: str, storage: Path, judged: list[Judged], facts: dict[str, str]
     tracker = Tracker(uri, EXPERIMENT, storage / "claims-spool")
     tracker.start_run(key, key, {}, environment_tags() | {"soflow.kind": "claims"})
     for number, each in enumerate(judged):
-        if values := each.figures():
+        if values := each.found.figures():
             named = {f"{each.claim.study}/{number:02d}/{name}": value for name, value in values.items()}
             tracker.log_metrics(key, {name: value for name, value in named.items() if value == value}, step=0)
-        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.outcome}: {each.claim.claim}"})
+        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.found.outcome}: {each.claim.claim}"})
     tracker.log_artifact(key, path)
     tracker.end_run(key, "FINISHED")
     if undelivered := tracker.close(FLUSH_S):

@@ -19,7 +19,6 @@ from dashboards.records import read_sweep
 from dashboards.report import build, leave_report
 from dashboards.terminal import show_comparison
 from dashboards.verdicts import CONFIRMED, UNDECIDED
-from dashboards.verdicts import row as row_of
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
@@ -174,7 +173,7 @@ def test_the_terminal_shows_verdicts_and_takes_names_as_text(store, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.endswith(" ".join(comparison.answer))
     for verdict, outcome in zip(comparison.verdicts, (CONFIRMED, UNDECIDED), strict=True):
-        cells = row_of(verdict)
+        cells = verdict.row()
         assert cells[1] == outcome
         assert " │ ".join(cells) in shown
     assert f"[red]worse[/red] │ 4 │ {interval(comparison.cases[1].measures['fid'])}" in shown

@@ -218,7 +218,7 @@ def sweep(store) -> SweepRecord:
 
 def test_a_known_exponent_is_found(sweep):
     fitted = exponents.fit(compare(sweep))
-    assert [(each.case, each.outcome) for each in fitted] == [("faster", "falls faster than √δ"), ("bound", "as √δ")]
+    assert [(each.case, each.told) for each in fitted] == [("faster", "falls faster than √δ"), ("bound", "as √δ")]
     xs = np.log(0.7) * np.arange(1, REPORTS)
     deviation = SCATTER / math.sqrt(np.square(xs - xs.mean()).sum())  # of a least-squares slope
     for each in fitted:
@@ -241,16 +241,16 @@ def test_claims_about_exponents_are_judged_together_with_the_others(sweep, tmp_p
     listed = "".join(f"- {{claim: c, source: s, study: bound, test: '{test}'}}\n" for test in tests)
     (tmp_path / "claims.yaml").write_text(listed)
     bound, faster, fid, nothing = judge_claims(read_claims(tmp_path / "claims.yaml"), lambda study: sweep)
-    assert [each.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
-    of_case = {each.case: each for each in exponents.fit_each(compare(sweep))}
+    assert [each.found.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
+    of_case = {each.case: each for each in exponents.fit(compare(sweep))}
     values = list(of_case["faster"].by_seed.values())
     alone = stats.ttest_1samp(values, 0.5).pvalue
     # The certain one comes first among three tests, this one second.
     assert fid.found.p == 0
     assert faster.found.p == pytest.approx(2 * alone, rel=1e-9)
-    assert faster.row()[1:3] == ["refuted: falls faster than √δ", f"k = {of_case['faster'].interval}"]
-    assert faster.figures() == {"exponent": of_case["faster"].mean, "p": faster.found.p, "seeds": SEEDS}
-    assert (nothing.figures(), nothing.reason) == ({}, "no trial reported both sides often enough")
+    assert faster.found.row()[1:3] == ["refuted: falls faster than √δ", f"k = {of_case['faster'].interval}"]
+    assert faster.found.figures() == {"exponent": of_case["faster"].mean, "p": faster.found.p, "seeds": SEEDS}
+    assert (nothing.found.figures(), nothing.found.reason) == ({}, "no trial reported both sides often enough")
 
 
 def test_exponents_are_in_the_report_and_the_tables(sweep, tmp_path):

@@ -154,14 +154,13 @@ def judged(tmp_path):
 
 def test_claims_are_judged_together_and_what_was_not_run_is_not_decided(judged):
     claims, _ = judged
-    assert [each.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
+    assert [each.found.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
     found = claims[0].found
     assert found.p == pytest.approx(2 * found.quotient.p)  # two tests, not three
     assert found.smallest == pytest.approx(
         math.exp(detectable(4, LEVEL / 2) * math.log(found.quotient.value) / found.quotient.effect_size)
     )
-    assert claims[2].found is None
-    assert "nowhere: no sweep has this name or id" in claims[2].reason
+    assert "nowhere: no sweep has this name or id" in claims[2].found.reason
 
 
 def test_the_page_tells_every_claim_with_its_numbers(judged):
@@ -183,4 +182,4 @@ def test_a_server_that_is_gone_is_one_line(tmp_path):
         raise TrackingError("tracking_uri = http://127.0.0.1:9: cannot be reached")
 
     (each,) = judge_claims(read_claims(tmp_path / "claims.yaml"), record_of)
-    assert each.reason == "tracking_uri = http://127.0.0.1:9: cannot be reached"
+    assert each.found.reason == "tracking_uri = http://127.0.0.1:9: cannot be reached"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from dashboards.paired import LEVEL, detectable
-from dashboards.verdicts import CONFIRMED, REFUTED, UNDECIDED, hypotheses_of, judge, row, summary, together
+from dashboards.verdicts import CONFIRMED, REFUTED, UNDECIDED, hypotheses_of, judge, summary, together
 from orchestration.config import SweepConfig
 from orchestration.hypotheses import Measured, read_hypothesis
 from orchestration.study import check_study
@@ -95,7 +95,7 @@ def test_pairs_are_of_equal_seeds_and_without_them_nothing_is_called():
     ):
         (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
         assert (verdict.outcome, verdict.reason) == (UNDECIDED, reason)
-        assert reason in row(verdict)[1]
+        assert reason in verdict.row()[1]
 
 
 def test_no_true_equality_is_called_more_often_than_stated():
