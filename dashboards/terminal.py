@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as View
 
@@ -10,6 +9,7 @@ from dashboards import exponents
 from dashboards.comparison import compare
 from dashboards.comparison_tables import Table, measured, verdict_table
 from dashboards.records import SweepRecord
+from orchestration.command_line import table_console
 
 GOAL_ENDS = 6
 """Columns of the measured table up to the first goal's test; the report has the others."""
@@ -39,5 +39,4 @@ def show_table(rows: Table, title: str = "", lines: bool = False) -> None:
     view = View(*map(escape, rows[0]), title=title or None, title_justify="left", show_lines=lines)
     for row in rows[1:]:
         view.add_row(*map(escape, row))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(view)  # a file has no width to keep to
+    table_console().print(view)

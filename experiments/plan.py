@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from orchestration import search_space
+from orchestration.command_line import table_console
 from orchestration.config import SweepConfig, read_case
 from orchestration.search_space import CASE, trial_config
 from orchestration.study import check_study
@@ -64,8 +64,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
             f"{lasts * seeds:.3g}",
             f"{cost.peak_bytes / 2**30:.2f} GiB",
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = table_console()
     console.print(table)
     several = f"{workers} workers" if workers > 1 else "1 worker"
     if workers > asked:

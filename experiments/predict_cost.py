@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from orchestration.command_line import fail
+from orchestration.command_line import fail, table_console
 from soflow.config import RunConfig, override, parse, read_yaml
 from soflow.sections import ConfigError
 
@@ -123,7 +123,6 @@ def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int)
 
 
 def _show(rows: list[dict]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -142,9 +141,7 @@ def _show(rows: list[dict]) -> None:
             f"{row['peak_bytes'] / 2**30:.1f} GiB" + ("" if row["fits"] else " ✗"),
             str(row["largest_batch"]),
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
-    console.print(table)
+    table_console().print(table)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
+from orchestration.command_line import table_console
 from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig
 from orchestration.cost_config import REFERENCE, Cell, CostStudyConfig, cells, run_values
 from orchestration.environment import environment_tags
@@ -197,9 +197,7 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[Measured]) -> None:
         for step in steps
     ]
     pd.DataFrame(steps).to_csv(folder / ROUNDS_FILE, index=False)
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(short_table(costs))
+    table_console().print(short_table(costs))
     charts = draw_charts(costs, folder)
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
 

@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.table import Table
 
+from orchestration.command_line import table_console
 from orchestration.config import SweepConfig, read_constraint
 from orchestration.folders import trial_folder
 from orchestration.live import format_value, short_name
@@ -86,8 +87,7 @@ def write_summary(config: SweepConfig, folder: Path, trials: list[Trial]) -> Sum
     paths = list(trials[0].config["point"])
     summary = Summary(len(table), {}, [folder / "trials.csv"])
     table.to_csv(summary.files[0], index=False)
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)  # a file has no width to keep to
+    console = table_console()
     if not config.cases:
         console.print(_as_rich(table, paths))
     best = table.iloc[0]
