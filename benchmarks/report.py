@@ -113,22 +113,28 @@ def add_pictures(folder: Path, uri: str, side: int = 346) -> None:
             path.unlink()
 
 
-def seconds_to_open(path: Path) -> tuple[float, float]:
-    """From the navigation to the moment when all that is on the screen is there, and to when every figure is drawn."""
+def seconds_to_open(path: Path, times: int) -> tuple[list[float], list[float]]:
+    """From each navigation to the moment when all that is on the screen is there, and to when every figure is drawn.
+
+    In a browser that runs already, each time in a page and a process of its own without a cache.
+    """
     from playwright.sync_api import sync_playwright
 
+    opened, drawn = [], []
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        page = browser.new_context(offline=True).new_page()
-        began = time.perf_counter()
-        page.goto(path.as_uri(), wait_until="commit")
-        took = []
-        for moment in ("opened", "drawn"):
-            page.wait_for_selector(f"html[data-{moment}]", state="attached", timeout=120_000)
-            took.append(time.perf_counter() - began)
+        for _ in range(times):
+            context = browser.new_context(offline=True)
+            page = context.new_page()
+            began = time.perf_counter()
+            page.goto(path.as_uri(), wait_until="commit")
+            for moment, took in (("opened", opened), ("drawn", drawn)):
+                page.wait_for_selector(f"html[data-{moment}]", state="attached", timeout=120_000)
+                took.append(time.perf_counter() - began)
+            context.close()
         browser.close()
-    return took[0], took[1]
+    return opened, drawn
 
 
 def told(seconds: Sequence[float]) -> str:
@@ -155,7 +161,7 @@ def main() -> None:
         subprocess.run(command, check=True)
         print(f"build: {time.perf_counter() - began:.1f} s, imports included")
         print(f"size:  {report.stat().st_size / 1e6:.2f} MB")
-        opened, drawn = zip(*(seconds_to_open(report) for _ in range(OPENED)), strict=True)
+        opened, drawn = seconds_to_open(report, OPENED)
         print(f"open:  {told(opened)}; all figures, also below the screen, drawn: {told(drawn)}")
 
 

@@ -38,9 +38,9 @@ class Page(HTMLParser):
         self.elements: list[str] = []
         self.ids: set[str] = set()
         self.text = ""
-        self._cell, self._inside, self.scripts = None, [], []
+        self._cell, self._inside, self._figures = None, [], ""
         self.feed(path.read_text())
-        self.figures = json.loads(self.scripts[1])
+        self.figures = json.loads(self._figures)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
@@ -61,7 +61,7 @@ class Page(HTMLParser):
             if len(self._row) == len(self.names):
                 self.table.append(self._row)
         if tag == "script":
-            self.scripts.append("")
+            self._script = attributes.get("id")
 
     def handle_endtag(self, tag):
         while self._inside and self._inside.pop() != tag:
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
     def handle_data(self, text):
         if "script" in self._inside[-1:]:
-            self.scripts[-1] += text
+            self._figures += text if self._script == "figures" else ""
         elif "style" not in self._inside[-1:]:
             self.text += text
             if self._cell:
@@ -180,7 +180,7 @@ def test_text_of_others_is_text(store, report):
     for number, (tag, value) in {4: ("failure", f"Traceback:\n{HOSTILE}"), 2: ("state", HOSTILE)}.items():
         store.client.set_tag(store.children(parent)[number].info.run_id, tag, value)
     page = report(parent)
-    assert page.elements.count("script") == 4
+    assert page.elements.count("script") == 5
     assert "img" not in page.elements
     assert page.text.count("<script>alert(1)</script>") >= 8
     drawn = json.dumps(page.figures)

@@ -67,6 +67,8 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_colour_scheme(
     marks = drawn_figures(page)
     assert len(marks) >= 14
     assert all(marks), marks
+    assert page.evaluate("document.documentElement.className") == ""  # no longer reading: the table shows
+    assert page.locator("#trials tbody tr").last.bounding_box()["height"] > 10
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 50)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -88,6 +90,13 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_colour_scheme(
     assert background(page) == "rgb(22, 25, 29)"
     assert page.evaluate("getComputedStyle(document.querySelector('.figure .xtick text')).fill") != light
     assert all(drawn_figures(page))
+
+    page.evaluate("delete document.documentElement.dataset.drawn")
+    page.locator(".figure").last.scroll_into_view_if_needed()
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.wait_for_selector("html[data-drawn=dark]", state="attached")
+    too_wide = "box => Math.abs(box.offsetWidth - box.firstChild.offsetWidth) > 1"
+    assert page.evaluate(f"[...document.querySelectorAll('.figure')].filter({too_wide}).length") == 0
 
     dark = opened(path, "dark")
     assert dark.evaluate("document.documentElement.dataset.drawn") == "dark"
