@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep studies test lint ui
+.PHONY: sweep studies test quick lint ui
 
 sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
@@ -12,8 +12,12 @@ sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 studies: $(READY)  ## every study that a claim rests on, at its small scale, then a verdict on every claim: hours on 2 cores; goes on when interrupted
 	$(BIN)/python experiments/claims.py $(ARGS)
 
-test: lint  ## lint, then everything; ARGS="-m 'not slow'" for the quick part
-	$(BIN)/python -m pytest $(ARGS)
+test: lint  ## lint, then everything: what takes one core side by side, then whole programs, each with all cores
+	$(BIN)/python -m pytest -n auto --ignore tests/system
+	$(BIN)/python -m pytest tests/system
+
+quick: lint  ## lint, then the tests that neither start Ray nor train for long
+	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

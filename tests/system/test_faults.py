@@ -185,12 +185,3 @@ def test_an_address_of_something_else_is_refused(session):
     assert "what answers there is no Ray cluster" in output
     assert len(output.splitlines()) == 1, output
     assert time.monotonic() - begin < 15
-
-
-def test_a_name_is_never_used_twice(session):
-    code, output = session.run("sweep_schedule.py", *ONE_AT_A_TIME, "--num-trials", "1", "--name", "taken")
-    assert code == 0, output
-    code, output = session.run("sweep_schedule.py", *ONE_AT_A_TIME, "--name", "taken")
-    assert code == 2
-    assert output.startswith("error: name = taken: is in ")
-    assert "with other num_trials; give another --name" in output

@@ -40,14 +40,18 @@ def flags(session: Session) -> list[str]:
     ]
 
 
-def interrupt_and_resume(session: Session, *arguments: str) -> None:
-    """Train to the first report, Ctrl-C, go on to the end, draw samples; every report's figures are recorded once."""
+def interrupt(session: Session, *arguments: str) -> None:
+    """Train to the first report, then Ctrl-C."""
     process = session.start("train.py", *arguments)
     wait_for_line(process, "step 2")
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    code, output = session.run("train.py", "--resume", str(session.storage / "run"))
+
+
+def train_and_sample(session: Session, *arguments: str) -> None:
+    """Train to the end and draw samples; every report's figures are recorded once."""
+    code, output = session.run("train.py", *arguments)
     assert code == 0, output
     steps = [step for step, _ in session.history("run", "fid")]
     assert steps == [2, 4]
@@ -71,11 +75,12 @@ def test_cifar10_trains_with_the_unet(session, flags):
         records = random.integers(0, 256, (16, 3073), np.uint8)
         records[:, 0] %= 10
         (folder / name).write_bytes(records.tobytes())
-    interrupt_and_resume(
+    interrupt(
         session,
         *("--dataset", "cifar10", "--dataset.root", "data", "--dataset.augmentation", "0.12", "--network", "U-Net-XS"),
         *("--network.dropout", "0.3", "--training.ema-every", "2", "--training.ema-dtype", "float64", *flags),
     )
+    train_and_sample(session, "--resume", str(session.storage / "run"))
 
 
 def test_images_are_encoded_trained_on_as_latents_decoded_and_measured(session, flags):
@@ -94,7 +99,7 @@ def test_images_are_encoded_trained_on_as_latents_decoded_and_measured(session, 
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert Path(session.storage / "latents.h5").exists()
-    interrupt_and_resume(
+    train_and_sample(
         session,
         *("--dataset", "latents", "--dataset.root", "latents.h5", "--dataset.vae", "vae", "--dataset.image-size", "64"),
         *("--dataset.loading-processes", "1", "--network", "DiT-XXS/2", *flags),
