@@ -183,7 +183,7 @@ def test_floors_follow_from_the_peaks():
 def test_accelerators_are_complete_and_this_one_is_measured():
     for accelerator in (*ACCELERATORS.values(), measured(CPU, memory_bytes=1e9)):
         assert set(accelerator.flops_per_s) == {"fp32", "tf32", "bf16"}
-        # Nothing is slower than a multiplication in a thousand cycles: bf16 without instructions for it takes tens.
+        # bf16 on a CPU without instructions for it: 3e8 on the slowest machine seen.
         assert min(accelerator.flops_per_s.values()) > 1e7
         assert accelerator.bytes_per_s > 1e8
 

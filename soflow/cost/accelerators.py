@@ -40,8 +40,8 @@ ACCELERATORS = {
 
 
 LARGEST, ENOUGH_S = 2048, 0.02
-"""Rows of the matrix products that are timed; where one takes so long already with fewer, as bf16 does on a CPU
-without instructions for it, larger ones would show the same rate after minutes."""
+"""Rows of the largest matrix products that are timed, and seconds after which larger ones are not: they would be no
+faster, and take minutes where a CPU has no instructions for bf16."""
 
 
 def measured(device: torch.device, memory_bytes: float) -> Accelerator:

@@ -17,6 +17,20 @@ pytestmark = pytest.mark.slow
 COLUMN = "table => [...document.querySelectorAll(`#trials tbody td:nth-child(${table})`)].map(cell => cell.innerText)"
 HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title='taken over'\">"
 
+LEFT_WHEN_OPENED = """
+new MutationObserver((_, observer) => {
+  if (!document.documentElement?.dataset.opened) return;
+  observer.disconnect();
+  const left = [...document.querySelectorAll(".figure")].filter((figure) => !figure.firstChild);
+  const seen = left.filter((figure) => {
+    const { top, bottom } = figure.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  });
+  window.leftWhenOpened = [seen.length, left.length - seen.length];
+}).observe(document, { attributes: true, subtree: true });
+"""
+"""How many figures were not drawn when the page said that it was open: on the screen, and elsewhere."""
+
 
 @pytest.fixture
 def opened(chromium):
@@ -97,6 +111,16 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_colour_scheme(
     page.wait_for_selector("html[data-drawn=dark]", state="attached")
     too_wide = "box => Math.abs(box.offsetWidth - box.firstChild.offsetWidth) > 1"
     assert page.evaluate(f"[...document.querySelectorAll('.figure')].filter({too_wide}).length") == 0
+
+    # Below all others, as a link to a panel leads: what is on the screen is drawn before what is not.
+    anchored = page.context.new_page()
+    anchored.add_init_script(LEFT_WHEN_OPENED)
+    last = page.evaluate("[...document.querySelectorAll('.panel')].at(-1).id")
+    anchored.goto(f"{path.as_uri()}#{last}")
+    anchored.wait_for_selector("html[data-drawn]", state="attached")
+    seen, unseen = anchored.evaluate("leftWhenOpened")
+    assert seen == 0
+    assert unseen > 0
 
     dark = opened(path, "dark")
     assert dark.evaluate("document.documentElement.dataset.drawn") == "dark"
