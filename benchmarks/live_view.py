@@ -32,8 +32,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
-from dashboards.live_reader import LiveSweep, newest_sweeps
-from dashboards.runs import connect
+from dashboards.live.reader import LiveSweep, newest_sweeps
+from dashboards.reading.mlflow_runs import connect
 from dashboards.ui import LOOPBACK, QUIET, free_port, mlflow_command, wait_for
 
 SWEEP, TOTAL = "large", 1000
@@ -125,8 +125,8 @@ def add_trial(client, experiment, parent, number, state, made, reports, began, d
 
 def measure_view(uri: str) -> str:
     """The live view's way, with the figures that the page draws at every refresh."""
-    from dashboards.live_charts import learning_curves, pareto
-    from dashboards.live_findings import current_best, left_s, table
+    from dashboards.live.charts import learning_curves, pareto
+    from dashboards.live.findings import current_best, left_s, table
 
     client = connect(uri)
     live = LiveSweep(client, sweep_of(client).info.run_id, fresh_s=0)

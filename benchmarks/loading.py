@@ -1,7 +1,7 @@
 """How many images per second can each kind of data source be read at, and with how many loading processes?
 
-Random batches, as training wants them, through soflow.loading on the CPU, of files made for the purpose that fit into
-the system's file cache: what is measured is the work, not the disk. Latents are of 256x256 pixels, 32 KiB each, in
+Random batches, as training wants them, through soflow.data.loading on the CPU, of files made for the purpose that fit
+into the system's file cache: what is measured is the work, not the disk. Latents are of 256x256 pixels, 32 KiB each, in
 HDF5 files of several layouts; images are JPEGs of ImageNet's usual size, 500x375, cropped and resized to 256x256.
 
     python benchmarks/loading.py --seconds 5
@@ -26,7 +26,7 @@ from PIL import Image
 from soflow.config import DatasetConfig
 from soflow.data import DataSource, open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.loading import BatchOrder, batches
+from soflow.data.loading import BatchOrder, batches
 
 PROCESSES = (0, 1, 2)
 WARMUP_BATCHES = 3

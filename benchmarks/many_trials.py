@@ -29,12 +29,12 @@ import pandas as pd
 from ray.tune.experiment import Trial
 
 from orchestration.config import SamplerName, SweepConfig
-from orchestration.early_stopping import StudyPruning
-from orchestration.folders import SWEEP_FILE
-from orchestration.samplers import make_sampler
-from orchestration.search import StudySearch
-from orchestration.study import STUDY_FILE, SweepStudy, open_storage, trial_states
-from orchestration.summary import ranking
+from orchestration.storage import SWEEP_FILE
+from orchestration.sweep.pruning import StudyPruning
+from orchestration.sweep.ranking import ranking
+from orchestration.sweep.ray_search import StudySearch
+from orchestration.sweep.samplers import make_sampler
+from orchestration.sweep.study import STUDY_FILE, SweepStudy, open_storage, trial_states
 from soflow.config import to_yaml
 
 STEPS = range(200, 1601, 200)

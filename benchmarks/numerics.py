@@ -39,11 +39,11 @@ from soflow.config import parse
 from soflow.data import open_source
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws, normal
-from soflow.objectives.configs import SoFlowConfig
+from soflow.objectives.config import SoFlowConfig
 from soflow.objectives.soflow import SoFlow
 from soflow.precision import Precision
 from soflow.randomness import generator
-from soflow.training import Trainer
+from soflow.training.trainer import Trainer
 
 RATIOS = (0.1, 0.01, 0.002)
 ROUNDING_UNITS = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8}

@@ -15,13 +15,13 @@ import statistics
 
 import torch
 
-from orchestration.cost_config import VARIANTS
+from orchestration.cost_study.config import VARIANTS
 from soflow.config import RunConfig
 from soflow.cost.accelerators import measured
-from soflow.cost.measuring import count_step, peak_bytes, time_steps
-from soflow.cost.prediction import predict
+from soflow.cost.measure import count_step, peak_bytes, time_steps
+from soflow.cost.predict import predict
 from soflow.cost.synthetic import synthetic_source
-from soflow.training import Trainer
+from soflow.training.trainer import Trainer
 
 OBJECTIVES = ("flow_matching", "soflow", "meanflow_c")
 NETWORKS = ("DiT-XS/2", "DiT-S/2")

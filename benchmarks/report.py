@@ -26,11 +26,11 @@ from mlflow.entities import Metric, Param, RunTag
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from orchestration import search_space
 from orchestration.config import SweepConfig
-from orchestration.folders import SWEEP_FILE
-from orchestration.search_space import trial_config
-from orchestration.study import STUDY, STUDY_FILE, open_journal
+from orchestration.storage import SWEEP_FILE
+from orchestration.sweep import search_space
+from orchestration.sweep.search_space import trial_config
+from orchestration.sweep.study import STUDY, STUDY_FILE, open_journal
 from soflow.config import flatten, to_dict, to_yaml
 
 EVERY = 200

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 from orchestration.config import SweepConfig
-from orchestration.folders import trial_folder
-from orchestration.study import load_study
-from orchestration.sweep import run_sweep
+from orchestration.storage import trial_folder
+from orchestration.sweep.run import run_sweep
+from orchestration.sweep.study import load_study
 
 
 def shares(config: SweepConfig, folder: Path) -> dict[str, float]:

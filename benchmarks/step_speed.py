@@ -16,11 +16,11 @@ import torch
 from two_pass import TwoPassSoFlow
 
 from soflow.config import RunConfig, parse
-from soflow.cost.measuring import count_step, time_steps
+from soflow.cost.measure import count_step, time_steps
 from soflow.cost.synthetic import synthetic_source
 from soflow.objectives.soflow import SoFlow
 from soflow.precision import Precision
-from soflow.training import Trainer
+from soflow.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -32,8 +32,8 @@ from pathlib import Path
 
 from orchestration.cluster import connected
 from orchestration.config import SweepConfig
-from orchestration.search_space import trial_config
-from orchestration.sweep import run_sweep
+from orchestration.sweep.run import run_sweep
+from orchestration.sweep.search_space import trial_config
 from soflow.config import to_dict
 
 
@@ -118,7 +118,7 @@ def nested_worker(loop_config: dict) -> None:
     from soflow.config import parse
     from soflow.data import open_source
     from soflow.evaluation.fidelity import Evaluator
-    from soflow.run import TrainingRun
+    from soflow.training.run import TrainingRun
 
     torch.set_num_threads(1)
     config, device, folder = parse(loop_config["config"]), torch.device("cpu"), Path(loop_config["folder"])

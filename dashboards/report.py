@@ -17,16 +17,16 @@ from typing import Any
 
 import pandas as pd
 
-from dashboards.comparison_report import build_comparison, write_tables
-from dashboards.findings import Findings, constraints, find, refusal, shortened, shown, title
-from dashboards.records import SweepRecord, configuration_of, read_sweep
-from dashboards.terminal import show_comparison
+from dashboards.comparison.page import build_comparison, write_tables
+from dashboards.comparison.terminal import show_comparison
+from dashboards.reading.sweep_data import SweepRecord, configuration_of, read_sweep
+from dashboards.sweep.findings import Findings, constraints, find, refusal, shortened, shown, title
 from orchestration.config import LaunchConfig
-from orchestration.descriptions import REPORT
-from orchestration.folders import SWEEP_FILE
-from orchestration.progress import format_time, short_name
-from orchestration.search_space import CASE
-from orchestration.spool import TrackingError
+from orchestration.storage import SWEEP_FILE
+from orchestration.sweep.search_space import CASE
+from orchestration.terminal.progress import format_time, short_name
+from orchestration.tracking.notes import REPORT
+from orchestration.tracking.spool import TrackingError
 
 METRICS = ("fid", "class_consistency", "time/train_s", "memory/peak_mib")
 """Columns of the table where there are values, beside the goals, the constraints and FID at other NFE."""
@@ -86,9 +86,9 @@ def is_comparison(record: SweepRecord) -> bool:
 
 def build(record: SweepRecord) -> str:
     """The report as HTML."""
-    from dashboards.figures import panels  # imports plotly and optuna
-    from dashboards.page import HEIGHT, render
-    from dashboards.samples import strips
+    from dashboards.html.page import HEIGHT, render
+    from dashboards.sweep.figures import panels  # imports plotly and optuna
+    from dashboards.sweep.samples import strips
 
     findings = find(record)
     configuration = configuration_of(record)

@@ -22,13 +22,13 @@ from pathlib import Path
 import tyro
 from filelock import FileLock
 
-from orchestration.command_line import fail
 from orchestration.config import LaunchConfig
-from orchestration.folders import check_storage
-from orchestration.mlflow_writer import MLFLOW_SETTINGS
-from orchestration.spool import TrackingError
-from orchestration.tracking_check import check_tracking, database_of, root_cause
-from soflow.sections import ConfigError
+from orchestration.storage import check_storage
+from orchestration.terminal.command_line import fail
+from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
+from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import check_tracking, database_of, root_cause
+from soflow.config_base import ConfigError
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def live_command(port: int) -> list[str]:
         "logger.level": "error",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    page = str(Path(__file__).with_name("live.py"))
+    page = str(Path(__file__).parent / "live" / "app.py")
     return ["streamlit", "run", page, *flags]
 
 

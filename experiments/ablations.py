@@ -12,7 +12,7 @@ $ python experiments/ablations.py
 $ python experiments/ablations.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 CASES = (
     "base",

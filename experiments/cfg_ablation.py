@@ -14,7 +14,7 @@ $ python experiments/cfg_ablation.py
 $ python experiments/cfg_ablation.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 UNGUIDED = "unguided:objective.guidance_strength=1,evaluation.diagnostics=[target_variance, inference_guidance]"
 CONTROL = "control:objective.label_drop=1.0e-09"

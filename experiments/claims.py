@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from orchestration.command_line import fail
 from orchestration.config import EXIT_CODES, EXPERIMENT, FLUSH_S, LaunchConfig
-from orchestration.environment import environment_tags
-from orchestration.spool import TrackingError
+from orchestration.terminal.command_line import fail
+from orchestration.tracking.environment import environment_tags
+from orchestration.tracking.spool import TrackingError
 
 if TYPE_CHECKING:
-    from dashboards.claims import Judged
+    from dashboards.comparison.claims import Judged
 
 HERE = Path(__file__).parent
 CLAIMS = HERE / "claims.yaml"
@@ -43,8 +43,8 @@ class ClaimsConfig:
 
 def main() -> int:
     options = tyro.cli(ClaimsConfig, description=__doc__)
-    from dashboards.claims import judge_claims, page, read_claims  # imports pandas
-    from dashboards.records import SweepRecord, read_sweep
+    from dashboards.comparison.claims import judge_claims, page, read_claims  # imports pandas
+    from dashboards.reading.sweep_data import SweepRecord, read_sweep
 
     claims = read_claims(CLAIMS)
     known = list(dict.fromkeys(claim.study for claim in claims))
@@ -102,8 +102,8 @@ def _facts() -> dict[str, str]:
 
 
 def _show(judged: list[Judged]) -> None:
-    from dashboards.claims import counts
-    from dashboards.terminal import show_table
+    from dashboards.comparison.claims import counts
+    from dashboards.comparison.terminal import show_table
 
     rows = [["claim", "verdict", "found", "p", "seeds", "found with 80% from"]]
     for each in judged:
@@ -115,7 +115,7 @@ def _show(judged: list[Judged]) -> None:
 
 def _record(uri: str, storage: Path, judged: list[Judged], facts: dict[str, str], path: Path) -> None:
     """Leave the verdicts in MLflow, as a run of their own for each time they are given."""
-    from orchestration.tracking import Tracker
+    from orchestration.tracking.tracker import Tracker
 
     key = time.strftime("claims-%Y%m%d-%H%M%S")
     tracker = Tracker(uri, EXPERIMENT, storage / "claims-spool")

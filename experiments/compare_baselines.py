@@ -15,7 +15,7 @@ $ python experiments/compare_baselines.py --name guidance --cases plain "guided:
       --hypotheses "fid(guided) < fid(plain)"
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow",

@@ -9,12 +9,12 @@ $ python experiments/compare_cost.py --networks DiT-B/4 --dataset latents --data
 $ python experiments/compare_cost.py --guidance True False --precisions fp32 bf16 --compiled False True
 """
 
-from orchestration.command_line import fail, read_command_line
 from orchestration.config import EXIT_CODES
-from orchestration.cost_config import CostStudyConfig
-from orchestration.cost_study import run_cost_study
-from orchestration.spool import TrackingError
-from soflow.sections import ConfigError
+from orchestration.cost_study.config import CostStudyConfig
+from orchestration.cost_study.run import run_cost_study
+from orchestration.terminal.command_line import fail, read_command_line
+from orchestration.tracking.spool import TrackingError
+from soflow.config_base import ConfigError
 
 
 def main() -> int:

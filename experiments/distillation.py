@@ -31,16 +31,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch import Study, comparison, launch, small_training, with_cases
-
-from orchestration.command_line import validate
+from experiments.launch import Study, comparison, launch, small_training, with_cases
 from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, TrainConfig, read_case
-from orchestration.folders import RUN_FILE
-from orchestration.search_space import CASE, trial_config
-from orchestration.single import RECORDED_FILE, train
+from orchestration.storage import RUN_FILE
+from orchestration.sweep.search_space import CASE, trial_config
+from orchestration.terminal.command_line import validate
+from orchestration.train import RECORDED_FILE, train
 from soflow.config import RunConfig, override, parse, read_yaml, to_dict
-from soflow.objectives.configs import DistillationConfig, FlowMatchingConfig
-from soflow.sections import ConfigError
+from soflow.config_base import ConfigError
+from soflow.objectives.config import DistillationConfig, FlowMatchingConfig
 
 SCRATCH, DISTILLED, LONGER = "scratch", "distilled", "scratch_longer"
 CASES = (
@@ -134,7 +133,7 @@ def steps_at_equal_cost(teacher: RunConfig, distilled: RunConfig, scratch: RunCo
 
 @functools.cache
 def _step_flops(run: RunConfig) -> int:
-    from soflow.cost.prediction import predict  # imports torch
+    from soflow.cost.predict import predict  # imports torch
 
     return predict(run).flops
 
@@ -147,8 +146,9 @@ def _stand_in(teacher: RunConfig) -> Path:
     """
     import torch
 
-    from soflow import checkpoints, networks
+    from soflow import networks
     from soflow.cost.synthetic import CLASSES
+    from soflow.training import checkpoints
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
@@ -169,7 +169,7 @@ def _trained(config: TrainConfig) -> Path:
     Raises:
         ConfigError: if there is another run of this name.
     """
-    from soflow import checkpoints  # imports torch
+    from soflow.training import checkpoints  # imports torch
 
     folder = (config.storage / config.name).absolute()
     if (folder / RUN_FILE).exists():

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import tyro
 
-from orchestration.command_line import fail
 from orchestration.config import EXIT_CODES
+from orchestration.terminal.command_line import fail
+from soflow.config_base import ConfigError
 from soflow.data import DataError
-from soflow.sections import ConfigError
 
 
 @dataclass
@@ -45,7 +45,7 @@ def main() -> int:
     for name in ("num_workers", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             fail(f"{name} = {value}: must be at least 1")
-    from orchestration.encoding import EncodingFailed, encode
+    from orchestration.encode.run import EncodingFailed, encode
 
     try:
         encode(**vars(options))

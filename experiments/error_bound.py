@@ -27,7 +27,7 @@ $ python experiments/error_bound.py
 $ python experiments/error_bound.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 KNOWN = "evaluation.diagnostics=[ode_violation, true_distance]"
 CASES = (

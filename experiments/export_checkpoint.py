@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from orchestration.command_line import fail
+from orchestration.terminal.command_line import fail
 
 
 @dataclass
@@ -26,9 +26,10 @@ def main() -> int:
     options = tyro.cli(ExportConfig, description=__doc__)
     import torch
 
-    from soflow import checkpoints, networks
+    from soflow import networks
     from soflow.config import parse
     from soflow.interop import authors_checkpoint
+    from soflow.training import checkpoints
 
     path = options.checkpoint
     if path.is_dir():

@@ -12,11 +12,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from orchestration.command_line import fail, read_command_line
 from orchestration.config import TrainConfig
-from orchestration.folders import RUN_FILE, check_storage, new_folder
+from orchestration.storage import RUN_FILE, check_storage, new_folder
+from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config import to_yaml
-from soflow.sections import ConfigError
+from soflow.config_base import ConfigError
 
 
 class ImportConfig(TrainConfig):
@@ -28,7 +28,7 @@ def main() -> int:
     options = read_command_line(ImportConfig, __doc__)
     if options.checkpoint is None:
         fail("checkpoint: must be given, a file of the SoFlow authors")
-    from soflow.checkpoints import CheckpointError
+    from soflow.training.checkpoints import CheckpointError
 
     try:
         run = TrainConfig.model_validate(options.model_dump(exclude={"checkpoint"}))
@@ -45,9 +45,10 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     """Write a run's folder as training would have left it, and return its step."""
     import torch
 
-    from orchestration.single import RECORDED_FILE
-    from soflow import checkpoints, networks
+    from orchestration.train import RECORDED_FILE
+    from soflow import networks
     from soflow.interop import authors_checkpoint
+    from soflow.training import checkpoints
 
     config = run.run
     authors_checkpoint.check_network(config, checkpoint)

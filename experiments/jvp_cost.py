@@ -35,16 +35,15 @@ import functools
 import shutil
 from typing import TYPE_CHECKING
 
-from launch import Study, comparison, launch, small_training, with_cases
-
-from orchestration.command_line import validate
+from experiments.launch import Study, comparison, launch, small_training, with_cases
 from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, read_case
-from orchestration.cost_config import VARIANTS, CostStudyConfig
+from orchestration.cost_study.config import VARIANTS, CostStudyConfig
+from orchestration.terminal.command_line import validate
 from soflow.config import RunConfig, override, parse, read_yaml, to_dict
-from soflow.sections import ConfigError
+from soflow.config_base import ConfigError
 
 if TYPE_CHECKING:
-    from soflow.cost.prediction import Prediction
+    from soflow.cost.predict import Prediction
 
 MEANFLOW = ("meanflow_a", "meanflow_b", "meanflow_c")
 TIME, MEMORY = "_time", "_memory"
@@ -112,7 +111,7 @@ def batch_at_equal_memory(config: SweepConfig, variant: str) -> int:
 
 @functools.cache
 def _cost(run: RunConfig) -> Prediction:
-    from soflow.cost.prediction import predict  # imports torch
+    from soflow.cost.predict import predict  # imports torch
 
     return predict(run)
 
@@ -129,7 +128,7 @@ def cost_study(config: SweepConfig) -> CostStudyConfig:
     Raises:
         ConfigError: if there is another one of this name.
     """
-    from orchestration.cost_study import ROUNDS_FILE, STUDY_FILE, run_cost_study  # imports pandas
+    from orchestration.cost_study.run import ROUNDS_FILE, STUDY_FILE, run_cost_study  # imports pandas
 
     study = _cost_config(config)
     folder = study.storage / study.name
@@ -161,7 +160,7 @@ def measured_quotients(study: CostStudyConfig) -> dict[str, float]:
     """Time of SoFlow's step over that of each variant, by a cost study that is there."""
     import pandas as pd
 
-    from orchestration.cost_study import COSTS_FILE
+    from orchestration.cost_study.run import COSTS_FILE
 
     costs = pd.read_csv(study.storage / study.name / COSTS_FILE).set_index("variant")
     return costs["time/soflow_to_this"].to_dict()

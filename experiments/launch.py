@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestration.command_line import fail, read_command_line, validate
 from orchestration.config import EXIT_CODES, SweepConfig
-from orchestration.folders import SWEEP_FILE, new_folder
-from orchestration.progress import stdout_for
-from orchestration.recovery import own_config
-from orchestration.spool import TrackingError
-from orchestration.sweep import run_sweep
+from orchestration.storage import SWEEP_FILE, new_folder
+from orchestration.sweep.resume import own_config
+from orchestration.sweep.run import run_sweep
+from orchestration.terminal.command_line import fail, read_command_line, validate
+from orchestration.terminal.progress import stdout_for
+from orchestration.tracking.spool import TrackingError
 from soflow.config import read_yaml, to_dict
+from soflow.config_base import ConfigError
 from soflow.data import DataError
-from soflow.sections import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 FREE = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")
@@ -86,7 +86,7 @@ def launch(study: Study) -> int:
             layers.append({"hypotheses": ()})
         config = read_command_line(SweepConfig, description, arguments, layers)
         if given.dry_run:
-            from plan import show_plan  # imports torch
+            from experiments.plan import show_plan  # imports torch
 
             show_plan(study.foreseen(config) if study.foreseen else config, given.scale, sys.argv[1:])
             return 0

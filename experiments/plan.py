@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from orchestration import search_space
-from orchestration.command_line import table_console
 from orchestration.config import SweepConfig, read_case
-from orchestration.search_space import CASE, trial_config
-from orchestration.study import check_study
+from orchestration.sweep import search_space
+from orchestration.sweep.search_space import CASE, trial_config
+from orchestration.sweep.study import check_study
+from orchestration.terminal.command_line import table_console
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
-from soflow.cost.prediction import Prediction, predict
+from soflow.cost.predict import Prediction, predict
 
 CLUSTER = "H100"
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import tyro
 
-from orchestration.command_line import fail, table_console
+from orchestration.terminal.command_line import fail, table_console
 from soflow.config import RunConfig, override, parse, read_yaml
-from soflow.sections import ConfigError
+from soflow.config_base import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 HERE = "here"
@@ -99,7 +99,7 @@ def _accelerators(names: tuple[str, ...]) -> dict:
 
 
 def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int) -> list[dict]:
-    from soflow.cost.prediction import memory_by_batch, predict
+    from soflow.cost.predict import memory_by_batch, predict
 
     print(f"counting a step of {name}", file=sys.stderr)
     prediction, memory = predict(config), memory_by_batch(config)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from orchestration.command_line import fail, read_command_line
+from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config import RunConfig
+from soflow.config_base import ConfigError
 from soflow.data import DataError, open_source
-from soflow.sections import ConfigError
 
 
 class ReferenceConfig(RunConfig):

@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from orchestration.command_line import fail
+from orchestration.terminal.command_line import fail
 
 
 @dataclass
@@ -45,8 +45,8 @@ def main() -> int:
         fail(f"nfe = {options.nfe}, rows = {options.rows}, num_samples = {options.num_samples}: must be at least 1")
     if options.sampler == "heun" and options.nfe % 2:
         fail(f"nfe = {options.nfe}: must be even for the heun sampler")
-    from soflow.checkpoints import CheckpointError
-    from soflow.sections import ConfigError
+    from soflow.config_base import ConfigError
+    from soflow.training.checkpoints import CheckpointError
 
     try:
         print(write(options))
@@ -64,9 +64,9 @@ def write(options: SampleConfig) -> str:
     """
     import torch
 
-    from soflow import checkpoints
-    from soflow.images import write_grid
-    from soflow.run import GRID_COLUMNS, draw_grid, load_sampler
+    from soflow.training import checkpoints
+    from soflow.training.grids import write_grid
+    from soflow.training.run import GRID_COLUMNS, draw_grid, load_sampler
 
     path = options.checkpoint
     if path.is_dir():
@@ -88,9 +88,9 @@ def write_file(options: SampleConfig, config, objective, network, device) -> Non
     from rich.console import Console
     from rich.progress import track
 
-    from soflow import codecs
+    from soflow.codecs import pixels as codecs
     from soflow.evaluation.generated import generate, sampler_for
-    from soflow.evaluation.statistics import Workers
+    from soflow.evaluation.moments import Workers
     from soflow.interop.npz import write_samples
 
     count, size = options.num_samples, config.evaluation.batch_size

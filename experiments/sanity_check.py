@@ -18,7 +18,7 @@ $ python experiments/sanity_check.py --cases digits --hypotheses "fid(digits) < 
 $ python experiments/sanity_check.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch
+from experiments.launch import Study, comparison, launch
 
 UNGUIDED = {"name": "soflow", "guidance_strength": 1.0, "flow_matching_fraction": 0.75}
 CASES = (

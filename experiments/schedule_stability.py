@@ -15,7 +15,7 @@ $ python experiments/schedule_stability.py
 $ python experiments/schedule_stability.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 R_ENDS = ("1.0", "0.1", "0.01", "0.002", "0.0001")
 

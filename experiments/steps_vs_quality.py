@@ -12,7 +12,7 @@ $ python experiments/steps_vs_quality.py
 $ python experiments/steps_vs_quality.py --scale paper --dry-run
 """
 
-from launch import Study, comparison, launch, small_training
+from experiments.launch import Study, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow,objective.guidance_strength=1,objective.flow_matching_fraction=0.75",

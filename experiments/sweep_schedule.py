@@ -9,7 +9,7 @@ $ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log 
 $ python experiments/sweep_schedule.py --resume NAME
 """
 
-from launch import Study, launch
+from experiments.launch import Study, launch
 
 # At the paper's scale reports come every 25,000 steps: a rung after two of them.
 STUDY = Study(__doc__, None, small={}, paper={"early_stopping": {"kind": "asha", "grace_reports": 2}})

@@ -6,12 +6,12 @@ $ python experiments/train.py --objective flow_matching --dataset fashion_mnist 
 $ python experiments/train.py --resume results/NAME
 """
 
-from orchestration.command_line import fail, read_command_line
 from orchestration.config import EXIT_CODES, TrainConfig
-from orchestration.single import train
-from orchestration.spool import TrackingError
+from orchestration.terminal.command_line import fail, read_command_line
+from orchestration.tracking.spool import TrackingError
+from orchestration.train import train
+from soflow.config_base import ConfigError
 from soflow.data import DataError
-from soflow.sections import ConfigError
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
-from soflow.sections import ConfigError
+from soflow.config_base import ConfigError
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
 """For two questions: whether the port is open, and whether a cluster is behind it, which takes an import of Ray."""

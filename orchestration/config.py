@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from orchestration.hypotheses import read_hypothesis
+from orchestration.sweep.hypotheses import read_hypothesis
 from soflow.config import RunConfig, to_dict
-from soflow.sections import Count, Section
+from soflow.config_base import Count, Section
 
 EXPERIMENT = "soflow"
 """The MLflow experiment of all sweeps and runs."""

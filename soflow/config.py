@@ -17,14 +17,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from soflow.config_base import ConfigError, Count, Fraction, InputPath, Positive, Section, one_of
 from soflow.data import SOURCES
 from soflow.diagnostics import DIAGNOSTICS
 from soflow.evaluation import FEATURE_NETWORKS
 from soflow.interop import authors_config
 from soflow.networks import NETWORKS
 from soflow.objectives import OBJECTIVES
-from soflow.objectives.configs import SoFlowConfig
-from soflow.sections import ConfigError, Count, Fraction, InputPath, Positive, Section, one_of
+from soflow.objectives.config import SoFlowConfig
 
 Sampler = Literal["renoise", "compose", "heun"]
 PrecisionName = Literal["fp32", "tf32", "bf16"]

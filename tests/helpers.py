@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from soflow import checkpoints, objectives
+from soflow import objectives
 from soflow.config import RunConfig, parse, to_dict
 from soflow.networks.dit import DiT
 from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.objectives.distillation import Teacher
-from soflow.training import build_network
+from soflow.training import checkpoints
+from soflow.training.trainer import build_network
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

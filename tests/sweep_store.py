@@ -12,9 +12,9 @@ from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
 from orchestration.config import SweepConfig
-from orchestration.folders import SWEEP_FILE, trial_folder
-from orchestration.search_space import trial_config
-from orchestration.study import Exchange, SweepStudy
+from orchestration.storage import SWEEP_FILE, trial_folder
+from orchestration.sweep.search_space import trial_config
+from orchestration.sweep.study import Exchange, SweepStudy
 from soflow.config import flatten, to_dict, to_yaml
 
 PROTOCOL = {

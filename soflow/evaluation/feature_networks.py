@@ -22,9 +22,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from soflow.config_base import ConfigError
 from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS
 from soflow.files import write_whole
-from soflow.sections import ConfigError
 
 WIDTHS = {"digits-cnn": (32, 64), "fashion-cnn": (16, 32, 64)}
 FEATURES, CLASSES = 64, 10

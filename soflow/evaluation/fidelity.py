@@ -14,7 +14,7 @@ from torch import Tensor
 from soflow.config import RunConfig
 from soflow.data import DataSource
 from soflow.evaluation import FEATURE_NETWORKS, feature_networks, metrics, reference
-from soflow.evaluation.statistics import Moments, Rows, Workers
+from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.files import sha256
 from soflow.precision import Precision
 

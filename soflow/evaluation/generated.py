@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from soflow.codecs import Codec
+from soflow.codecs.pixels import Codec
 from soflow.config import RunConfig
 from soflow.diagnostics import Subject, diagnose
 from soflow.evaluation.fidelity import Batch, Evaluator
-from soflow.evaluation.statistics import Workers
+from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
 from soflow.sampling import sample
 
 if TYPE_CHECKING:
-    from soflow.training import Trainer
+    from soflow.training.trainer import Trainer
 
 DIAGNOSED = 512
 """Training samples that diagnostics look at."""

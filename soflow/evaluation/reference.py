@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow import codecs
+from soflow.codecs import pixels as codecs
 from soflow.config import DatasetConfig, RunConfig
 from soflow.data import DataError, DataSource
 from soflow.evaluation import FEATURE_NETWORKS, reference_files
 from soflow.evaluation.metrics import fid, kid
-from soflow.evaluation.statistics import Moments, Rows, Workers
+from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.files import cached, sha256
 
 MANY = 10_000
@@ -168,7 +168,7 @@ def _decoder(config: DatasetConfig) -> tuple[str, ...]:
     """What identifies the autoencoder that makes images of stored latents: hashes of its files."""
     if not config.latent:
         return ()
-    from soflow.latents import CONFIG, WEIGHTS, vae_folder
+    from soflow.codecs.latents import CONFIG, WEIGHTS, vae_folder
 
     folder = vae_folder(config.vae)
     return tuple(sha256(folder / name) for name in (CONFIG, WEIGHTS))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soflow.config_base import ConfigError
 from soflow.evaluation import FEATURE_NETWORKS
 from soflow.files import write_whole
-from soflow.sections import ConfigError
 
 if TYPE_CHECKING:
     from soflow.config import RunConfig

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soflow import checkpoints
-from soflow.checkpoints import CheckpointError
 from soflow.config import RunConfig, to_dict
-from soflow.training import build_optimizer
+from soflow.training import checkpoints
+from soflow.training.checkpoints import CheckpointError
+from soflow.training.trainer import build_optimizer
 
 PREFIX = "network."
 LABEL_TABLE = "y_embedder.embedding_table.weight"
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def import_state(stored: Mapping[str, Any], network: nn.Module, config: RunConfig, path: Path) -> dict[str, Any]:
-    """What `Trainer.load_state_dict` and `soflow.run.load_sampler` take, from the authors' checkpoint.
+    """What `Trainer.load_state_dict` and `soflow.training.run.load_sampler` take, from the authors' checkpoint.
 
     Without an optimiser in the file its state is that of a fresh one.
 

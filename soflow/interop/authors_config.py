@@ -11,8 +11,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from soflow.config_base import ConfigError
 from soflow.networks import NETWORKS
-from soflow.sections import ConfigError
 
 CHOICES: dict[str, tuple[str, dict[str, str]]] = {
     "noising_type": (

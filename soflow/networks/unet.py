@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from soflow.augmentation import NUM_PARAMETERS
 from soflow.conditioning import split
+from soflow.data.augmentation import NUM_PARAMETERS
 
 MAX_POSITIONS = 10000
 NEAR_ZERO = 1e-5  # gain of each residual branch's last layer and of the output layer: near zero, yet gradients flow

@@ -6,12 +6,12 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from soflow.objectives import configs
+from soflow.objectives import config as configs
 
 if TYPE_CHECKING:
     from soflow.config import RunConfig
+    from soflow.config_base import Section
     from soflow.objectives.base import Objective
-    from soflow.sections import Section
 
 
 @dataclass(frozen=True)

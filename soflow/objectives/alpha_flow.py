@@ -29,10 +29,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from soflow.cost.parts import part
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
+from soflow.profiling.phases import part
 from soflow.times import consistency_times
 
 

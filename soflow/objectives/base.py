@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from soflow.conditioning import with_null
-from soflow.cost.parts import part
 from soflow.interpolants import Interpolant
 from soflow.precision import Precision
+from soflow.profiling.phases import part
 
 FULL = Precision("fp32")
 

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from soflow import checkpoints
-from soflow.checkpoints import CheckpointError
 from soflow.conditioning import split
 from soflow.config import RunConfig
+from soflow.config_base import ConfigError
 from soflow.interpolants import INTERPOLANTS, Interpolant
 from soflow.objectives.base import Draws, Objective
 from soflow.objectives.soflow import SoFlow
-from soflow.run import load_sampler
-from soflow.sections import ConfigError
+from soflow.training import checkpoints
+from soflow.training.checkpoints import CheckpointError
+from soflow.training.run import load_sampler
 
 
 @dataclass(frozen=True)

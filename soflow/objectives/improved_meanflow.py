@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from soflow.cost.parts import part
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
+from soflow.profiling.phases import part
 
 
 class ImprovedMeanFlow(MeanFlow):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soflow.cost.parts import part
 from soflow.interpolants import INTERPOLANTS, per_sample
 from soflow.objectives.base import Draws, Losses, Objective, normal, part_size
 from soflow.objectives.flow_matching import adaptive_weight
 from soflow.parameterizations import PARAMETERIZATIONS
+from soflow.profiling.phases import part
 from soflow.times import logit_normal
 
 

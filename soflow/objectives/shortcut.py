@@ -24,10 +24,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from soflow.cost.parts import part
 from soflow.interpolants import INTERPOLANTS, per_sample
 from soflow.objectives.base import Draws, Losses, Objective, mean_square, part_size
 from soflow.parameterizations import PARAMETERIZATIONS
+from soflow.profiling.phases import part
 
 
 class Shortcut(Objective):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from soflow.cost.parts import part
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_size, part_weights
 from soflow.objectives.flow_matching import FlowMatching, adaptive_weight
+from soflow.profiling.phases import part
 from soflow.times import consistency_times, gap_ratio, logit_normal
 
 

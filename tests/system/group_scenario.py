@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestration.cluster import connected
 from orchestration.config import TrainConfig
-from orchestration.workers import RequestFailed, WorkerGroup
+from orchestration.workers.group import RequestFailed, WorkerGroup
 
 
 class Adder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import SMALL
+from session import SMALL
 
-from dashboards.comparison import compare
-from dashboards.records import read_sweep
+from dashboards.comparison.compare import compare
+from dashboards.reading.sweep_data import read_sweep
 
 pytestmark = pytest.mark.slow
 

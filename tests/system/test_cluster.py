@@ -9,7 +9,7 @@ import time
 
 import pytest
 from cluster import Cluster
-from conftest import SMALL, wait_for_line
+from session import SMALL, wait_for_line
 
 pytestmark = pytest.mark.slow
 

@@ -13,15 +13,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Session
 from PIL import Image
+from session import ROOT, Session
 
-from soflow import codecs
+from soflow.codecs import pixels as codecs
+from soflow.codecs.latents import load_vae, moments
 from soflow.config import DatasetConfig
 from soflow.data import open_source
 from soflow.data.image_folder import read_image
-from soflow.latents import load_vae, moments
-from soflow.loading import BatchOrder, batches
+from soflow.data.loading import BatchOrder, batches
 
 pytestmark = pytest.mark.slow
 

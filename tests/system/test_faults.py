@@ -13,7 +13,7 @@ import time
 import pandas as pd
 import pytest
 from cluster import Cluster
-from conftest import SMALL, wait_for_line
+from session import SMALL, wait_for_line
 
 pytestmark = pytest.mark.slow
 

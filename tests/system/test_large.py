@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Session, wait_for_line
 from PIL import Image
+from session import ROOT, Session, wait_for_line
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import signal
 
 import pandas as pd
 import pytest
-from conftest import SMALL, wait_for_line
+from session import SMALL, wait_for_line
 
 pytestmark = pytest.mark.slow
 

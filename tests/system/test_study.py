@@ -6,10 +6,10 @@ import os
 import signal
 
 import pytest
-from conftest import SMALL, wait_for_line
+from session import SMALL, wait_for_line
 
-from dashboards.comparison import compare
-from dashboards.records import read_sweep
+from dashboards.comparison.compare import compare
+from dashboards.reading.sweep_data import read_sweep
 
 pytestmark = pytest.mark.slow
 

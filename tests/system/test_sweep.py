@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import yaml
-from conftest import SMALL
+from session import SMALL
 
 pytestmark = pytest.mark.slow
 

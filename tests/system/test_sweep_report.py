@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import complaints
-from conftest import SMALL
+from session import SMALL
 from sweep_store import SweepStore
 
 from dashboards.report import main

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from mlflow import MlflowClient
+from session import ROOT
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweep_store import SweepStore

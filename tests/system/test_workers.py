@@ -31,7 +31,7 @@ def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(t
 HOLDERS = """
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
-from orchestration.placement import free_placement_groups
+from orchestration.workers.placement import free_placement_groups
 
 ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 

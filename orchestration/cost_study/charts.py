@@ -1,0 +1,117 @@
+"""The short table and the bar charts of a cost study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from soflow.profiling.phases import PARTS
+
+SETTINGS = ["network", "batch", "guidance", "attention", "precision", "compiled"]
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
+
+
+def short_table(costs: pd.DataFrame) -> Table:
+    """What most readers look for: time and memory of a step, and their ratios."""
+    columns = (
+        "setting",
+        "variant",
+        "ms/step",
+        "× flow matching (95 %)",
+        "SoFlow/this (95 %)",
+        "MiB",
+        "× flow matching",
+    )
+    result = Table(*columns, title="cost of an optimiser step")
+    for settings, cell in costs.groupby(SETTINGS, sort=False):
+        for i, row in enumerate(cell.to_dict("records")):
+            result.add_row(
+                _name(settings) if i == 0 else "",
+                row["variant"],
+                _number(row["time/step_ms"]),
+                _ratio(row, "time/to_flow_matching"),
+                _ratio(row, "time/soflow_to_this"),
+                _number(row["memory/peak_mib"]),
+                f"{row['memory/to_flow_matching']:.2f}",
+            )
+        result.add_section()
+    return result
+
+
+def draw_charts(costs: pd.DataFrame, folder: Path) -> list[Path]:
+    """Bar charts as PNG files: time with the middle half of the rounds, memory, and the parts of a step."""
+    charts = {
+        "time.png": ("time/step_ms", "time/to_flow_matching", "milliseconds per step"),
+        "memory.png": ("memory/peak_mib", "memory/to_flow_matching", "peak memory of tensors, MiB"),
+    }
+    for name, (column, ratio, label) in charts.items():
+        _bars(costs, column, ratio, label, folder / name)
+    _breakdown(costs, folder / "breakdown.png")
+    return [folder / name for name in (*charts, "breakdown.png")]
+
+
+def _bars(costs: pd.DataFrame, column: str, ratio: str, label: str, path: Path) -> None:
+    figure, axes = _axes(costs)
+    for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
+        values = cell[column]
+        bars = axis.bar(cell["variant"], values, color=COLOURS[: len(cell)])
+        if f"{column}_low" in cell:
+            spread = [values - cell[f"{column}_low"], cell[f"{column}_high"] - values]
+            axis.errorbar(cell["variant"], values, yerr=spread, fmt="none", ecolor="black", capsize=3)
+        labels = [f"{_number(value)}\n{times:.2f}×" for value, times in zip(values, cell[ratio], strict=True)]
+        axis.bar_label(bars, labels, label_type="center", color="white", fontweight="bold")
+        axis.set(title=_name(settings), ylabel=label)
+    _save(figure, axes, path)
+
+
+def _breakdown(costs: pd.DataFrame, path: Path) -> None:
+    figure, axes = _axes(costs)
+    for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
+        bottom = 0 * cell["time/step_ms"]
+        for part, colour in zip((*PARTS, "other"), COLOURS, strict=False):
+            values = cell[f"time/{part}_ms"]
+            axis.bar(cell["variant"], values, bottom=bottom, color=colour, label=part)
+            bottom = bottom + values
+        axis.set(title=_name(settings), ylabel="milliseconds per step", ylim=(0, 1.1 * bottom.max()))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    _save(figure, axes, path)
+
+
+def _axes(costs: pd.DataFrame):
+    """A figure with one set of axes per setting, two beside each other."""
+    from matplotlib.figure import Figure
+
+    count = costs.groupby(SETTINGS).ngroups
+    rows, columns = -(-count // 2), min(count, 2)
+    figure = Figure(figsize=(7 * columns, 4.2 * rows), layout="constrained", dpi=110)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _save(figure, axes, path: Path) -> None:
+    for axis in axes:
+        axis.tick_params(axis="x", rotation=20)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def _name(settings: tuple) -> str:
+    network, batch, guidance, attention, precision, compiled = settings
+    parts = [network, f"batch {batch}", "guided" if guidance else "no guidance", precision]
+    return ", ".join(parts + (["math attention"] if attention == "math" else []) + (["compiled"] if compiled else []))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(row: dict, name: str) -> str:
+    value, low, high = (row.get(f"{name}{end}", float("nan")) for end in ("", "_low", "_high"))
+    if value != value:
+        return ""
+    return f"{value:.2f}" if low != low else f"{value:.2f} ({low:.2f}–{high:.2f})"

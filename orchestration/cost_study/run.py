@@ -1,0 +1,222 @@
+"""A cost study: every variant's optimiser step in a process of its own, measured in turn, compared by paired ratios."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from orchestration.cluster import connected
+from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig
+from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, cells, run_values
+from orchestration.storage import check_storage, new_folder
+from orchestration.terminal.command_line import table_console
+from orchestration.tracking.environment import environment_tags
+from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.uri import check_tracking
+from soflow.config import flatten, to_dict, to_yaml
+from soflow.profiling.phases import PARTS
+
+if TYPE_CHECKING:
+    from orchestration.workers.group import WorkerGroup
+
+STUDY_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
+FIGURES = ("time", "memory", "flops")
+
+
+@dataclass
+class Measured:
+    """A variant in a cell: figures of one step and the times of all measured steps, round by round."""
+
+    cell: Cell
+    variant: str
+    figures: dict[str, Any]
+    rounds: list[list[dict[str, float]]] = field(default_factory=list)
+
+    def round_ms(self) -> list[float]:
+        """Median milliseconds per step of each round."""
+        return [statistics.median(step["step"] for step in steps) for steps in self.rounds]
+
+    def part_ms(self) -> dict[str, float]:
+        """Median milliseconds per step of each part; "other" is what no part holds."""
+        steps = [step for steps in self.rounds for step in steps]
+        parts = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PARTS}
+        return parts | {"other": statistics.median(2 * step["step"] - sum(step.values()) for step in steps)}
+
+
+def run_cost_study(config: CostStudyConfig) -> str:
+    """Measure, compare, draw and record.
+
+    Returns:
+        "FINISHED", or "KILLED" if it was interrupted; what was measured until then is kept.
+
+    Raises:
+        ConfigError, TrackingError: before anything starts, in one line.
+    """
+    plan = cells(config)
+    for cell in plan:
+        for variant in config.variants:
+            run_values(config, cell, variant, cell.guidance)
+    folder = new_folder(config).absolute()
+    check_storage(config.storage)
+    check_tracking(config.resolved_tracking_uri)
+    names = [REFERENCE, *(variant for variant in config.variants if variant != REFERENCE)]
+    if REFERENCE in config.variants and True in config.guidance:
+        names.append(f"{REFERENCE} guided")
+    measured: list[Measured] = []
+    status = "FINISHED"
+    # All variants' processes start at once, of which Ray would warn.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
+    with connected(config, groups=1) as resources:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STUDY_FILE).write_text(to_yaml(config))
+        print(f"cost study {folder.name}: {len(plan)} settings of {len(names)} variants, in {folder}", flush=True)
+        try:
+            for cell_results in _measure(config, plan, names, resources, folder):
+                measured += cell_results
+        except KeyboardInterrupt:
+            status = "KILLED"
+            print(f"interrupted; the {len(measured)} measurements that were complete are kept")
+    if measured:
+        costs = table(measured)
+        _write(folder, costs, measured)
+        _record(config, folder, costs, status)
+    return status
+
+
+def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resources: ResourcesConfig, folder: Path):
+    """Yield each cell's results. One process per variant lives through all cells; only one of them works at a time."""
+    from orchestration.cost_study.worker import CostWorker, Prepare, Time
+    from orchestration.workers.group import WorkerGroup
+
+    # All processes are there at once and one of them works at a time, with all of the worker's threads.
+    share = 1 / len(names)
+    groups = {name: WorkerGroup(resources, folder, name.replace(" ", "-"), CostWorker, share) for name in names}
+    columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("starting", total=len(plan) * (config.rounds + 1))
+            for cell in plan:
+                progress.update(task, description=f"{cell.network}, batch {cell.batch}")
+                results = []
+                for name in names:
+                    guided = cell.guidance and name != REFERENCE
+                    values = run_values(config, cell, name.split()[0], guided)
+                    results.append(
+                        Measured(
+                            cell, name, _ask(groups[name], Prepare(values, cell.attention, config.memory_gib * 2**30))
+                        )
+                    )
+                progress.advance(task)
+                for _ in range(config.rounds):
+                    for result in results:
+                        result.rounds.append(_ask(groups[result.variant], Time(config.turn_s)))
+                    progress.advance(task)
+                yield results
+    finally:
+        for group in groups.values():
+            group.close()
+
+
+def _ask(group: WorkerGroup, request: Any) -> Any:
+    """A worker's answer.
+
+    Raises:
+        RuntimeError: with what went wrong in the worker.
+    """
+    answer = group.ask(request)
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return answer
+
+
+def table(measured: list[Measured]) -> pd.DataFrame:
+    """A row per cell and variant: times, ratios with 95 % intervals, memory and arithmetic."""
+    rows = []
+    for result in measured:
+        peers = {other.variant: other for other in measured if other.cell == result.cell}
+        times = result.round_ms()
+        row = {
+            **vars(result.cell),
+            "variant": result.variant,
+            "time/step_ms": statistics.median(times),
+            **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
+            **{f"time/{name}_ms": value for name, value in result.part_ms().items()},
+            **ratio("time/to_flow_matching", times, peers[REFERENCE].round_ms()),
+        }
+        if "soflow" in peers:
+            row |= ratio("time/soflow_to_this", peers["soflow"].round_ms(), times)
+            row["memory/soflow_to_this"] = peers["soflow"].figures["peak_bytes"] / result.figures["peak_bytes"]
+        figures = result.figures
+        row |= {
+            "memory/peak_mib": figures["peak_bytes"] / 2**20,
+            "memory/held_mib": figures["held_bytes"] / 2**20,
+            "memory/process_peak_mib": figures["process_peak_mib"],
+            "memory/largest_batch": figures["largest_batch"],
+            "memory/to_flow_matching": figures["peak_bytes"] / peers[REFERENCE].figures["peak_bytes"],
+            "parameters": figures["parameters"],
+        }
+        if figures["flops"] is not None:
+            total = sum(figures["flops"].values())
+            row |= {
+                "memory/saved_mib": figures["saved_bytes"] / 2**20,
+                "flops/step": total,
+                "flops/to_flow_matching": total / sum(peers[REFERENCE].figures["flops"].values()),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
+    """Median over rounds of the ratio of two variants' times in the same round, with a bootstrapped 95 % interval."""
+    from scipy.stats import bootstrap
+
+    ratios = [mine / other for mine, other in zip(times, reference, strict=True)]
+    found = {name: statistics.median(ratios)}
+    if len(set(ratios)) > 1:
+        interval = bootstrap((ratios,), np.median, method="percentile", random_state=0).confidence_interval
+        found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
+
+
+def _write(folder: Path, costs: pd.DataFrame, measured: list[Measured]) -> None:
+    """Tables and charts into the folder, and the short table onto the terminal."""
+    from orchestration.cost_study.charts import draw_charts, short_table
+
+    costs.to_csv(folder / COSTS_FILE, index=False)
+    steps = [
+        {**vars(result.cell), "variant": result.variant, "round": number, **step}
+        for result in measured
+        for number, steps in enumerate(result.rounds)
+        for step in steps
+    ]
+    pd.DataFrame(steps).to_csv(folder / ROUNDS_FILE, index=False)
+    table_console().print(short_table(costs))
+    charts = draw_charts(costs, folder)
+    print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
+
+
+def _record(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str) -> None:
+    """A parent run with tables and charts, a child per variant and cell with its figures."""
+    tags = environment_tags() | {"soflow.kind": "cost study", "threads": str(config.resources.cpus_per_worker)}
+    tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
+    tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
+    for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.png")):
+        tracker.log_artifact(folder.name, path)
+    for number, row in enumerate(costs.to_dict("records")):
+        key = f"{folder.name}/{number:03d}"
+        figures = {name: value for name, value in row.items() if "/" in name and name.split("/")[0] in FIGURES}
+        params = {name: value for name, value in row.items() if name not in figures}
+        child_tags = tags | {"soflow.kind": "step cost", "objective": row["variant"]}
+        tracker.start_run(key, f"{row['variant']}, {row['network']}, {row['batch']}", params, child_tags, folder.name)
+        tracker.log_metrics(key, {name: value for name, value in figures.items() if value == value}, step=0)
+        tracker.end_run(key, "FINISHED")
+    tracker.end_run(folder.name, status)
+    if undelivered := tracker.close(FLUSH_S):
+        print(f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are in {folder / 'spool'}")

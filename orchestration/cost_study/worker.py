@@ -1,0 +1,89 @@
+"""The worker's side of a cost study: one configuration's trainer in a process of its own, measured on request."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+WARMUP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Build the trainer of a configuration, warm it up, count a step and take its peak memory."""
+
+    config: dict[str, Any]
+    attention: str
+    """"fused" where the objective allows it, or "math" throughout."""
+    memory_bytes: float
+    """For which the largest batch is sought."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Time at least two more steps, for at least `seconds`, of the trainer that was prepared last."""
+
+    seconds: float
+
+
+class CostWorker:
+    """Answers `Prepare` with figures of one step and `Time` with milliseconds of each step by part."""
+
+    def __init__(self, device: torch.device, rank: int, world_size: int):
+        self.device = device
+        self._trainer = None
+        self._attention = "fused"
+
+    def serve(self, request: Prepare | Time) -> Any:
+        with self._kernels():
+            if isinstance(request, Time):
+                from soflow.cost.measure import time_steps
+
+                return time_steps(self._trainer, 2, request.seconds)
+            self._attention = request.attention
+        with self._kernels():
+            return self._prepare(request)
+
+    def _prepare(self, request: Prepare) -> dict[str, Any]:
+        from soflow.config import parse
+        from soflow.cost.measure import count_step, peak_bytes, time_steps
+        from soflow.cost.predict import memory_by_batch
+        from soflow.cost.synthetic import synthetic_source
+        from soflow.profiling.clock import PeakResidentMemory
+        from soflow.profiling.memory import bytes_of
+        from soflow.training.trainer import Trainer
+
+        self._trainer = None  # frees its memory first
+        config = parse(request.config)
+        self._trainer = trainer = Trainer(config, synthetic_source(config.dataset), self.device)
+        time_steps(trainer, WARMUP_STEPS)
+        peak = max(peak_bytes(trainer) for _ in range(2))  # the first may miss what it releases
+        process = PeakResidentMemory()
+        process.reset()
+        time_steps(trainer, 1)
+        # Operations can be counted only as they are issued one by one.
+        arithmetic = None if config.training.compile else count_step(trainer)
+        return {
+            "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+            "flops": arithmetic and arithmetic.flops,
+            "saved_bytes": arithmetic and arithmetic.saved_bytes,
+            "held_bytes": bytes_of(trainer.held_tensors()),
+            "peak_bytes": peak,
+            "process_peak_mib": process.mib(),
+            "largest_batch": memory_by_batch(config).largest_batch(request.memory_bytes),
+        }
+
+    def failure(self, request: Prepare | Time, error: Exception) -> str:
+        """Why a request could not be served, in one line."""
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def _kernels(self):
+        if self._attention != "math":
+            return nullcontext()
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        return sdpa_kernel(SDPBackend.MATH)

@@ -1,0 +1,41 @@
+"""What a run reads, looked at before anything starts."""
+
+from __future__ import annotations
+
+import sys
+
+from soflow import objectives
+from soflow.config import RunConfig
+from soflow.data import open_source
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Make sure that data set, reference statistics, weights of Inception, VAE and teacher, where wanted, can be had.
+
+    Warns on stderr of what is allowed but known to spoil training.
+
+    Raises:
+        DataError, ConfigError: naming the path and what is expected there.
+    """
+    source = open_source(config.dataset)
+    if hasattr(config.objective, "teacher"):
+        student = objectives.build(config, source.num_classes)
+        student.load_teacher(config.dataset.sample_shape, config.dataset.augmentation > 0)
+    if config.evaluation.reference is not None:
+        from soflow.evaluation.reference_files import read_configured
+
+        read_configured(config)
+    if config.feature_network == "inception":
+        from soflow.evaluation.feature_networks import weights_path
+
+        weights_path("inception", config.evaluation.inception_weights)
+    if config.dataset.latent:
+        from soflow.codecs.latents import vae_folder
+
+        vae_folder(config.dataset.vae)
+    if (precision := config.training.quotient_precision) != "fp32":
+        print(
+            f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding of its two "
+            "network calls 1 / r(k, K) times, 500 times at r = 0.002, which is known to spoil training; fp32 is safe",
+            file=sys.stderr,
+        )

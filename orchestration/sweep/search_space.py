@@ -1,0 +1,298 @@
+"""Search spaces: dotted paths into the run's configuration, each with what may be tried there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig, read_case
+from soflow.config import RunConfig, flatten, override, parse, to_dict
+from soflow.config_base import ConfigError
+from soflow.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    import optuna
+
+CASE = "case"
+"""The dimension whose values are the names of the sweep's cases."""
+AT_MOST = {"objective.r_end": "objective.r_init"}
+"""Dimensions whose value must not exceed another's."""
+UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
+"""Dimensions that have no effect where another path has some value: r(k, K) = r_end under the constant schedule."""
+PAPER = {
+    "soflow": {
+        "flow_matching_fraction": 0.75,
+        "gap_schedule": "exponential",
+        "r_init": 0.1,
+        "r_end": 0.002,
+        "guidance_strength": 3.0,
+        "velocity_mix": 0.25,
+    },
+    "meanflow": {"flow_matching_fraction": 0.75, "guidance_omega": 1.0, "guidance_kappa": 0.5},
+}
+"""What the objectives' papers use on ImageNet 256 (SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447)."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched path: a range (low, high) or a set of choices."""
+
+    path: str
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+    integer: bool = False
+
+    @classmethod
+    def read(cls, assignment: str) -> Dimension:
+        """From PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C.
+
+        Raises:
+            ConfigError: if it reads otherwise.
+        """
+        path, equals, spec = assignment.partition("=")
+        bounds = spec.split(":")
+        form = ConfigError(f"search = {assignment}: must read PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
+        if not equals or not path or not spec:
+            raise form
+        if len(bounds) == 1:
+            try:
+                return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
+            except yaml.YAMLError:
+                raise form from None
+        low, high, *scale = bounds
+        low, high = _number(low), _number(high)
+        if low is None or high is None or scale not in ([], ["log"]) or not low < high or (scale and low <= 0):
+            raise ConfigError(
+                f"search = {assignment}: must have numbers LOW < HIGH, both above 0 with :log, as in PATH=0.001:0.1:log"
+            )
+        return cls(path, low, high, log=bool(scale))
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that must all be allowed for the dimension to make sense."""
+        return self.choices or (self.low, self.high)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choices if self.choices else self.low <= value <= self.high
+
+    @property
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        return (IntDistribution if self.integer else FloatDistribution)(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: optuna.Trial, limit: float | None = None) -> None:
+        """Let Optuna choose a value, not above `limit`."""
+        if self.choices:
+            trial.suggest_categorical(self.path, self.choices)
+            return
+        high = self.high if limit is None else min(self.high, limit)
+        if self.integer:
+            trial.suggest_int(self.path, self.low, high, log=self.log)
+        else:
+            trial.suggest_float(self.path, self.low, high, log=self.log)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The dimensions of a sweep around a base configuration; calling it lets an Optuna trial choose a point."""
+
+    dimensions: tuple[Dimension, ...]
+    base: dict[str, Any]
+    """The base configuration with dotted paths."""
+    fixed: bool = False
+    """Every dimension is suggested for every trial, also where it has no effect: some samplers know nothing else."""
+
+    def __call__(self, trial: optuna.Trial) -> None:
+        for dimension in self.dimensions:
+            if self.fixed or self.is_used(dimension.path, trial.params):
+                dimension.suggest(trial, self._limit(dimension.path, trial.params))
+
+    def point(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The value of each searched path for a trial's parameters; the base's where it has no effect."""
+        return {
+            dimension.path: params[dimension.path]
+            if dimension.path in params and self.is_used(dimension.path, params)
+            else self.base[dimension.path]
+            for dimension in self.dimensions
+        }
+
+    def is_used(self, path: str, params: dict[str, Any]) -> bool:
+        """Whether a path has an effect, given the parameters that were chosen before it."""
+        if path not in UNUSED_WHERE:
+            return True
+        condition, value = UNUSED_WHERE[path]
+        return params.get(condition, self.base.get(condition)) != value
+
+    def _limit(self, path: str, params: dict[str, Any]) -> float | None:
+        limit = AT_MOST.get(path)
+        if limit is None:
+            return None
+        return params[limit] if limit in params and self.is_used(limit, params) else self.base[limit]
+
+    @property
+    def base_point(self) -> dict[str, Any]:
+        """The base configuration's own values, clipped into the space: the sweep's first trial."""
+        point = {}
+        for dimension in self.dimensions:
+            value = self.base[dimension.path]
+            if dimension.choices:
+                point[dimension.path] = value if value in dimension else dimension.choices[0]
+            else:
+                point[dimension.path] = min(max(value, dimension.low), dimension.high)
+        return point
+
+
+def build(config: SweepConfig) -> SearchSpace:
+    """The sweep's search space.
+
+    Raises:
+        ConfigError: if a path is unknown, or an extreme value of a dimension is not allowed at its path.
+    """
+    base = to_dict(config.run)
+    flat = flatten(base)
+    if config.cases:
+        return _space_of_cases(config, flat)
+    dimensions = []
+    for assignment in config.search or OBJECTIVES[config.objective.name].search:
+        dimension = Dimension.read(assignment)
+        if dimension.path not in flat:
+            close = difflib.get_close_matches(dimension.path, flat, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(flat)}"
+            raise ConfigError(f"search = {assignment}: {dimension.path} is no path of the configuration; {hint}")
+        if dimension.path in {other.path for other in dimensions}:
+            raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
+        is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
+        dimensions.append(replace(dimension, integer=is_integer))
+    dimensions.sort(key=_turn({dimension.path: index for index, dimension in enumerate(dimensions)}))
+    space = SearchSpace(tuple(dimensions), flat, fixed=config.sampler not in CONDITIONAL_SAMPLERS)
+    for dimension in dimensions:
+        _check_extremes(dimension, {d.path: d for d in dimensions}, base)
+        _check_use(dimension, space)
+    return space
+
+
+def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
+    """Every case with every seed, as two dimensions; a case stands for all that it changes."""
+    names = tuple(read_case(case)[0] for case in config.cases)
+    for name in names:
+        try:
+            trial_config(config.run, {CASE: name}, config.cases)
+        except ConfigError as error:
+            raise ConfigError(f"cases, {name}: {error}") from None
+    seeds = Dimension("seed", config.seed, config.seed + config.case_seeds - 1, integer=True)
+    return SearchSpace((Dimension(CASE, choices=names), seeds), flat | {CASE: names[0]})
+
+
+def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
+    """A key that keeps the given order, but what limits others or decides whether they are used comes before them."""
+
+    def key(dimension: Dimension) -> tuple:
+        condition, _ = UNUSED_WHERE.get(dimension.path, (None, None))
+        return dimension.path in AT_MOST, max(order[dimension.path], order.get(condition, -1) + 0.5)
+
+    return key
+
+
+def _check_use(dimension: Dimension, space: SearchSpace) -> None:
+    """A dimension without any effect is refused, and one whose limit falls back to a base value that is too low."""
+    searched = {other.path: other for other in space.dimensions}
+    condition, value = UNUSED_WHERE.get(dimension.path, (None, None))
+    if condition and condition not in searched and space.base.get(condition) == value:
+        raise ConfigError(f"search of {dimension.path}: has no effect where {condition} = {value}")
+    limit = AT_MOST.get(dimension.path)
+    if limit in searched and limit in UNUSED_WHERE:
+        condition, value = UNUSED_WHERE[limit]
+        lowest = (max if dimension.choices else min)(dimension.extremes)
+        if condition in searched and value in searched[condition] and lowest > space.base[limit]:
+            raise ConfigError(
+                f"search of {dimension.path}: {lowest:g} exceeds {limit} = {space.base[limit]:g}, which holds where "
+                f"{condition} = {value}"
+            )
+
+
+def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
+    for value in dimension.extremes:
+        point = {dimension.path: value}
+        # Judge a limited range where it has most room; that the lowest values fit is judged at its limit. A choice
+        # cannot be limited, so all of them must always fit.
+        for limited, limit in AT_MOST.items():
+            if dimension.path == limited and limit in searched:
+                point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
+            elif dimension.path == limit and limited in searched:
+                point[limited] = searched[limited].extremes[0]
+        try:
+            parse(override(base, point))
+        except ConfigError as error:
+            raise ConfigError(f"search of {dimension.path}: {error}") from None
+
+
+def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
+    """Points to try first: the configured ones, or the base configuration and the paper's settings inside the space.
+
+    Raises:
+        ConfigError: if a configured point lies outside.
+    """
+    if config.cases:  # seed by seed, so that what an interrupted comparison has is paired
+        names, seeds = (dimension for dimension in space.dimensions)
+        return [{CASE: name, "seed": seed} for seed in range(seeds.low, seeds.high + 1) for name in names.choices]
+    if config.known_points is not None:
+        return [space.base_point | _read_point(text, space) for text in config.known_points]
+    searched = {dimension.path: dimension for dimension in space.dimensions}
+    paper = {f"objective.{name}": value for name, value in PAPER.get(config.objective.name, {}).items()}
+    inside = {path: value for path, value in paper.items() if path in searched and value in searched[path]}
+    points = [space.base_point, space.base_point | inside]
+    return points if points[0] != points[1] and _is_valid(space, points[1]) else points[:1]
+
+
+def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
+    searched = {dimension.path: dimension for dimension in space.dimensions}
+    point = {}
+    for assignment in text.split(","):
+        path, equals, value = assignment.partition("=")
+        if not equals or path not in searched:
+            raise ConfigError(f"known_points = {text}: {path} must be a searched path; those are {', '.join(searched)}")
+        point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
+        if point[path] is None or point[path] not in searched[path]:
+            raise ConfigError(f"known_points = {text}: {path} = {value} lies outside what is searched")
+    if not _is_valid(space, space.base_point | point):
+        raise ConfigError(f"known_points = {text}: {' and '.join(point)} do not go together")
+    return point
+
+
+def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
+    return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
+
+
+def trial_config(base: RunConfig, point: dict[str, Any], cases: tuple[str, ...] = ()) -> RunConfig:
+    """The base configuration with a trial's values put in, those of its case first.
+
+    Raises:
+        ConfigError: if they do not go together.
+    """
+    values, point = to_dict(base), dict(point)
+    if CASE in point:
+        changes = dict(map(read_case, cases))[point.pop(CASE)]
+        if changes.get("objective.name", base.objective.name) != base.objective.name:
+            values["objective"] = {}
+        values = override(values, changes)
+    return parse(override(values, point))
+
+
+def _number(text: str) -> float | int | None:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,182 @@
+"""The configuration of every objective: its hyperparameters, their ranges and defaults.
+
+Apart from the objectives themselves, so that reading a configuration does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from soflow.config_base import Fraction, GapRatio, InputPath, Positive, Section
+
+
+class InterpolantFields(Section):
+    interpolant: Literal["linear", "trigonometric"] = "linear"
+    """Noising schedule alpha, beta."""
+    parameterization: Literal["euler", "trigonometric"] = "euler"
+    """Solution parameterisation a, b."""
+
+
+class GuidanceFields(Section):
+    guidance_strength: Annotated[float, Field(ge=1)] = 1.5
+    """w, strength of training-time classifier-free guidance; 1 switches it off."""
+    velocity_mix: Fraction = 0.3
+    """m, share of the guided conditional velocity in the target; the rest is the network's own velocity."""
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability that a sample's label is replaced by the null label."""
+    guidance_decay_time: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """T, time above which guidance fades out; 1 switches the fading off."""
+
+    @model_validator(mode="after")
+    def _guidance_needs_dropped_labels(self):
+        if self.guidance_strength > 1 and self.label_drop == 0:
+            raise ValueError(
+                f"label_drop = 0 must be above 0 when guidance_strength = {self.guidance_strength:g} exceeds 1, "
+                "because guidance needs the velocity learned under the null label"
+            )
+        return self
+
+
+class WeightFields(Section):
+    weight_power: Annotated[float, Field(ge=0)] = 1.0
+    """p, power of the adaptive loss weight."""
+    weight_eps: Positive = 0.01
+    """eps, floor inside the adaptive loss weight."""
+
+
+class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
+    """The flow-matching baseline: SoFlow's flow-matching part alone."""
+
+    name: Literal["flow_matching"] = "flow_matching"
+    time_mean: float = -0.2
+    """Mean of the logit-normal draw of t."""
+    time_std: Positive = 1.0
+    """Standard deviation of the logit-normal draw of t."""
+
+
+class SoFlowConfig(WeightFields, GuidanceFields, InterpolantFields):
+    """Solution flow models (arXiv 2512.15657)."""
+
+    name: Literal["soflow"] = "soflow"
+    flow_matching_fraction: Fraction = 0.3
+    """lambda, share of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
+    gap_schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
+    """How r(k, K), and with it the gap t - l, shrinks over training."""
+    r_init: GapRatio = 0.1
+    """r at the first step (unused by the constant schedule)."""
+    r_end: GapRatio = 0.002
+    """r at the last step."""
+    time_mean: tuple[float, float, float] = (-0.2, -1.0, 0.2)
+    """Means of the logit-normal draws: flow-matching t, consistency s, consistency t."""
+    time_std: tuple[Positive, Positive, Positive] = (1.0, 0.8, 0.8)
+    """Standard deviations of the same three draws."""
+
+    @model_validator(mode="after")
+    def _gap_shrinks(self) -> SoFlowConfig:
+        if self.r_end > self.r_init:
+            raise ValueError(f"r_end = {self.r_end:g} must not exceed r_init = {self.r_init:g}")
+        return self
+
+
+class MeanFlowConfig(WeightFields):
+    """MeanFlow (arXiv 2505.13447)."""
+
+    name: Literal["meanflow"] = "meanflow"
+    flow_matching_fraction: Fraction = 0.4
+    """Share of the batch with r = t (paper: 0.75)."""
+    jvp: Literal["with_gradient", "separate", "subset"] = "subset"
+    """How du/dt is computed: in one call with u, in its own call, or in its own call where r differs from t."""
+    guidance_omega: Annotated[float, Field(ge=0)] = 1.0
+    """omega, weight of the conditional velocity v_t in the guided velocity."""
+    guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """kappa, weight of the network's own class-conditional velocity."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Times t between which guidance acts, both ends included."""
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability that a sample's label is replaced by the null label."""
+    time_mean: tuple[float, float] = (-0.4, -0.4)
+    """Means of the logit-normal draws of t and r, which are then sorted."""
+    time_std: tuple[Positive, Positive] = (1.0, 1.0)
+    """Standard deviations of the same two draws."""
+
+    @model_validator(mode="after")
+    def _guidance_is_possible(self) -> MeanFlowConfig:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval = {self.guidance_interval} must not end before it begins")
+        if self.label_drop == 0 and (self.guidance_omega, self.guidance_kappa) != (1, 0):
+            raise ValueError(
+                f"label_drop = 0 must be above 0 when guidance is on (guidance_omega = {self.guidance_omega:g}, "
+                f"guidance_kappa = {self.guidance_kappa:g}), because guidance needs the null label's velocity"
+            )
+        return self
+
+
+class ImprovedMeanFlowConfig(MeanFlowConfig):
+    """Improved MeanFlow, a v-loss (arXiv 2512.02012)."""
+
+    name: Literal["improved_meanflow"] = "improved_meanflow"
+
+
+class DistillationConfig(SoFlowConfig):
+    """SoFlow towards a trained run's velocity in place of the conditional velocity."""
+
+    name: Literal["distillation"] = "distillation"
+    teacher: InputPath | None = None
+    """Trained run to distil: its folder, whose newest checkpoint is taken, or a file checkpoint-*.pt of it."""
+    guidance_strength: Annotated[float, Field(ge=1)] = 1.0
+    """w, strength of classifier-free guidance by the teacher, on top of what it was trained with; 1 adds none."""
+    velocity_mix: Fraction = 1.0
+    """m, share of the teacher's velocity in a guided target; the rest is the network's own velocity."""
+
+
+class AlphaFlowConfig(MeanFlowConfig):
+    """alpha-Flow (arXiv 2510.20771): MeanFlow, approached from trajectory flow matching as alpha falls from 1 to 0."""
+
+    name: Literal["alpha_flow"] = "alpha_flow"
+    flow_matching_fraction: Fraction = 0.4
+    """Share of the batch with r = t (authors: 0.25 to 0.5)."""
+    anneal_start: Fraction = 0.0
+    """k_s / K, where alpha begins to fall from 1 (authors: 0, their largest model 0.5)."""
+    anneal_end: Fraction = 1.0
+    """k_e / K, where alpha is 0 at the latest (authors: 1, their largest model 0.83)."""
+    anneal_temperature: Positive = 25.0
+    """gamma, steepness of the sigmoid between them (authors: 25)."""
+    alpha_clamp: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
+    """eta: an alpha this close to 0 or 1 is taken for it (authors: 0.005)."""
+
+    @model_validator(mode="after")
+    def _alpha_falls(self) -> AlphaFlowConfig:
+        if self.anneal_start > self.anneal_end:
+            raise ValueError(f"anneal_start = {self.anneal_start:g} must not exceed anneal_end = {self.anneal_end:g}")
+        return self
+
+
+class ShortcutConfig(Section):
+    """Shortcut models (arXiv 2410.12557)."""
+
+    name: Literal["shortcut"] = "shortcut"
+    flow_matching_fraction: Fraction = 0.5
+    """Share of the batch on the flow-matching loss; the rest is on self-consistency (paper: 0.75)."""
+    smallest_steps: Annotated[int, Field(ge=2)] = 16
+    """M, a power of 2: the smallest step is 1/M, and log2 M doublings of it lead to one step (paper: 128)."""
+    guidance_strength: Annotated[float, Field(ge=1)] = 1.5
+    """w, strength of classifier-free guidance in the smallest steps; 1 switches it off (paper: 1.5)."""
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability that a sample's label is replaced by the null label."""
+
+    @model_validator(mode="after")
+    def _steps_double(self) -> ShortcutConfig:
+        if self.smallest_steps & (self.smallest_steps - 1):
+            raise ValueError(f"smallest_steps = {self.smallest_steps} must be a power of 2, so that steps can double")
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_needs_dropped_labels(self) -> ShortcutConfig:
+        if self.guidance_strength > 1 and self.label_drop == 0:
+            raise ValueError(
+                f"label_drop = 0 must be above 0 when guidance_strength = {self.guidance_strength:g} exceeds 1, "
+                "because guidance needs the velocity learned under the null label"
+            )
+        return self

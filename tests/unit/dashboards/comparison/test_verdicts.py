@@ -1,0 +1,121 @@
+"""Hypotheses: how they read, and that their verdicts are what their tests say, no more often wrong than stated."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+
+from dashboards.comparison.paired import LEVEL, detectable
+from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED, hypotheses_of, judge, summary, together
+from orchestration.config import SweepConfig
+from orchestration.sweep.hypotheses import Measured, read_hypothesis
+from orchestration.sweep.study import check_study
+from soflow.config_base import ConfigError
+
+A, B = Measured("fid", "a"), Measured("fid", "b")
+BETTER, WORSE = [0.31, 0.45, 0.38, 0.29, 0.52], [0.42, 0.55, 0.50, 0.40, 0.66]
+
+
+def by_seed(values: list[float]) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_hypotheses_read_as_they_are_written():
+    found = read_hypothesis(" fid(λ 0.75, w 3) < 0.9 * time/step_ms(r 1e-4) ")
+    assert (found.left, found.right) == (Measured("fid", "λ 0.75, w 3"), Measured("time/step_ms", "r 1e-4"))
+    assert found.factor == 0.9
+    assert read_hypothesis("fid(a)<fid(b)").factor == 1
+    bound = read_hypothesis("diagnostics/fid_by_nfe/compose_2(a) < 6.5e1")
+    assert (bound.left.metric, bound.right, bound.factor) == ("diagnostics/fid_by_nfe/compose_2", None, 65)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fid < fid(b)", "fid(a) > fid(b)", "fid(a) < ", "fid(a) < x * fid(b)", "fid(a) < 0 * fid(b)", "fid() < 1"],
+)
+def test_what_reads_otherwise_is_refused(text):
+    with pytest.raises(ValueError, match="must"):
+        read_hypothesis(text)
+    assert hypotheses_of(str([text])) == []
+
+
+def test_hypotheses_must_be_about_the_sweeps_cases_and_metrics(tmp_path):
+    values = {"cases": ("a", "b"), "early_stopping": {"kind": "none"}}
+    with pytest.raises(ValidationError, match=r"hypotheses = fid\(a\) < fid\(c\): c is no case; there are a, b"):
+        SweepConfig.model_validate(values | {"hypotheses": ("fid(a) < fid(c)",)})
+    config = SweepConfig.model_validate(values | {"hypotheses": ("fidd(a) < fid(b)",)})
+    with pytest.raises(ConfigError, match=r"hypotheses = fidd\(a\) < fid\(b\): fidd is no metric"):
+        check_study(config, tmp_path / "none", resuming=False)
+    measured = {"evaluation": {"diagnostics": ["flow_distance"]}}
+    config = SweepConfig.model_validate(values | measured | {"hypotheses": ("diagnostics/flow_distance/rms(a) < 1",)})
+    check_study(config, tmp_path / "none", resuming=False)
+    values["cases"] = ("a", "b:evaluation.diagnostics=[target_variance]")
+    for case, known in (("a", False), ("b", True)):
+        hypothesis = f"diagnostics/target_variance/v_t({case}) < 1"
+        config = SweepConfig.model_validate(values | {"hypotheses": (hypothesis,)})
+        if known:
+            check_study(config, tmp_path / "none", resuming=False)
+            continue
+        with pytest.raises(ConfigError, match=r"diagnostics/target_variance/v_t is no metric"):
+            check_study(config, tmp_path / "none", resuming=False)
+
+
+def test_verdicts_are_students_test_of_the_logarithms():
+    values = {A: by_seed(BETTER), B: by_seed(WORSE)}
+    texts = ("fid(a) < fid(b)", "fid(b) < fid(a)", "fid(a) < 0.7 * fid(b)", "fid(a) < 0.2", "fid(a) < 0.39")
+    verdicts = judge(map(read_hypothesis, texts), values)
+    left = np.log([BETTER, WORSE, BETTER, BETTER, BETTER])
+    right = np.log([WORSE, BETTER, 0.7 * np.array(WORSE), [0.2] * 5, [0.39] * 5])
+    ps = [stats.ttest_rel(ours, theirs).pvalue for ours, theirs in zip(left, right, strict=True)]
+    ranks = np.argsort(np.argsort(ps, kind="stable"), kind="stable")
+    holm = [max(min(1, p * (5 - rank)) for p, rank in zip(ps, ranks, strict=True) if rank <= own) for own in ranks]
+    assert [verdict.p for verdict in verdicts] == pytest.approx(holm, rel=1e-9)
+    assert [verdict.outcome for verdict in verdicts] == [CONFIRMED, REFUTED, REFUTED, REFUTED, UNDECIDED]
+    for verdict, difference in zip(verdicts, left - right, strict=True):
+        assert verdict.quotient.value == pytest.approx(math.exp(difference.mean()), rel=1e-12)
+        scatter = difference.std(ddof=1)
+        assert verdict.smallest == pytest.approx(math.exp(detectable(5, LEVEL / 5) * scatter), rel=1e-6)
+    assert summary(verdicts).startswith("Of 5 hypotheses stated before the run: 1 confirmed, 3 refuted, 1 not decided")
+
+
+def test_pairs_are_of_equal_seeds_and_without_them_nothing_is_called():
+    values = {A: {0: 1.0, 1: 1.1, 2: 0.9, 7: 5.0}, B: {1: 2.1, 0: 2.0, 2: 1.9, 9: 0.1}}
+    (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
+    assert verdict.quotient.n == 3
+    assert verdict.quotient.value == pytest.approx((1.0 * 1.1 * 0.9 / (2.1 * 2.0 * 1.9)) ** (1 / 3), rel=1e-12)
+    for values, reason in (
+        ({A: {0: 1.0}}, "no seed has both values"),
+        ({A: {0: 1.0}, B: {1: 1.0}}, "no seed has both values"),
+        ({A: {0: 1.0}, B: {0: 9.0}}, "one seed has no scatter"),
+        ({A: {0: 1.0, 1: 0.0}, B: {0: 9.0, 1: 9.0}}, "a value is not above 0"),
+    ):
+        (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
+        assert (verdict.outcome, verdict.reason) == (UNDECIDED, reason)
+        assert reason in verdict.row()[1]
+
+
+def test_no_true_equality_is_called_more_often_than_stated():
+    """400 families of four true equalities: the number with a call is at most binomial(400, 0.05), mean 20, deviation
+    4.4; four deviations above it are 38."""
+    random = np.random.default_rng(0)
+    cases = [Measured("fid", name) for name in "abcde"]
+    hypotheses = [read_hypothesis(f"fid(a) < fid({other})") for other in "bcde"]
+    called = 0
+    for _ in range(400):
+        seeds = random.normal(0, 0.5, 5)
+        values = {case: by_seed(np.exp(seeds + random.normal(0, 0.2, 5)).tolist()) for case in cases}
+        called += any(verdict.outcome != UNDECIDED for verdict in judge(hypotheses, values))
+    assert 0 < called <= 38
+
+
+def test_verdicts_of_several_sweeps_are_corrected_for_all():
+    values = {A: by_seed(BETTER), B: by_seed(WORSE)}
+    apart = [judge([read_hypothesis("fid(a) < fid(b)")], values)[0] for _ in range(3)]
+    joined = together(apart)
+    assert [verdict.p for verdict in joined] == pytest.approx([3 * apart[0].p] * 3, rel=1e-12)
+    assert [verdict.p for verdict in together(joined)] == [verdict.p for verdict in joined]
+    assert joined[0].smallest > apart[0].smallest

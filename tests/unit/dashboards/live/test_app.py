@@ -1,0 +1,253 @@
+"""The live view: reads only what is new, reckons as the sweep does, and shows what others wrote as text."""
+
+import html
+import math
+import os
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+from helpers import REPOSITORY
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from sweep_store import SweepStore
+
+from dashboards.live import findings as live_findings
+from dashboards.live.charts import front, learning_curves, pareto, thinned
+from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
+
+PAGE = str(REPOSITORY / "dashboards" / "live.py")
+EVIL = "<script>document.title='owned'</script> ![x](http://127.0.0.1:1/x.png) $x^2$ :red[y] **z**"
+
+
+class CountingClient(MlflowClient):
+    """MLflow's own client, which counts what is asked of it."""
+
+    def __init__(self, uri):
+        super().__init__(uri)
+        self.asked = Counter()
+
+    def get_metric_history(self, run_id, key):
+        self.asked["history"] += 1
+        return super().get_metric_history(run_id, key)
+
+    def search_runs(self, *arguments, **options):
+        found = super().search_runs(*arguments, **options)
+        self.asked["runs"] += len(found)
+        return found
+
+
+class RunningSweep:
+    """A sweep in a real database that goes on as a test tells it."""
+
+    def __init__(self, folder, name="running"):
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = CountingClient(self.uri)
+        self.experiment = self.client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
+        self.began = int(time.time() * 1000) - 100_000
+        tags = {"soflow.kind": "sweep", "num_trials": "8"}
+        self.id = self.client.create_run(self.experiment, self.began, tags, name).info.run_id
+        for key, value in {"training.total_steps": "100", "max_concurrent": "2", "goals": "['fid']"}.items():
+            self.client.log_param(self.id, key, value)
+        self.live = LiveSweep(self.client, self.id, fresh_s=0)
+
+    def start(self, number, after_s=0, **params):
+        tags = {"soflow.kind": "trial", "mlflow.parentRunId": self.id, "optuna_number": str(number)}
+        run = self.client.create_run(self.experiment, self.began + after_s * 1000, tags, f"t{number}").info.run_id
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        return run
+
+    def report(self, run, step, fid, after_s=0):
+        at = self.began + after_s * 1000
+        values = {"fid": fid, "time/train_s": step / 10, "memory/peak_mib": 20.0}
+        self.client.log_batch(run, metrics=[Metric(name, value, at, step) for name, value in values.items()])
+
+    def end(self, run, state, reason=""):
+        for name, value in {"state": state, "failure": reason}.items():
+            if value:
+                self.client.set_tag(run, name, value)
+        self.client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED")
+
+    def refresh(self, *metrics):
+        """As the page's next refresh."""
+        self.client.asked.clear()
+        return self.live.refresh(metrics or ("fid",))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return RunningSweep(tmp_path)
+
+
+def states(snapshot):
+    return [trial.state for trial in snapshot.trials]
+
+
+def test_a_refresh_reads_only_what_is_new(sweep):
+    runs = [sweep.start(number, number) for number in range(6)]
+    for run in runs:
+        sweep.report(run, 10, 5.0)
+    for run, state in zip(runs, ("finished", "stopped", "failed", "finished"), strict=False):
+        sweep.end(run, state)
+    first = sweep.refresh()
+    assert first.complete
+    assert states(first) == ["finished", "stopped", "failed", "finished", "running", "running"]
+    assert sweep.client.asked["history"] == 6
+
+    again = sweep.refresh()
+    assert (again.trials, again.curves) == (first.trials, first.curves)
+    assert sweep.client.asked["history"] == 0
+    assert sweep.client.asked["runs"] <= 3  # the two that run, and the newest once more
+
+    sweep.report(runs[5], 20, 4.0)
+    new = sweep.start(6, 10)
+    changed = sweep.refresh()
+    assert sweep.client.asked["history"] == 1
+    assert changed.curve(changed.trials[5], "fid").values == (5.0, 4.0)
+    assert changed.trials[6].run_id == new
+
+    sweep.end(runs[5], "stopped")
+    assert states(sweep.refresh())[5] == "stopped"
+    assert sweep.client.asked["history"] <= 1
+
+
+def test_what_is_shown_is_what_mlflow_holds(tmp_path):
+    store = SweepStore(tmp_path)
+    run_id = store.sweep("s", [("finished", [5.0, 3.0, 1.0]), ("stopped", [6.0, 5.5]), ("failed", [])])
+    live = LiveSweep(store.client, run_id)
+    snapshot = live.refresh(("fid",))
+    assert [run.info.run_id for run in newest_sweeps(store.client)] == [run_id]
+    for trial in snapshot.trials:
+        rows = store.client.get_metric_history(trial.run_id, "fid")
+        assert snapshot.curve(trial, "fid").steps == tuple(row.step for row in rows)
+        assert snapshot.curve(trial, "fid").values == tuple(row.value for row in rows)
+    assert live_findings.current_best(snapshot).number == 0
+    assert dict(live_findings.counts(snapshot)) == {"finished": 1, "stopped": 1, "failed": 1}
+    assert live_findings.table(snapshot)["fid"].tolist()[:2] == [1.0, 5.5]
+    assert live_findings.share_done(snapshot) == 1.0
+
+
+def test_the_time_left_is_reckoned_as_by_the_sweep(sweep):
+    first, second = sweep.start(0), sweep.start(1)
+    for report in (1, 2, 3):  # 10 steps in 5 s
+        sweep.report(first, 10 * report, 1.0, after_s=5 * report)
+        sweep.report(second, 10 * report, 1.0, after_s=5 * report)
+    snapshot = sweep.refresh()
+    # 6 trials of 100 steps to start, 70 steps left of each of two, two at a time, half a second a step.
+    assert live_findings.left_s(snapshot) == pytest.approx((6 * 100 + 2 * 70) * 0.5 / 2)
+    assert live_findings.share_done(snapshot) == pytest.approx(60 / 800)
+    assert live_findings.silent_s(snapshot) is None
+    sweep.client.set_terminated(sweep.id, "KILLED")
+    assert live_findings.left_s(sweep.refresh()) is None
+
+
+def test_half_written_runs_and_strange_values_are_shown_as_far_as_they_go(sweep):
+    empty = sweep.refresh()
+    assert (empty.trials, live_findings.left_s(empty), live_findings.current_best(empty)) == ((), None, None)
+    bare = sweep.client.create_run(sweep.experiment, tags={"mlflow.parentRunId": sweep.id})
+    odd = sweep.start(1, 1, **{"objective.name": EVIL})
+    for step, fid in ((1, math.nan), (2, math.inf), (3, 4.0), (3, 5.0), (4, -1.0)):
+        sweep.report(odd, step, fid)
+    sweep.end(odd, "failed", EVIL * 20)
+    snapshot = sweep.refresh()
+    assert {trial.run_id for trial in snapshot.trials} == {bare.info.run_id, odd}
+    assert thinned(snapshot.curve(snapshot.trials[1], "fid"), 10).steps[-1] == 4
+    for figure in (
+        learning_curves(snapshot, "fid", snapshot.trials[1]),
+        learning_curves(snapshot, EVIL, None),
+        pareto(snapshot, "fid", "memory/peak_mib"),
+        pareto(snapshot, EVIL, EVIL),
+    ):
+        assert "<script>" not in figure.to_json()
+    assert learning_curves(snapshot, EVIL, None).layout.yaxis.title.text.startswith(html.escape(EVIL[:37]))
+    assert len(live_findings.table(snapshot)) == 2
+    assert "fid" in live_findings.metrics_of(snapshot)
+
+
+def test_deleted_trials_go_and_a_deleted_sweep_is_told(sweep):
+    gone, stays = sweep.start(0), sweep.start(1)
+    assert len(sweep.refresh().trials) == 2
+    sweep.client.delete_run(gone)
+    assert [trial.run_id for trial in sweep.refresh().trials] == [stays]
+    sweep.client.delete_run(sweep.id)
+    assert sweep.refresh().sweep.info.lifecycle_stage == "deleted"
+    lost = LiveSweep(sweep.client, "0" * 32).refresh(("fid",))
+    assert "not found" in lost.problem
+    assert lost.sweep is None
+
+
+def test_thinned_curves_keep_their_ends_and_their_lowest_point():
+    steps = tuple(range(1000))
+    curve = Curve(steps, tuple(float(abs(step - 777) + 1) for step in steps), steps)
+    few = thinned(curve, 12)
+    assert len(few.steps) <= 12
+    assert (few.steps[0], few.steps[-1], min(few.values)) == (0, 999, 1.0)
+    assert list(few.steps) == sorted(few.steps)
+    assert thinned(Curve(), 12) == Curve()
+
+
+def test_the_front_is_what_no_other_beats_in_both():
+    points = [(1.0, 5.0), (2.0, 3.0), (2.5, 3.0), (3.0, 4.0), (4.0, 1.0), (math.nan, 0.0), (1.0, 6.0)]
+    assert front(points) == [(1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
+
+
+@contextmanager
+def page(tracking_uri):
+    """The page as Streamlit runs it, without a browser."""
+    from streamlit.testing.v1 import AppTest
+
+    before = dict(os.environ)
+    os.environ |= {"MLFLOW_TRACKING_URI": tracking_uri, "SOFLOW_MLFLOW_UI": "http://127.0.0.1:5000"}
+    try:
+        yield AppTest.from_file(PAGE, default_timeout=60).run()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_an_empty_store_and_one_that_is_away_are_told_kindly(tmp_path):
+    empty = f"sqlite:///{tmp_path / 'empty.db'}"
+    MlflowClient(empty).search_experiments()
+    for uri, told in (
+        (empty, "There is no sweep yet"),
+        (f"sqlite:///{tmp_path / 'none.db'}", "there is no such database"),
+        ("http://127.0.0.1:9", "cannot be reached"),
+    ):
+        with page(uri) as shown:
+            assert not shown.exception
+            said = " ".join(box.value for box in (*shown.info, *shown.warning)).replace("\\", "")
+            assert told in said, uri
+
+
+def test_the_page_of_a_trial_that_failed_before_its_first_time(tmp_path):
+    sweep = RunningSweep(tmp_path)
+    run = sweep.start(0)
+    sweep.client.log_metric(run, "fid", 2.0, step=10)
+    sweep.end(run, "failed", "of memory")
+    with page(sweep.uri) as shown:
+        assert not shown.exception
+        said = " ".join(box.value for box in shown.info).replace("\\", "")
+        assert "No trial has told its training time [s] yet." in said
+        assert "No trial has told its peak memory [MiB] yet." in said
+        assert "of memory" in [box.value for box in shown.code]
+
+
+def test_the_page_shows_a_sweep_and_keeps_foreign_text_from_markdown(tmp_path):
+    sweep = RunningSweep(tmp_path, EVIL)
+    runs = [sweep.start(number, number, **{"objective.r_end": number / 10}) for number in range(3)]
+    for step in (10, 20):
+        sweep.report(runs[0], step, 50 / step)
+        sweep.report(runs[1], step, 40 / step)
+    sweep.end(runs[0], "failed", EVIL)
+    with page(sweep.uri) as shown:
+        assert not shown.exception
+        figures = {box.label: box.value for box in shown.metric}
+        assert figures["running"] == "2"
+        assert figures["best FID"] == "2"
+        assert figures["by trial"] == "1"
+        assert shown.title[0].value.replace("\\", "") == EVIL
+        for box in (*shown.title, *shown.markdown, *shown.caption, *shown.warning):
+            assert "<script" not in box.value.replace("\\<", "")
+            assert "![x]" not in box.value
+        assert EVIL in [box.value for box in shown.code]

@@ -1,0 +1,334 @@
+"""The sweep report: its numbers are MLflow's, unlike FIDs are not ranked, and whatever records hold, there is one."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_store import PROTOCOL, SweepStore
+
+from dashboards.report import leave_report, main
+from orchestration.config import SweepConfig
+from orchestration.sweep.study import Exchange
+from soflow.config import to_dict
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+GOOD = [
+    ("finished", [9.0, 4.0, 1.25]),
+    ("finished", [8.0, 3.0, 0.75]),
+    ("stopped", [12.0]),
+    ("finished", [9.5, 5.0, 2.5]),
+    ("failed", [30.0]),
+    ("finished", [8.5, 3.5, 1.0]),
+]
+
+
+class Page(HTMLParser):
+    """A report as a reader has it: the trials' table, the text, the elements, the figures."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.table: list[dict[str, str]] = []
+        self.names: list[str] = []
+        self.elements: list[str] = []
+        self.ids: set[str] = set()
+        self.text = ""
+        self._cell, self._inside, self._figures = None, [], ""
+        self.feed(path.read_text())
+        self.figures = json.loads(self._figures)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append(tag)
+        self.ids.add(attributes.get("id", ""))
+        self._inside.append(tag)
+        assert not any(name.startswith("on") for name in attributes)
+        if tag == "table":
+            self._of_trials = attributes.get("id") == "trials"
+        if tag == "th" and "title" in attributes:
+            self.names.append(attributes["title"])
+        if tag == "tr":
+            self._row = {}
+        if tag == "td" and self._of_trials:
+            name = self.names[len(self._row)]
+            self._row[name] = attributes.get("data-value", "")
+            self._cell = name if "data-value" not in attributes else None
+            if len(self._row) == len(self.names):
+                self.table.append(self._row)
+        if tag == "script":
+            self._script = attributes.get("id")
+
+    def handle_endtag(self, tag):
+        while self._inside and self._inside.pop() != tag:
+            pass
+        self._cell = None if tag == "td" else self._cell
+
+    def handle_data(self, text):
+        if "script" in self._inside[-1:]:
+            self._figures += text if self._script == "figures" else ""
+        elif "style" not in self._inside[-1:]:
+            self.text += text
+            if self._cell:
+                self._row[self._cell] += text
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> SweepStore:
+    return SweepStore(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def report(store, tmp_path):
+    """Builds the report of a sweep by the command."""
+
+    def build(name_or_id: str) -> Page:
+        path = tmp_path / "report.html"
+        assert main([name_or_id, "--tracking-uri", store.uri, "--output", str(path)]) == 0
+        return Page(path)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def good(store, tmp_path_factory) -> tuple[str, Page]:
+    """A sweep as it should be: its run's id, and its report."""
+    parent, path = store.sweep("good", GOOD, images=True, seed=7), tmp_path_factory.mktemp("good") / "report.html"
+    assert main(["good", "--tracking-uri", store.uri, "--output", str(path)]) == 0
+    return parent, Page(path)
+
+
+def test_every_number_of_the_table_is_mlflows(store, good):
+    parent, page = good
+    runs = store.children(parent)
+    assert [int(row["trial"]) for row in page.table] == [1, 5, 0, 3, 2, 4]
+    assert [row["rank"] for row in page.table] == ["1.0", "2.0", "3.0", "4.0", "", ""]
+    searched = {name for name in page.names if name.startswith("objective.")}
+    assert len(searched) == 6
+    for row in page.table:
+        run = runs[int(row["trial"])]
+        metrics, params = run.data.metrics, run.data.params
+        for name in ("fid", "fid_2nfe", "time/train_s", "memory/peak_mib"):
+            assert float(row[name]) == metrics[name] == metrics.get(f"final/{name}", metrics[name])
+        assert float(row["wall_s"]) == (run.info.end_time - run.info.start_time) / 1e3
+        assert int(row["step"]) == store.client.get_metric_history(run.info.run_id, "fid")[-1].step
+        for name in searched:
+            if name == "objective.gap_schedule":
+                assert row[name] == params[name]
+            elif name == "objective.r_init" and params["objective.gap_schedule"] == "constant":
+                assert row[name] == ""  # it had no effect
+            else:
+                assert float(row[name]) == float(params[name])
+    assert page.table[-1]["reason"] == "the loss became NaN"
+    assert page.table[-2]["reason"] == "by asha"
+
+
+def test_the_answer_names_the_best_how_it_was_measured_the_default_and_the_floor(good):
+    text = good[1].text
+    assert "Trial 1 is the best of 4 finished and 6 begun: FID 0.75 at 1 NFE, measured with digits-cnn features" in text
+    assert "(weights 32fbca5906c8), 1,024 samples at 1, 2 NFE against 1,797 real images" in text
+    assert "40% below the default configuration, trial 0, with 1.25; the best is 18.4 times the floor of 0.0407" in text
+
+
+def test_every_figure_is_there(good):
+    page = good[1]
+    assert {"history", "steps", "importances", "slices", "parallel", "pareto", "costs", "samples"} <= page.ids
+    slices, fronts, bars, others = 6, 2, 2, 4 + ("contour" in page.ids)
+    assert len(page.figures) == slices + fronts + bars + others
+    assert page.elements.count("img") == 3 * (3 + 2)  # best, median and worst, over three steps and at 1 and 4 NFE
+    assert page.text.count("4 NFE") == 3
+
+
+def test_the_report_says_how_to_repeat_the_sweep(store, good):
+    parent, page = good
+    assert f"git checkout {'a' * 40}" in page.text
+    command = "python experiments/sweep_schedule.py --config sweep.yaml --name good-again"
+    assert command in page.text
+    configuration = page.text.partition(command)[2].partition("sweep.yaml")[2]
+    again = SweepConfig.model_validate(yaml.safe_load(configuration))
+    own = SweepConfig.model_validate(yaml.safe_load((store.folder_of(parent) / "sweep.yaml").read_text()))
+    assert to_dict(again) == to_dict(own)
+
+
+def test_unlike_fids_are_not_ranked(store, report):
+    parent = store.sweep("mixed", GOOD)
+    other = store.children(parent)[1].info.run_id
+    for tag, value in (("fid_num_samples", "50000"), ("fid_feature_network", "inception")):
+        store.client.set_tag(other, tag, value)
+        page = report("mixed")
+        assert "These trials are not ranked: their FIDs were measured in 2 different ways" in page.text
+        assert not any(row["rank"] for row in page.table)
+        assert {row["protocol"] for row in page.table} == {"A", "B"}
+        assert not {"history", "steps", "slices", "parallel", "contour", "pareto", "importances"} & page.ids
+        assert "is the best" not in page.text
+        store.client.set_tag(other, tag, PROTOCOL[tag])
+    assert "is the best" in report("mixed").text
+
+
+def test_text_of_others_is_text(store, report):
+    choice = HOSTILE.replace("=", "").replace(",", "")
+    parent = store.sweep("hostile", GOOD, search=[f"dataset.root={choice},other"], known_points=[])
+    for tag in ("mlflow.runName", "objective", "dataset", "search", "git_commit"):
+        store.client.set_tag(parent, tag, HOSTILE)
+    for run in store.children(parent).values():
+        for tag in ("device", "fid_feature_network", "version.torch"):
+            store.client.set_tag(run.info.run_id, tag, HOSTILE)
+    for number, (tag, value) in {4: ("failure", f"Traceback:\n{HOSTILE}"), 2: ("state", HOSTILE)}.items():
+        store.client.set_tag(store.children(parent)[number].info.run_id, tag, value)
+    page = report(parent)
+    assert page.elements.count("script") == 5
+    assert "img" not in page.elements
+    assert page.text.count("<script>alert(1)</script>") >= 8
+    drawn = json.dumps(page.figures)
+    assert "<script" not in drawn
+    assert "<img" not in drawn
+    assert "&lt;script" in drawn
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_missing_and_the_rest_is_there(store, report):
+    for name, outcomes in (
+        ("one", [("finished", [2.0])]),
+        ("all failed", [("failed", [30.0]), ("failed", [])]),
+        ("nothing reported", [("failed", []), ("failed", [])]),
+        ("not a number", [("finished", [3.0, math.nan]), ("finished", [3.0, 1.5]), ("finished", [2.0, math.inf])]),
+        ("all stopped", [("stopped", [3.0]), ("stopped", [4.0])]),
+    ):
+        store.sweep(name, outcomes)
+        page = report(name)
+        assert len(page.table) == len(outcomes), name
+        assert "MLflow holds no pictures" in page.text
+        assert ("is the best" in page.text) == (name in ("one", "not a number")), name
+    assert "Trial 1 is the best" in report("not a number").text
+    assert (
+        "No trial reached its last step with a finite FID, so there is no answer (2 failed)"
+        in report("all failed").text
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_without_trials_or_with_bare_runs(store, report):
+    empty = store.client.create_run(store.experiment, 1, {"soflow.kind": "sweep"}, "empty").info.run_id
+    assert "MLflow holds no trial of this sweep" in report("empty").text
+    store.client.create_run(store.experiment, 1, {"mlflow.parentRunId": empty}, "bare")
+    page = report("empty")
+    assert len(page.table) == 1
+    assert page.table[0]["state"] == "running"
+
+
+@pytest.mark.slow
+def test_a_deleted_parent(store, report):
+    parent = store.sweep("deleted", GOOD)
+    store.client.delete_run(parent)
+    for key in ("deleted", parent):
+        page = report(key)
+        assert "marked as deleted" in page.text
+        assert "Trial 1 is the best" in page.text
+    import sqlite3
+
+    with sqlite3.connect(store.folder / "mlflow.db") as database:  # as `mlflow gc` leaves it
+        for table in ("params", "tags", "latest_metrics", "metrics", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (parent,))
+    page = report(parent)
+    assert "own run is gone" in page.text
+    assert "Trial 1 is the best" in page.text
+
+
+@pytest.mark.slow
+def test_very_long_values(store, report):
+    long = "x" * 10_000
+    parent = store.sweep("long", GOOD, search=[f"dataset.root={long},{'y' * 10_000}"], known_points=[])
+    store.client.set_tag(store.children(parent)[4].info.run_id, "failure", long[:4000])
+    page = report("long")
+    assert len(page.table) == len(GOOD)
+    assert "x" * 100 not in json.dumps(page.figures)
+
+
+@pytest.mark.slow
+def test_the_study_comes_from_the_run_where_the_folder_is_gone(store, report, tmp_path):
+    parent = store.sweep("moved", GOOD)
+    folder = store.folder_of(parent)
+    here = report("moved")
+    store.client.log_artifact(parent, str(folder / "study.journal"))
+    shutil.rmtree(folder)
+    there = report("moved")
+    assert there.figures == here.figures
+    assert there.ids == here.ids
+    assert "no Optuna study" not in there.text
+
+
+@pytest.mark.slow
+def test_without_a_study_mlflow_is_enough_for_a_table(store, report):
+    parent = store.sweep("no study", GOOD)
+    shutil.rmtree(store.folder_of(parent))
+    page = report("no study")
+    assert "There is no Optuna study" in page.text
+    assert {"steps", "pareto", "costs"} <= page.ids
+    assert not {"history", "slices"} & page.ids
+    assert "Trial 1 is the best" in page.text
+
+
+@pytest.mark.slow
+def test_several_goals_and_constraints(store, report):
+    goals = {"goals": ["fid", "time/train_s"], "constraints": ["time/train_s<=9.2"]}
+    store.sweep("goals", GOOD, **goals)
+    page = report("goals")
+    assert [int(row["trial"]) for row in page.table][:4] == [0, 1, 5, 3]  # only trial 0 keeps the constraint
+    assert [row["feasible"] for row in page.table][:2] == ["yes", "no"]
+    assert "on the Pareto front of all: trial 0." in page.text
+    assert {"history", "importances", "slices", "parallel", "pareto"} <= page.ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goals", [["fid"], ["fid", "time/train_s"]])  # of several, reports are in another study
+def test_a_population_shows_who_took_over_from_whom(store, report, goals):
+    search = ["objective.velocity_mix=0.1:0.9", "objective.guidance_strength=1:3"]
+    kind = {"kind": "pbt", "grace_reports": 1}
+    took = {3: Exchange(100, 0, {"objective.velocity_mix": 0.36, "objective.guidance_strength": 1.5})}
+    outcomes = [("finished", [5.0, 4.0, 3.0 + number]) for number in range(4)]
+    parent = store.sweep("population", outcomes, exchanges=took, search=search, early_stopping=kind, goals=goals)
+    page = report(parent)
+    assert "population" in page.ids
+    texts = [text for figure in page.figures for trace in figure["data"] for text in trace.get("text") or []]
+    assert "step 100: trial 3 went on from trial 0" in texts
+    assert "which changed while it trained" in page.text
+
+
+def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys):
+    store.sweep("twice", GOOD[:1])
+    store.sweep("twice", GOOD[:1])
+    run = next(iter(store.children(store.sweep("single", GOOD[:1])).values())).info.run_id
+    for arguments, words in (
+        (["x", "--tracking-uri", "http://127.0.0.1:9"], "tracking_uri = http://127.0.0.1:9: cannot be reached"),
+        (["x", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"], "there is no such database"),
+        (["x", "--tracking-uri", "ftp://somewhere"], "must be http://HOST:PORT"),
+        (["nobody", "--tracking-uri", store.uri], "run nobody: no sweep has this name or id; there are "),
+        (["twice", "--tracking-uri", store.uri], "2 sweeps have this name; give an id: "),
+        ([run, "--tracking-uri", store.uri], f"run {run}: is no sweep"),
+        (["single", "--tracking-uri", store.uri, "--output", str(tmp_path / "no" / "x.html")], "cannot be written"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_fails_at_a_sweeps_end_is_one_line(store, tmp_path, capsys):
+    leave_report("http://127.0.0.1:9", tmp_path)
+    said = capsys.readouterr().out
+    assert said.startswith("the report is not complete (tracking_uri = http://127.0.0.1:9: cannot be reached")
+    assert said.count("\n") == 1
+    folder = store.folder_of(store.sweep("left", GOOD))
+    leave_report(store.uri, folder)
+    assert (folder / "report.html").stat().st_size > 1e6
+    assert "report.html" in {item.path for item in store.client.list_artifacts(report_run(store, folder))}
+
+
+def report_run(store: SweepStore, folder: Path) -> str:
+    runs = store.client.search_runs([store.experiment], f"tags.folder = '{folder}'")
+    return runs[0].info.run_id

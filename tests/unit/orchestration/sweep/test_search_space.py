@@ -1,0 +1,285 @@
+"""The study behind a sweep: what is suggested, how every trial ends, and that a restart changes nothing of it."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial
+
+from orchestration.config import SweepConfig
+from orchestration.storage import SWEEP_FILE
+from orchestration.sweep.pruning import StudyPruning
+from orchestration.sweep.ray_search import StudySearch, StudyTrials
+from orchestration.sweep.samplers import SAMPLERS
+from orchestration.sweep.study import STUDY_FILE, SweepStudy, check_study, load_study, open_storage, trial_states
+from soflow.config import to_yaml
+from soflow.config_base import ConfigError
+
+NUMERIC = ("objective.r_end=0.001:0.05:log", "objective.velocity_mix=0.1:1")
+NUM = 12  # beyond the ten random trials, where samplers learn from results
+ROSTER = [name for name in SAMPLERS if name != "random"]
+
+
+def new_study(folder: Path, **values) -> SweepStudy:
+    config = SweepConfig.model_validate(values)
+    folder.mkdir(exist_ok=True)
+    (folder / SWEEP_FILE).write_text(to_yaml(config))
+    return SweepStudy(config, folder)
+
+
+def reopened(study: SweepStudy) -> SweepStudy:
+    """As a new process finds it."""
+    open_storage.cache_clear()
+    return pickle.loads(pickle.dumps(study))
+
+
+def result(status: str, fid: float, step: int = 10, reason: str = "", **metrics: float) -> dict:
+    """As Tune hands it to searchers."""
+    flat = {f"metrics/{name}": value for name, value in ({"fid": fid} | metrics).items()}
+    return {"fid": fid, "step": step, "status": status, "reason": reason, **flat}
+
+
+def quality(point: dict) -> float:
+    """Something that depends on a point and that a sampler can learn."""
+    return sum(math.sin(3 * value) for value in point.values() if isinstance(value, float))
+
+
+def test_each_end_has_its_state(tmp_path):
+    study = new_study(tmp_path)
+    search = StudySearch(study)
+    scheduler = StudyPruning(search)
+    search.study.config = study.config.model_copy(update={"max_concurrent": 4})
+    for trial in "abcd":
+        search.suggest(trial)
+    scheduler.must_stop(0, result("running", 3.0, 5))
+    search.on_trial_complete("a", result("finished", 2.0))
+    scheduler.must_stop(1, result("running", 4.0, 5))
+    search.on_trial_complete("b", result("running", 4.0, 5))  # stopped by the scheduler
+    search.on_trial_complete("c", result("failed", math.nan, 0, "diverged"))
+    search.on_trial_complete("d", error=True)
+    assert trial_states(study.config, tmp_path) == {
+        0: TrialState.COMPLETE,
+        1: TrialState.PRUNED,
+        2: TrialState.FAIL,
+        3: TrialState.FAIL,
+    }
+    trials = study.trials()
+    assert trials[0].value == 2.0
+    assert trials[0].intermediate_values == {5: 3.0, 10: 2.0}
+    assert trials[1].intermediate_values == {5: 4.0}
+    assert trials[2].user_attrs["reason"] == "diverged"
+    assert trials[3].user_attrs["reason"] == "the trial's process was lost"
+
+
+def test_a_goal_without_a_finite_value_fails_the_trial(tmp_path):
+    study = new_study(tmp_path, goals=["fid", "time/train_s"])
+    search = StudySearch(study)
+    search.suggest("a")
+    search.on_trial_complete("a", result("finished", math.nan, **{"time/train_s": 1.0}))
+    search.suggest("b")
+    search.on_trial_complete("b", result("finished", 1.0))
+    assert set(trial_states(study.config, tmp_path).values()) == {TrialState.FAIL}
+    reasons = [trial.user_attrs["reason"].split(" was not")[0] for trial in study.trials()]
+    assert reasons == ["fid", "time/train_s"]
+
+
+def test_known_points_come_first(tmp_path):
+    first = StudySearch(new_study(tmp_path / "default")).suggest("a")
+    objective = SweepConfig().objective
+    assert first["number"] == 0
+    assert first["point"] == {
+        f"objective.{name}": getattr(objective, name)
+        for name in ("flow_matching_fraction", "gap_schedule", "r_init", "r_end", "guidance_strength", "velocity_mix")
+    }
+    paper = new_study(tmp_path / "default", max_concurrent=4).next_trial({0})["point"]
+    assert paper["objective.flow_matching_fraction"] == 0.75
+    assert paper["objective.velocity_mix"] == 0.25
+    assert paper["objective.guidance_strength"] == objective.guidance_strength  # the paper's is outside the space
+
+    given = [{"objective.r_end": 0.01}, {"objective.r_end": 0.02, "objective.gap_schedule": "cosine"}]
+    study = new_study(tmp_path / "given", known_points=given)
+    points = [study.next_trial(set(range(number)))["point"] for number in range(2)]
+    assert [point["objective.r_end"] for point in points] == [0.01, 0.02]
+    assert points[1]["objective.gap_schedule"] == "cosine"
+
+
+@pytest.mark.parametrize("known", ["objective.r_end=1", "objective.r_end=x", "objective.weight_eps=1", "r"])
+def test_a_known_point_outside_the_space_is_refused(tmp_path, known):
+    with pytest.raises(ConfigError, match=r"^known_points = .*(outside|must be a searched path)"):
+        check_study(SweepConfig(known_points=(known,)), tmp_path, resuming=False)
+
+
+def test_what_has_no_effect_is_not_suggested(tmp_path):
+    study = new_study(tmp_path, num_trials=40, sampler="random")
+    points = [study.next_trial(set(range(number)))["point"] for number in range(40)]
+    for trial, point in zip(study.trials()[2:], points[2:], strict=True):
+        constant = point["objective.gap_schedule"] == "constant"
+        assert ("objective.r_init" in trial.params) != constant
+        if constant:
+            assert point["objective.r_init"] == study.space.base["objective.r_init"]
+    assert {point["objective.gap_schedule"] for point in points} >= {"constant", "cosine"}
+    for search in (["objective.r_init=0.1:1"], ["objective.gap_schedule=constant,linear", "objective.r_end=0.5:0.8"]):
+        config = SweepConfig.model_validate({"search": search, "objective": {"gap_schedule": "constant"}})
+        with pytest.raises(ConfigError, match=r"^search of objective.r_(init: has no effect|end: .* r_init = 0.1)"):
+            check_study(config, tmp_path / "other", resuming=False)
+
+
+@pytest.mark.parametrize("sampler", ROSTER)
+def test_a_resumed_sequence_is_the_undisturbed_one(tmp_path, sampler):
+    """Each trial from a new process's view of the study: the same as all from one."""
+
+    def points(name: str, restarts: bool) -> list[dict]:
+        values = {"sampler": sampler, "seed": 3, "num_trials": NUM, "max_concurrent": 1}
+        if sampler == "cmaes":
+            values["search"] = NUMERIC
+        study, found = new_study(tmp_path / name, **values), []
+        for number in range(NUM):
+            study = reopened(study) if restarts else study
+            found.append(study.next_trial(set(range(number)))["point"])
+            study.complete(number, result("finished", quality(found[-1])))
+        assert study.next_trial(set(range(NUM))) is None
+        return found
+
+    undisturbed = points("one", restarts=False)
+    assert points("again", restarts=True) == undisturbed
+    assert len({str(point) for point in undisturbed}) >= NUM - 2  # evolution may repeat a parent
+
+
+def test_another_seed_gives_another_sequence(tmp_path):
+    one, other = (new_study(tmp_path / str(seed), seed=seed, known_points=[]).next_trial(set()) for seed in (1, 2))
+    assert one != other
+
+
+def test_a_restart_goes_on_with_what_tune_forgot(tmp_path):
+    study = new_study(tmp_path, num_trials=4, max_concurrent=3)
+    search = StudySearch(study)
+    kept, told, forgotten = (search.suggest(name) for name in ("kept", "told", "forgotten"))
+    search.on_trial_complete("told", result("finished", 1.0))  # after the snapshot: Tune will tell it again
+    snapshots = [
+        Trial("slot", stub=True, trial_id=name, config=trial) for name, trial in (("kept", kept), ("told", told))
+    ]
+
+    open_storage.cache_clear()
+    trials, scheduler = pickle.loads(pickle.dumps((StudyTrials(search), StudyPruning(search))))
+    restored = trials.searcher
+    assert scheduler.search is restored
+    for trial in snapshots:
+        scheduler.on_trial_add(None, trial)
+    assert not trials.is_finished()
+    assert restored.suggest("new name") == forgotten
+    assert restored.suggest("one too many") is None  # three are live
+    assert trial_states(study.config, tmp_path)[1] == TrialState.COMPLETE
+    restored.on_trial_complete("told", result("finished", 1.0))
+    assert restored.suggest("next")["number"] == 3
+    assert trials.is_finished()
+    for name in ("kept", "new name", "next"):
+        restored.on_trial_complete(name, result("finished", 2.0))
+    assert restored.suggest("beyond") is None
+    assert set(trial_states(study.config, tmp_path).values()) == {TrialState.COMPLETE}
+
+
+def test_trials_that_only_the_study_knows_are_given_to_tune_as_they_were(tmp_path):
+    study = new_study(tmp_path, num_trials=3, max_concurrent=1)
+    search = StudySearch(study)
+    first = search.suggest("a")
+    search.on_trial_complete("a", result("finished", 1.0))
+    open_storage.cache_clear()
+    restored = pickle.loads(pickle.dumps(search))
+    assert restored.suggest("b") == first
+    restored.on_trial_complete("b", result("finished", 1.0))
+    assert [restored.suggest("c")["number"], len(study.trials())] == [1, 2]
+
+
+def test_a_kill_while_suggesting_or_writing_leaves_a_study_to_go_on_with(tmp_path):
+    study = new_study(tmp_path, num_trials=5)
+    undisturbed = [study.next_trial(set(range(number)))["point"] for number in range(4)]
+    study = new_study(tmp_path / "killed", num_trials=5)
+    for number in range(3):
+        study.next_trial(set(range(number)))
+    study.study.ask()  # the trial is there, its parameters are not
+    journal = tmp_path / "killed" / STUDY_FILE
+    with journal.open("a") as file:
+        file.write('{"op_code":5,"wor')
+    journal.with_name(journal.name + ".lock").symlink_to(journal)
+    study = reopened(study)
+    assert study.next_trial({0, 1, 2}) == {"number": 3, "point": undisturbed[3]}
+    assert study.next_trial(set(range(4)))["number"] == 4
+
+
+def test_a_sweep_is_extended(tmp_path):
+    study = new_study(tmp_path, num_trials=2)
+    for number in range(2):
+        study.next_trial(set(range(number)))
+        study.complete(number, result("finished", 1.0))
+    more = study.config.model_copy(update={"num_trials": 3, "search": ("objective.r_end=0.0005:0.03:log",)})
+    check_study(more, tmp_path, resuming=True)
+    (tmp_path / SWEEP_FILE).write_text(to_yaml(more))
+    number, point = SweepStudy.of(tmp_path).next_trial({0, 1}).values()
+    assert (number, list(point)) == (2, ["objective.r_end"])
+    faults = {
+        "num_trials = 1: the sweep has 3 trials already": {"num_trials": 1},
+        "search of objective.gap_schedule: .* but not choices": {"search": ("objective.gap_schedule=constant,cosine",)},
+        "search of objective.r_end: .* or :log": {"search": ("objective.r_end=0.001:0.05",)},
+    }
+    for message, change in faults.items():
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            check_study(more.model_copy(update=change), tmp_path, resuming=True)
+
+
+def test_a_study_in_a_database_has_the_sweep_s_name(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = new_study(tmp_path / "mine", study_storage=url)
+    study.next_trial(set())
+    study.complete(0, result("finished", 1.0))
+    assert optuna.load_study(study_name="mine", storage=url).best_value == 1.0
+    check_study(study.config, tmp_path / "mine", resuming=True)
+    check_study(study.config, tmp_path / "other", resuming=False)
+    with pytest.raises(ConfigError, match=r"^name = mine: .* holds a study of this name; choose another"):
+        check_study(study.config, tmp_path / "mine", resuming=False)
+    for bad in ("nothing", "sqlite:////nowhere/at/all.db"):
+        with pytest.raises(ConfigError, match=f"^study_storage = {bad}: cannot be opened"):
+            check_study(study.config.model_copy(update={"study_storage": bad}), tmp_path / "x", resuming=False)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random", "qmc"])
+def test_several_goals_and_constraints(tmp_path, sampler):
+    goals, constraints = ["fid", "memory/peak_mib"], ["time/train_s<=1.5"]
+    study = new_study(tmp_path, num_trials=13, goals=goals, constraints=constraints, sampler=sampler, search=NUMERIC)
+    for number in range(13):
+        point = study.next_trial(set(range(number)))["point"]
+        study.report(number, 5, result("running", 1.0, 5))
+        if number % 5 == 4:
+            study.prune(number)
+            continue
+        values = {"memory/peak_mib": 1 / (1 + number), "time/train_s": float(number % 3)}
+        study.complete(number, result("finished", quality(point), **values))
+    trials = study.trials()
+    assert trials[0].values == [quality(study.space.point(trials[0].params)), 1.0]
+    assert [trial.constraints["time/train_s<=1.5"] for trial in trials[:3]] == [-1.5, -0.5, 0.5]
+    assert {trial.number % 3 for trial in study.study.best_trials} <= {0, 1}
+    assert study.record(3).intermediate_values == {5: 1.0, 10: trials[3].values[0]}
+    assert [trial.state for trial in study.records.trials] == [trial.state for trial in trials]
+    assert load_study(study.config, tmp_path).directions == study.study.directions
+
+
+FAULTS = {
+    "sampler = cmaes: serves one goal, not fid, kid; choose one of tpe": {"sampler": "cmaes", "goals": ("fid", "kid")},
+    "sampler = cmaes: knows no constraints; choose one of tpe": {"sampler": "cmaes", "constraints": ("kid<=1",)},
+    "goals = fdi: fdi is no metric": {"goals": ("fdi",)},
+    "constraints = mib<=1: mib is no metric": {"constraints": ("mib<=1",)},
+    "sampler = cmaes: needs a searched range": {
+        "sampler": "cmaes",
+        "search": ("objective.gap_schedule=linear,cosine",),
+    },
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_what_cannot_be_searched_is_refused(tmp_path, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        check_study(SweepConfig.model_validate(FAULTS[message]), tmp_path, resuming=False)

@@ -1,0 +1,142 @@
+"""The house: imports point one way, the science needs no orchestration, every registered name resolves."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+
+from soflow.data import SOURCES, DataSource
+from soflow.diagnostics import DIAGNOSTICS
+from soflow.evaluation import FEATURE_NETWORKS
+from soflow.networks import NETWORKS
+from soflow.objectives import OBJECTIVES
+from soflow.objectives.base import Objective
+
+# What each package must not import, at the top of a file or anywhere in it.
+FORBIDDEN = {
+    "soflow": {"ray", "mlflow", "optuna", "orchestration", "experiments", "dashboards"},
+    "orchestration": {"experiments", "dashboards"},
+    "dashboards": {"ray", "experiments"},
+}
+
+
+def imported_packages(source: str) -> set[str]:
+    """Top-level names of everything that some Python source imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            name = node.args[0]
+            found |= {name.value.partition(".")[0]} if isinstance(name, ast.Constant) else set()
+    return found
+
+
+def test_imports_are_found_wherever_they_are():
+    source = "import a.b\ndef f():\n    from c.d import e\n    importlib.import_module('g.h')\nfrom . import i"
+    assert imported_packages(source) == {"a", "c", "g"}
+
+
+@pytest.mark.parametrize("package", [name for name in FORBIDDEN if list((REPOSITORY / name).rglob("*.py"))])
+def test_imports_point_one_way(package):
+    for path in sorted((REPOSITORY / package).rglob("*.py")):
+        wrong = imported_packages(path.read_text()) & FORBIDDEN[package]
+        assert not wrong, f"{path.relative_to(REPOSITORY)} imports {', '.join(sorted(wrong))}"
+
+
+def modules(package: str) -> list[str]:
+    paths = (path.relative_to(REPOSITORY) for path in sorted((REPOSITORY / package).rglob("*.py")))
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+IMPORT_ALL = """
+import importlib, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocked())
+for name in {names}:
+    importlib.import_module(name)
+"""
+
+
+def import_all(names: list[str], blocked: set[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL.format(blocked=blocked, names=names)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_science_works_without_orchestration():
+    names = modules("soflow")
+    assert {"soflow", "soflow.training.trainer", "soflow.evaluation.fidelity", "soflow.networks.dit"} <= set(names)
+    result = import_all(names, {"ray", "mlflow", "optuna", "orchestration"})
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_block_blocks():
+    result = import_all(["soflow.config", "orchestration.sweep.ray_search"], {"ray", "optuna"})
+    assert result.returncode != 0
+    assert "is blocked" in result.stderr
+
+
+def resolve(path: str):
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_objective_has_a_class_and_a_configuration():
+    for name, spec in OBJECTIVES.items():
+        objective = resolve(spec.implementation)
+        assert issubclass(objective, Objective)
+        assert not inspect.isabstract(objective)
+        assert spec.config().name == name
+        objective(spec.config(), 10, True)
+
+
+def test_every_data_source_opens_through_its_module_and_names_known_features():
+    for info in SOURCES.values():
+        open_source = importlib.import_module(info.module).open_source
+        assert list(inspect.signature(open_source).parameters) == ["config"]
+        assert info.feature_network in FEATURE_NETWORKS
+    assert {name for name in vars(DataSource) if not name.startswith("_")} == {"batch"}
+
+
+def test_every_network_builds_through_its_module():
+    for name, spec in NETWORKS.items():
+        build = importlib.import_module(spec.module).build
+        arguments = {"image_size": 4 * spec.side_multiple, "channels": 1, "num_classes": 10, **spec.size}
+        inspect.signature(build).bind(**arguments)
+        assert spec.side_multiple >= 1, name
+
+
+def test_every_file_of_a_registry_is_registered():
+    """A forgotten entry would leave an objective or a data source that nobody can choose."""
+    helpers = {"base", "configs", "in_memory"}
+    for folder, registered in (
+        ("objectives", {spec.implementation.split(":")[0] for spec in OBJECTIVES.values()}),
+        ("data", {info.module for info in SOURCES.values()}),
+        ("networks", {spec.module for spec in NETWORKS.values()}),
+        ("diagnostics", set(DIAGNOSTICS.values())),
+    ):
+        files = {path.stem for path in Path(REPOSITORY / "soflow" / folder).glob("[!_]*.py")} - helpers
+        assert {f"soflow.{folder}.{name}" for name in files} == registered
