@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from soflow.config import DatasetConfig
-from soflow.data import DataSource, open_source
+from soflow.data import open_source
+from soflow.data.base import DataSource
+from soflow.data.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
 from soflow.data.loading import BatchOrder, batches
 

@@ -35,7 +35,7 @@ from orchestration.sweep.ranking import ranking
 from orchestration.sweep.ray_search import StudySearch
 from orchestration.sweep.samplers import make_sampler
 from orchestration.sweep.study import STUDY_FILE, SweepStudy, open_storage, trial_states
-from soflow.config import to_yaml
+from soflow.config_files import to_yaml
 
 STEPS = range(200, 1601, 200)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from soflow import networks
 from soflow.config import parse
-from soflow.networks import DIT_SIZES, NETWORKS
+from soflow.networks.registry import DIT_SIZES, NETWORKS
+from soflow.training.build import build_network
 
 LATENTS = {"name": "latents", "image_size": 256}
 CIFAR = {"name": "cifar10"}
@@ -36,7 +36,7 @@ def count(network: str, dataset: dict, classes: int) -> int:
     """Number of trained parameters."""
     config = parse({"dataset": dataset, "network": {"name": network}})
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in networks.build(config, classes).parameters())
+        return sum(parameter.numel() for parameter in build_network(config, classes).parameters())
 
 
 def page() -> str:

@@ -31,7 +31,8 @@ from orchestration.storage import SWEEP_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import trial_config
 from orchestration.sweep.study import STUDY, STUDY_FILE, open_journal
-from soflow.config import flatten, to_dict, to_yaml
+from soflow.config import flatten, to_dict
+from soflow.config_files import to_yaml
 
 EVERY = 200
 NAME = "many"

@@ -37,8 +37,9 @@ from orchestration.storage import RUN_FILE
 from orchestration.sweep.search_space import CASE, trial_config
 from orchestration.terminal.command_line import validate
 from orchestration.train import RECORDED_FILE, train
-from soflow.config import RunConfig, override, parse, read_yaml, to_dict
+from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 from soflow.objectives.config import DistillationConfig, FlowMatchingConfig
 
 SCRATCH, DISTILLED, LONGER = "scratch", "distilled", "scratch_longer"
@@ -146,14 +147,14 @@ def _stand_in(teacher: RunConfig) -> Path:
     """
     import torch
 
-    from soflow import networks
     from soflow.cost.synthetic import CLASSES
     from soflow.training import checkpoints
+    from soflow.training.build import build_network
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     with torch.device("meta"):
-        network = networks.build(teacher, CLASSES)
+        network = build_network(teacher, CLASSES)
     state = {"ema": network.state_dict(), "config": to_dict(teacher), "num_classes": CLASSES}
     return checkpoints.save(state, folder, step=1)
 

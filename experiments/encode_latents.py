@@ -19,7 +19,7 @@ import tyro
 from orchestration.config import EXIT_CODES
 from orchestration.terminal.command_line import fail
 from soflow.config_base import ConfigError
-from soflow.data import DataError
+from soflow.data.base import DataError
 
 
 @dataclass

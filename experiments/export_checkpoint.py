@@ -26,10 +26,10 @@ def main() -> int:
     options = tyro.cli(ExportConfig, description=__doc__)
     import torch
 
-    from soflow import networks
     from soflow.config import parse
     from soflow.interop import authors_checkpoint
     from soflow.training import checkpoints
+    from soflow.training.build import build_network
 
     path = options.checkpoint
     if path.is_dir():
@@ -42,7 +42,7 @@ def main() -> int:
     except checkpoints.CheckpointError as error:
         fail(error)
     with torch.device("meta"):
-        network = networks.build(config, state["num_classes"])
+        network = build_network(config, state["num_classes"])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(authors_checkpoint.export_state(state, network, config), options.out)
     print(f"step {state['step']}: {options.out}")

@@ -15,8 +15,8 @@ from pathlib import Path
 from orchestration.config import TrainConfig
 from orchestration.storage import RUN_FILE, check_storage, new_folder
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config import to_yaml
 from soflow.config_base import ConfigError
+from soflow.config_files import to_yaml
 
 
 class ImportConfig(TrainConfig):
@@ -46,9 +46,9 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     import torch
 
     from orchestration.train import RECORDED_FILE
-    from soflow import networks
     from soflow.interop import authors_checkpoint
     from soflow.training import checkpoints
+    from soflow.training.build import build_network
 
     config = run.run
     authors_checkpoint.check_network(config, checkpoint)
@@ -58,7 +58,7 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
         raise ConfigError(f"dataset.name = {config.dataset.name}: must be what the authors train on, one of {known}")
     stored = authors_checkpoint.read(checkpoint)
     with torch.device("meta"):
-        network = networks.build(config, classes)
+        network = build_network(config, classes)
     state = authors_checkpoint.import_state(stored, network, config, checkpoint)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))

@@ -39,8 +39,9 @@ from experiments.launch import Study, comparison, launch, small_training, with_c
 from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, read_case
 from orchestration.cost_study.config import VARIANTS, CostStudyConfig
 from orchestration.terminal.command_line import validate
-from soflow.config import RunConfig, override, parse, read_yaml, to_dict
+from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 
 if TYPE_CHECKING:
     from soflow.cost.predict import Prediction

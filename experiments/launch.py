@@ -16,9 +16,10 @@ from orchestration.sweep.run import run_sweep
 from orchestration.terminal.command_line import fail, read_command_line, validate
 from orchestration.terminal.progress import stdout_for
 from orchestration.tracking.spool import TrackingError
-from soflow.config import read_yaml, to_dict
+from soflow.config import to_dict
 from soflow.config_base import ConfigError
-from soflow.data import DataError
+from soflow.config_files import read_yaml
+from soflow.data.base import DataError
 
 PRESETS = Path(__file__).parent / "presets"
 FREE = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")

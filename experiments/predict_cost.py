@@ -18,8 +18,9 @@ from pathlib import Path
 import tyro
 
 from orchestration.terminal.command_line import fail, table_console
-from soflow.config import RunConfig, override, parse, read_yaml
+from soflow.config import RunConfig, override, parse
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 HERE = "here"

@@ -17,7 +17,8 @@ from pydantic import model_validator
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
-from soflow.data import DataError, open_source
+from soflow.data import open_source
+from soflow.data.base import DataError
 
 
 class ReferenceConfig(RunConfig):

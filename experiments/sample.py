@@ -65,8 +65,8 @@ def write(options: SampleConfig) -> str:
     import torch
 
     from soflow.training import checkpoints
-    from soflow.training.grids import write_grid
-    from soflow.training.run import GRID_COLUMNS, draw_grid, load_sampler
+    from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
+    from soflow.training.trained import load_sampler
 
     path = options.checkpoint
     if path.is_dir():
@@ -88,7 +88,7 @@ def write_file(options: SampleConfig, config, objective, network, device) -> Non
     from rich.console import Console
     from rich.progress import track
 
-    from soflow.codecs import pixels as codecs
+    from soflow import codecs
     from soflow.evaluation.generated import generate, sampler_for
     from soflow.evaluation.moments import Workers
     from soflow.interop.npz import write_samples

@@ -11,7 +11,7 @@ from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.spool import TrackingError
 from orchestration.train import train
 from soflow.config_base import ConfigError
-from soflow.data import DataError
+from soflow.data.base import DataError
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soflow.evaluation import FEATURE_NETWORKS
+from soflow.evaluation.registry import FEATURE_NETWORKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +57,12 @@ def read_split(name: str, root: Path | None = None) -> Split:
     import numpy as np
     import torch
 
-    from soflow.config import DatasetConfig
     from soflow.data import fashion_mnist, open_source
+    from soflow.data.config import DatasetConfig
 
     config = DatasetConfig(name=FEATURE_NETWORKS[name].dataset, root=root)
     if name == "fashion-cnn":
-        train, test = (fashion_mnist.open_split(config, part) for part in ("train", "t10k"))
+        train, test = (fashion_mnist.open_split(config.root, part, config.download) for part in ("train", "t10k"))
         arrays = (*train.batch(np.arange(len(train))), *test.batch(np.arange(len(test))))
         facts = {"split": "train and t10k files", "data_sha256": train.fingerprint, "test_sha256": test.fingerprint}
     else:
@@ -147,7 +147,7 @@ def main() -> None:
 
     import safetensors.torch
 
-    from soflow.data import DataError
+    from soflow.data.base import DataError
     from soflow.files import write_whole
 
     try:

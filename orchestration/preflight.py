@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from soflow import objectives
 from soflow.config import RunConfig
 from soflow.data import open_source
 
@@ -19,8 +18,9 @@ def check_inputs(config: RunConfig) -> None:
     """
     source = open_source(config.dataset)
     if hasattr(config.objective, "teacher"):
-        student = objectives.build(config, source.num_classes)
-        student.load_teacher(config.dataset.sample_shape, config.dataset.augmentation > 0)
+        from soflow.training.teacher import load_teacher  # imports torch
+
+        load_teacher(config, source.num_classes)
     if config.evaluation.reference is not None:
         from soflow.evaluation.reference_files import read_configured
 

@@ -17,7 +17,8 @@ from orchestration.tracking.notes import of_dataset, of_run
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from orchestration.workers.follow import FollowedRun
-from soflow.config import config_hash, flatten, read_yaml, to_dict, to_yaml
+from soflow.config import config_hash, flatten, to_dict
+from soflow.config_files import read_yaml, to_yaml
 
 
 def train(config: TrainConfig) -> str:

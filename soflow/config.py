@@ -11,187 +11,28 @@ import functools
 import hashlib
 import json
 import operator
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from soflow.config_base import ConfigError, Count, Fraction, InputPath, Positive, Section, one_of
-from soflow.data import SOURCES
-from soflow.diagnostics import DIAGNOSTICS
-from soflow.evaluation import FEATURE_NETWORKS
-from soflow.interop import authors_config
-from soflow.networks import NETWORKS
-from soflow.objectives import OBJECTIVES
+from soflow.config_base import ConfigError, Section
+from soflow.data.config import DatasetConfig
+from soflow.data.registry import SOURCES
+from soflow.evaluation.config import EvaluationConfig
+from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.networks.config import NetworkConfig
+from soflow.networks.registry import NETWORKS
 from soflow.objectives.config import SoFlowConfig
+from soflow.objectives.registry import OBJECTIVES
+from soflow.training.config import OptimizerConfig, TrainingConfig
 
-Sampler = Literal["renoise", "compose", "heun"]
-PrecisionName = Literal["fp32", "tf32", "bf16"]
 GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0}
 """The objectives' fields that guide training, and where they do not."""
-
-
-LATENT_CHANNELS, LATENT_FACTOR = 4, 8
-"""Stable Diffusion's autoencoder: channels of a latent, and pixels per latent side."""
-
-
-class DatasetConfig(Section):
-    name: str = "digits"
-    """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder, latents or
-    gaussians (8x8, whose flow is known)."""
-    root: InputPath | None = None
-    """Folder of the data set's files, for latents the HDF5 file; digits and gaussians need none, fashion_mnist finds
-    Debian's."""
-    conditional: bool = True
-    """Train with class labels; without them every sample gets the null label."""
-    image_size: Count | None = None
-    """Side in pixels, for image_folder what it crops and resizes to, for latents that of the encoded images."""
-    download: bool = False
-    """Let the source fetch missing files from the internet."""
-    augmentation: Fraction = 0.0
-    """Probability of each of EDM's augmentations (0.12 in the CIFAR-10 experiments), of which the network is told."""
-    augmentations: Literal["upright", "edm"] = "upright"
-    """Which: all of EDM's, or those that keep images upright, as in the SoFlow and MeanFlow experiments."""
-    vae: str = "stabilityai/sd-vae-ft-mse"
-    """Folder or hub id of the AutoencoderKL that turns latents into images."""
-    loading_processes: Annotated[int, Field(ge=0)] = 0
-    """Processes per worker that read batches ahead; 0 reads in the worker itself, best for data in memory."""
-
-    _name = field_validator("name")(one_of(SOURCES))
-
-    @field_validator("vae")
-    @classmethod
-    def _folder_is_absolute(cls, vae: str) -> str:
-        return str(Path(vae).absolute()) if Path(vae).exists() else vae
-
-    @model_validator(mode="after")
-    def _size_is_known(self) -> DatasetConfig:
-        fixed = SOURCES[self.name].image_size
-        if fixed is None and self.image_size is None:
-            raise ValueError(f"image_size must be given for {self.name}, a number of pixels")
-        if fixed is not None and self.image_size not in (None, fixed):
-            raise ValueError(f"image_size = {self.image_size} must be {fixed} or left out for {self.name}")
-        if self.latent and self.image_size % LATENT_FACTOR:
-            raise ValueError(f"image_size = {self.image_size} must be a multiple of {LATENT_FACTOR} for {self.name}")
-        if self.latent and self.augmentation:
-            raise ValueError(f"augmentation = {self.augmentation:g} must be 0 for {self.name}: it acts on images")
-        return self
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        source = SOURCES[self.name]
-        side = source.image_size or self.image_size
-        return source.channels, side, side
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the network generates: images, or latents of them."""
-        channels, side, _ = self.image_shape
-        return (
-            (LATENT_CHANNELS, side // LATENT_FACTOR, side // LATENT_FACTOR) if self.latent else (channels, side, side)
-        )
-
-    @property
-    def latent(self) -> bool:
-        return SOURCES[self.name].latent
-
-
-class NetworkConfig(Section):
-    name: str = "DiT-XXS/4"
-    """Backbone by name: DiT-<size>/<patch> (XXS, XS for small images, S, B, M, L, XL as published), U-Net, U-Net-XS."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropout inside a U-Net (0.3 in the CIFAR-10 experiments)."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass in place of keeping its activations: less memory, about 1/3 slower."""
-
-    _name = field_validator("name")(one_of(NETWORKS))
 
 
 ObjectiveConfig = Annotated[
     functools.reduce(operator.or_, (spec.config for spec in OBJECTIVES.values())), Field(discriminator="name")
 ]
-
-
-class OptimizerConfig(Section):
-    name: Literal["adamw", "radam"] = "adamw"
-    """Optimiser: AdamW, or RAdam as in the CIFAR-10 experiments."""
-    learning_rate: Positive = 3e-3
-    """Learning rate, constant after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    """Optimiser steps over which the learning rate grows linearly to its value."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
-    """Decay rates of the two moments."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay."""
-
-
-class TrainingConfig(Section):
-    total_steps: Count = 1600
-    """K, number of optimiser steps."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    """Samples per optimiser step, over all workers together."""
-    report_every: Count = 200
-    """Optimiser steps between reports; each report evaluates, draws a sample grid and writes a checkpoint."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per update of the weights' exponential moving average, which is what gets evaluated and sampled."""
-    ema_every: Count = 1
-    """Optimiser steps between updates of the average."""
-    ema_dtype: Literal["float32", "float64"] = "float32"
-    """In what the average is kept; float64 takes twice the memory."""
-    precision: PrecisionName = "fp32"
-    """How networks compute: fp32, tf32 (CUDA tensor cores) or bf16."""
-    quotient_precision: PrecisionName = "fp32"
-    """The same for a consistency loss's two calls, whose rounding is amplified 1 / r(k, K) times."""
-    compile: bool = False
-    """Compile the network (torch.compile): minutes at the start, faster steps. Jacobian-vector products stay eager."""
-
-
-class EvaluationConfig(Section):
-    num_samples: Annotated[int, Field(ge=16)] = 2000
-    """Generated samples per FID."""
-    nfe: tuple[Count, ...] | None = None
-    """Numbers of network evaluations to measure FID at, the first is `fid`; by default what the objective is for."""
-    sampler: Sampler | None = None
-    """Sampler for more than one evaluation: renoise, compose (Euler for flow matching) or heun."""
-    feature_network: str | None = None
-    """FID features: digits-cnn, fashion-cnn or inception; by default the data set's own."""
-    inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights, for machines that cannot fetch them."""
-    batch_size: Count = 500
-    """Samples generated at a time."""
-    reference: InputPath | None = None
-    """File of statistics for FID to compare with in place of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
-    precision_recall: bool = False
-    """Also measure precision and recall."""
-    inception_score: bool = False
-    """Also measure the Inception score."""
-    diagnostics: tuple[str, ...] = ()
-    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
-    inference_guidance; with gaussians also true_distance."""
-    diagnose_every_report: bool = False
-    """Take them at every report; by default after the last step only."""
-
-    @field_validator("feature_network")
-    @classmethod
-    def _feature_network_is_known(cls, value: str | None) -> str | None:
-        return value if value is None else one_of(FEATURE_NETWORKS)(value)
-
-    @field_validator("diagnostics")
-    @classmethod
-    def _diagnostics_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            one_of(DIAGNOSTICS)(name)
-        return value
-
-    @model_validator(mode="after")
-    def _evaluations_are_possible(self) -> EvaluationConfig:
-        if self.nfe is not None and (not self.nfe or len(set(self.nfe)) < len(self.nfe)):
-            raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
-        if self.sampler == "heun" and any(n > 1 and n % 2 for n in self.nfe or ()):
-            raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun, two evaluations a step")
-        return self
 
 
 class RunConfig(Section):
@@ -315,43 +156,9 @@ def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
     return f"{name}: unknown key; {hint}known keys here are {', '.join(known)}"
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, translated if the file is one of the SoFlow authors'.
-
-    Raises:
-        ConfigError: if the file cannot be read, holds something else than a mapping or cannot be translated.
-    """
-    values = _mapping(path)
-    return authors_config.translate(values, path) if authors_config.is_authors(values) else values
-
-
-def unused_keys(path: str | Path) -> dict[str, str]:
-    """Keys in a file of the SoFlow authors' that mean nothing here, and why; none in other files.
-
-    Raises:
-        ConfigError: if the file cannot be read or holds something else than a mapping.
-    """
-    values = _mapping(path)
-    return authors_config.ignored(values) if authors_config.is_authors(values) else {}
-
-
-def _mapping(path: str | Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold a mapping of configuration keys, not a {type(values).__name__}")
-    return values
-
-
 def to_dict(config: BaseModel) -> dict[str, Any]:
     """Plain nested dictionaries, ready for YAML and JSON; `parse` takes them back."""
     return config.model_dump(mode="json")
-
-
-def to_yaml(config: BaseModel) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

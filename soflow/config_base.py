@@ -1,9 +1,9 @@
-"""What every part of the configuration is made of: the base class, common ranges, registry look-ups."""
+"""Base class and field types shared by every section of the configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -11,8 +11,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 GapRatio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+PrecisionName = Literal["fp32", "tf32", "bf16"]
 InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""A file or folder to read, made absolute: workers have a working directory of their own."""
+"""A file or folder to read. Made absolute, because workers run in another working directory."""
 
 
 class ConfigError(ValueError):
@@ -20,11 +21,13 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
+    """One group of fields: immutable, unknown keys rejected, docstrings used as help texts."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def one_of(names: dict[str, Any]):
-    """A field validator that accepts the keys of a registry."""
+    """Make a field validator that accepts the keys of a registry."""
 
     def check(value: str) -> str:
         if value not in names:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from soflow.config import PrecisionName
+from soflow.config_base import PrecisionName
 
 
 class Precision:

@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from soflow import objectives
 from soflow.config import RunConfig, parse, to_dict
 from soflow.networks.dit import DiT
-from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.objectives.distillation import Teacher
+from soflow.objectives.registry import OBJECTIVES
 from soflow.training import checkpoints
-from soflow.training.trainer import build_network
+from soflow.training.build import build_network, build_objective
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -146,7 +145,7 @@ def tiny_teacher() -> Path:
 
 def tiny_objective(name: str, /, **sections: dict[str, Any]) -> Objective:
     """A tiny run's objective for images [B, 1, 2, 2], taught by another SmoothNetwork where it needs a teacher."""
-    objective = objectives.build(tiny_config(name, **sections), NUM_CLASSES)
+    objective = build_objective(tiny_config(name, **sections), NUM_CLASSES)
     if name == "distillation":
         objective.teacher = Teacher(tiny_objective("flow_matching"), SmoothNetwork(width=8))
     return objective

@@ -15,7 +15,8 @@ from orchestration.config import SweepConfig
 from orchestration.storage import SWEEP_FILE, trial_folder
 from orchestration.sweep.search_space import trial_config
 from orchestration.sweep.study import Exchange, SweepStudy
-from soflow.config import flatten, to_dict, to_yaml
+from soflow.config import flatten, to_dict
+from soflow.config_files import to_yaml
 
 PROTOCOL = {
     "fid_feature_network": "digits-cnn",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from rich.table import Table
 
-from soflow.profiling.phases import PARTS
+from soflow.profiling.phases import PHASES
 
 SETTINGS = ["network", "batch", "guidance", "attention", "precision", "compiled"]
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
@@ -70,7 +70,7 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
     figure, axes = _axes(costs)
     for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
         bottom = 0 * cell["time/step_ms"]
-        for part, colour in zip((*PARTS, "other"), COLOURS, strict=False):
+        for part, colour in zip((*PHASES, "other"), COLOURS, strict=False):
             values = cell[f"time/{part}_ms"]
             axis.bar(cell["variant"], values, bottom=bottom, color=colour, label=part)
             bottom = bottom + values

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from orchestration.config import LaunchConfig, ResourcesConfig
-from soflow.config import PrecisionName, override, parse, to_dict
-from soflow.config_base import Count, one_of
-from soflow.networks import NETWORKS
+from soflow.config import override, parse, to_dict
+from soflow.config_base import Count, PrecisionName, one_of
+from soflow.networks.registry import NETWORKS
 
 _SOFLOW = {"flow_matching_fraction": 0.75, "guidance_strength": 2.5, "velocity_mix": 0.25}
 _MEANFLOW = {"flow_matching_fraction": 0.75, "guidance_omega": 1.0, "guidance_kappa": 0.5}

@@ -20,8 +20,9 @@ from orchestration.terminal.command_line import table_console
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
-from soflow.config import flatten, to_dict, to_yaml
-from soflow.profiling.phases import PARTS
+from soflow.config import flatten, to_dict
+from soflow.config_files import to_yaml
+from soflow.profiling.phases import PHASES
 
 if TYPE_CHECKING:
     from orchestration.workers.group import WorkerGroup
@@ -46,7 +47,7 @@ class Measured:
     def part_ms(self) -> dict[str, float]:
         """Median milliseconds per step of each part; "other" is what no part holds."""
         steps = [step for steps in self.rounds for step in steps]
-        parts = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PARTS}
+        parts = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
         return parts | {"other": statistics.median(2 * step["step"] - sum(step.values()) for step in steps)}
 
 

@@ -53,8 +53,7 @@ class CostWorker:
         from soflow.cost.measure import count_step, peak_bytes, time_steps
         from soflow.cost.predict import memory_by_batch
         from soflow.cost.synthetic import synthetic_source
-        from soflow.profiling.clock import PeakResidentMemory
-        from soflow.profiling.memory import bytes_of
+        from soflow.profiling.memory import PeakResidentMemory, bytes_of
         from soflow.training.trainer import Trainer
 
         self._trainer = None  # frees its memory first

@@ -25,9 +25,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from orchestration.cluster import check_address, ray_session
 from orchestration.encode.shards import Parts, Setup
-from soflow.config import LATENT_FACTOR, DatasetConfig
 from soflow.config_base import ConfigError
-from soflow.data import DataError, open_source
+from soflow.data import open_source
+from soflow.data.base import LATENT_FACTOR, DataError
+from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import ImageFolder, read_image
 from soflow.data.latents import write_latents
 from soflow.files import sha256

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from soflow.config import LATENT_FACTOR
 from soflow.config_base import ConfigError
+from soflow.data.base import LATENT_FACTOR
 from soflow.data.latents import MOMENTS
 from soflow.files import write_whole
 

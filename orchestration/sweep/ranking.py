@@ -19,7 +19,7 @@ from orchestration.sweep.search_space import trial_config
 from orchestration.sweep.study import EXCHANGES, REASON, load_study
 from orchestration.terminal.command_line import table_console
 from orchestration.terminal.live_table import format_value, short_name
-from soflow.config import to_yaml
+from soflow.config_files import to_yaml
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 METRICS = ("fid", "kid", "class_consistency", "fid_floor", "time/train_s", "time/step_ms", "memory/peak_mib")

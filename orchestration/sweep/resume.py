@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from orchestration.config import SweepConfig
 from orchestration.storage import SWEEP_FILE
-from soflow.config import describe, read_yaml
+from soflow.config import describe
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 
 TUNE_FOLDER = "tune"
 TUNER_FILE, STATE_FILES = "tuner.pkl", "experiment_state-*.json"

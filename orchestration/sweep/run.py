@@ -24,8 +24,8 @@ from orchestration.sweep import search_space
 from orchestration.sweep.resume import TUNE_FOLDER, check_state, own_config
 from orchestration.terminal.progress import stdout_for
 from orchestration.tracking.uri import check_tracking
-from soflow.config import to_yaml
 from soflow.config_base import ConfigError
+from soflow.config_files import to_yaml
 
 
 def run_sweep(config: SweepConfig) -> str:

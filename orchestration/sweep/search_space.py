@@ -12,7 +12,7 @@ import yaml
 from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig, read_case
 from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
-from soflow.objectives import OBJECTIVES
+from soflow.objectives.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     import optuna

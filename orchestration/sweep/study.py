@@ -25,8 +25,8 @@ from orchestration.storage import SWEEP_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.sweep.samplers import check_sampler, make_sampler
-from soflow.config import read_yaml
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 
 STUDY = "sweep"
 """The study's name in a journal, which holds one sweep; in a database it is the sweep's."""

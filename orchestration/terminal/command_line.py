@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from soflow.config import describe, flatten, override, read_yaml, unused_keys
+from soflow.config import describe, flatten, override
 from soflow.config_base import ConfigError, Section
-from soflow.data import SOURCES, DataError
-from soflow.networks import NETWORKS
-from soflow.objectives import OBJECTIVES
+from soflow.config_files import read_yaml, unused_keys
+from soflow.data.base import DataError
+from soflow.data.registry import SOURCES
+from soflow.networks.registry import NETWORKS
+from soflow.objectives.registry import OBJECTIVES
 
 Config = TypeVar("Config", bound=Section)
 NAMES = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}

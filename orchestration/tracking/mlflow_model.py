@@ -21,16 +21,17 @@ import torch
 
 from orchestration.tracking.environment import git_commit
 from orchestration.tracking.notes import of_model
-from soflow.codecs import pixels as codecs
-from soflow.config import flatten, parse, read_yaml, to_dict
+from soflow import codecs
+from soflow.config import flatten, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 from soflow.evaluation.generated import sampler_for
 from soflow.objectives.base import normal
 from soflow.randomness import generator
 from soflow.sampling import sample
 from soflow.training import checkpoints
 from soflow.training.reports import CONFIG_FILE
-from soflow.training.run import load_sampler
+from soflow.training.trained import load_sampler
 
 if TYPE_CHECKING:
     import numpy as np

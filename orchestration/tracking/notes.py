@@ -14,7 +14,7 @@ from orchestration.config import SweepConfig, TrainConfig
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import Dimension
 from orchestration.terminal.progress import format_number, format_value, short_name
-from soflow.config import DatasetConfig
+from soflow.data.config import DatasetConfig
 
 REPORT = "report.html"
 """What `dashboards.report` attaches to a sweep's run at its end."""

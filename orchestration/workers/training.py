@@ -21,7 +21,7 @@ from orchestration.workers.group import WorkerGroup
 if TYPE_CHECKING:
     import torch
 
-    from soflow.data import DataSource
+    from soflow.data.base import DataSource
     from soflow.evaluation.fidelity import Evaluator
 
 

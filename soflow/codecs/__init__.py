@@ -1,0 +1,15 @@
+"""Codecs between what a data source stores, what networks see and pixels: one per kind of storage."""
+
+from __future__ import annotations
+
+import torch
+
+from soflow.codecs.base import Codec
+from soflow.codecs.latents import Latents
+from soflow.codecs.pixels import Pixels
+from soflow.data.config import DatasetConfig
+
+
+def build(config: DatasetConfig, device: torch.device) -> Codec:
+    """Build the codec of the configured data source."""
+    return Latents(config.vae, device) if config.latent else Pixels()

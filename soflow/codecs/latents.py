@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from soflow.codecs.pixels import Pixels
-from soflow.config import LATENT_CHANNELS, LATENT_FACTOR
 from soflow.config_base import ConfigError
+from soflow.data.base import LATENT_CHANNELS, LATENT_FACTOR
 from soflow.precision import Precision
 
 if TYPE_CHECKING:

@@ -1,34 +1,9 @@
-"""Between what a data source stores, what networks see and pixels: one codec per kind of storage."""
+"""Images stored as uint8 pixels."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-
-from soflow.config import DatasetConfig
-
-
-class Codec(Protocol):
-    """The way from stored samples to a network and from a network to pixels."""
-
-    def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Training samples for a network, float32 [B, *sample_shape], from stored ones [B, ...].
-
-        Args:
-            noise: standard normal [B, *sample_shape] for latents, which are stored as mean and standard deviation;
-                without it the mean is taken.
-        """
-        ...
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """uint8 images [B, *image_shape] of what a network generated [B, *sample_shape]."""
-        ...
-
-    def images(self, stored: Tensor) -> Tensor:
-        """uint8 images [B, *image_shape] of stored samples, the reference that evaluation compares with."""
-        ...
 
 
 class Pixels:
@@ -43,12 +18,3 @@ class Pixels:
 
     def images(self, stored: Tensor) -> Tensor:
         return stored
-
-
-def build(config: DatasetConfig, device: torch.device) -> Codec:
-    """The codec of the configured data source."""
-    if not config.latent:
-        return Pixels()
-    from soflow.codecs.latents import Latents
-
-    return Latents(config.vae, device)

@@ -28,11 +28,11 @@ class OperationCounter(TorchDispatchMode):
     Products with a structural zero are left out: forward-mode differentiation of a linear layer hands the zero tangent
     of its weight to a product that is never computed outside of such a mode.
 
-    A recorder of parts (soflow.cost.parts). Tensors that exist before it starts must be made known with `track`.
+    Records phases (soflow.profiling.phases). Tensors that exist before it starts must be made known with `track`.
 
     Attributes:
-        operations: of every kernel its part, floating-point operations and bytes read and written; the part is ""
-            outside of all parts.
+        operations: of every kernel its phase, floating-point operations and bytes read and written; the phase is ""
+            outside of all phases.
         live_bytes: bytes of all tensors that are alive now.
         peak_bytes: the most that were alive at once since the start or the last `reset_peak`.
     """
@@ -41,25 +41,25 @@ class OperationCounter(TorchDispatchMode):
         super().__init__()
         self.operations: list[tuple[str, int, int]] = []
         self.live_bytes = self.peak_bytes = 0
-        self._part = ""
+        self._phase = ""
         self._storages: dict[int, int] = {}
         self._zeros: set[int] = set()
 
     @property
     def flops(self) -> dict[str, int]:
-        """Floating-point operations by part."""
+        """Floating-point operations by phase."""
         total: Counter[str] = Counter()
         for name, flops, _ in self.operations:
             total[name] += flops
         return {name: flops for name, flops in total.items() if flops}
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        before, self._part = self._part, name
+    def phase(self, name: str) -> Iterator[None]:
+        before, self._phase = self._phase, name
         try:
             yield
         finally:
-            self._part = before
+            self._phase = before
 
     def reset_peak(self) -> None:
         self.peak_bytes = self.live_bytes
@@ -99,7 +99,7 @@ class OperationCounter(TorchDispatchMode):
             given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             moved = sum(value.numel() * value.element_size() for value in (*given, *results))
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            self.operations.append((self._part, flops, moved))
+            self.operations.append((self._phase, flops, moved))
         return result
 
     def _is_structural_zero(self, value: Any) -> bool:

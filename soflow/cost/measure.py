@@ -1,4 +1,4 @@
-"""A trainer's own optimiser steps, measured: time by part, peak memory, arithmetic, activations kept for backward."""
+"""A trainer's own optimiser steps, measured: time by phase, peak memory, arithmetic, activations kept for backward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Arithmetic:
     """What one step computes and keeps."""
 
     flops: dict[str, int]
-    """Floating-point operations by part."""
+    """Floating-point operations by phase."""
     saved_bytes: int
     """Bytes of activations kept for the backward pass, weights not included."""
 
@@ -53,8 +53,8 @@ def peak_bytes(trainer: Trainer) -> int:
     return held + allocations.peak_bytes
 
 
-class PartClock:
-    """Milliseconds spent in each part; a recorder of parts (soflow.cost.parts) that never waits for the device."""
+class PhaseClock:
+    """Record the milliseconds spent in each phase (soflow.profiling.phases) without waiting for the device."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -62,13 +62,13 @@ class PartClock:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside is one step; its parts are told apart from other steps'."""
+        """Inside is one step; its phases are kept apart from those of other steps."""
         self._steps.append([])
-        with self.part("step"):
+        with self.phase("step"):
             yield
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         begin = self._now()
         try:
             yield
@@ -76,7 +76,7 @@ class PartClock:
             self._steps[-1].append((name, begin, self._now()))
 
     def milliseconds(self) -> list[dict[str, float]]:
-        """For each step the time of every part, and under "step" of the whole."""
+        """For each step the time of every phase, and under "step" of the whole."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         found = []
@@ -96,8 +96,8 @@ class PartClock:
 
 
 def time_steps(trainer: Trainer, steps: int, seconds: float = 0.0) -> list[dict[str, float]]:
-    """Milliseconds of each of `steps` more steps and of what fits into `seconds`: "step" as a whole, and every part."""
-    clock = PartClock(trainer.device)
+    """Time each of `steps` more steps, and of what fits into `seconds`: ms of the whole ("step") and of every phase."""
+    clock = PhaseClock(trainer.device)
     began = time.perf_counter()
     with recorded_by(clock):
         while steps > 0 or time.perf_counter() - began < seconds:

@@ -30,7 +30,7 @@ class Prediction:
 
     parameters: int
     operations: tuple[tuple[str, int, int], ...]
-    """Of every kernel its part (soflow.cost.parts), floating-point operations and bytes read and written."""
+    """Of every kernel its phase (soflow.profiling.phases), floating-point operations and bytes read and written."""
     held_bytes: int
     """Kept between steps."""
     peak_bytes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from soflow.config import DatasetConfig
+from soflow.data.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
 
 SAMPLES, CLASSES = 256, 10

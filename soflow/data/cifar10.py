@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soflow.config import DatasetConfig
-from soflow.data import DataError
+from soflow.data.base import DataError
 from soflow.data.in_memory import InMemorySource
 
 BINARY, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
@@ -17,23 +16,23 @@ RECORD_BYTES = 1 + 3 * 32 * 32
 """A record of the binary version: the label, then the red, green and blue planes row by row."""
 
 
-def open_source(config: DatasetConfig) -> InMemorySource:
-    return open_split(config, "train")
+def open_source(root: Path | None, image_size: int | None = None, download: bool = False) -> InMemorySource:
+    return open_split(root, "train", download)
 
 
-def open_split(config: DatasetConfig, split: str) -> InMemorySource:
+def open_split(root: Path | None, split: str, download: bool = False) -> InMemorySource:
     """The "train" split (50,000 images) or the "test" split (10,000 images).
 
     Raises:
         DataError: if files are missing or are not what was published.
     """
-    if config.root is None:
+    if root is None:
         raise DataError(f"dataset.root = None: must be the folder that holds CIFAR-10's {BINARY} or {PICKLED}")
-    if (folder := _find(config.root, BINARY, BINARY_FILES[split][0])) is not None:
+    if (folder := _find(root, BINARY, BINARY_FILES[split][0])) is not None:
         batches = [_read_records(folder / name) for name in BINARY_FILES[split]]
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     else:
-        images, labels = _read_pickled(config, split)
+        images, labels = _read_pickled(root, split, download)
     return InMemorySource(images, labels, num_classes=10)
 
 
@@ -57,23 +56,23 @@ def _read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:].reshape(-1, *SHAPE), labels
 
 
-def _read_pickled(config: DatasetConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_pickled(given: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """The version for Python, whose files execute code when read: only those with the published MD5s are opened."""
-    folder = _find(config.root, PICKLED, "data_batch_1")
-    if folder is None and not config.download:
+    folder = _find(given, PICKLED, "data_batch_1")
+    if folder is None and not download:
         raise DataError(
-            f"dataset.root = {config.root}: no {BINARY}/data_batch_1.bin and no {PICKLED}/data_batch_1 in it; give the "
+            f"dataset.root = {given}: no {BINARY}/data_batch_1.bin and no {PICKLED}/data_batch_1 in it; give the "
             "folder where CIFAR-10 was unpacked, or set dataset.download"
         )
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    root = config.root if folder is None else folder.parent
-    if config.download:
+    root = given if folder is None else folder.parent
+    if download:
         try:
             CIFAR10(root, download=True)  # fetches nothing that is there already
         except (OSError, RuntimeError) as error:
-            raise DataError(f"dataset.root = {config.root}: CIFAR-10 cannot be fetched to it ({error})") from None
+            raise DataError(f"dataset.root = {given}: CIFAR-10 cannot be fetched to it ({error})") from None
     for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]):
         path = root / PICKLED / name
         if not check_integrity(path, md5):

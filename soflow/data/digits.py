@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from soflow.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
 
 
-def open_source(config: DatasetConfig) -> InMemorySource:
+def open_source(root: Path | None = None, image_size: int | None = None, download: bool = False) -> InMemorySource:
     from sklearn.datasets import load_digits  # a second to import
 
     digits = load_digits()

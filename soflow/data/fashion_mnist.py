@@ -8,22 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from soflow.config import DatasetConfig
-from soflow.data import DataError
+from soflow.data.base import DataError
 from soflow.data.in_memory import InMemorySource
 
 DEBIAN_PACKAGE = Path("/usr/share/datasets/fashion-mnist")
 
 
-def open_source(config: DatasetConfig) -> InMemorySource:
-    return open_split(config, "train")
+def open_source(root: Path | None = None, image_size: int | None = None, download: bool = False) -> InMemorySource:
+    return open_split(root, "train", download)
 
 
-def open_split(config: DatasetConfig, split: str) -> InMemorySource:
+def open_split(root: Path | None, split: str, download: bool = False) -> InMemorySource:
     """The "train" split (60,000 images) or the "t10k" split (10,000 images kept for testing)."""
-    if config.download:
-        _download(config)
-    paths = [_find(config, f"{split}-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
+    if download:
+        _download(root)
+    paths = [_find(root, f"{split}-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
     images, labels = (_read_idx(path) for path in paths)
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or not len(labels) or labels.max() > 9:
         raise DataError(
@@ -33,21 +32,21 @@ def open_split(config: DatasetConfig, split: str) -> InMemorySource:
     return InMemorySource(images[:, None], labels.astype(np.int64), num_classes=10)
 
 
-def _download(config: DatasetConfig) -> None:
+def _download(root: Path | None) -> None:
     from torchvision.datasets import FashionMNIST
 
-    if config.root is None:
+    if root is None:
         raise DataError("dataset.download = True: needs dataset.root, the folder to download to")
-    FashionMNIST(config.root, download=True)
+    FashionMNIST(root, download=True)
 
 
-def _find(config: DatasetConfig, name: str) -> Path:
-    folders = [config.root, config.root / "FashionMNIST" / "raw"] if config.root else [DEBIAN_PACKAGE]
+def _find(root: Path | None, name: str) -> Path:
+    folders = [root, root / "FashionMNIST" / "raw"] if root else [DEBIAN_PACKAGE]
     for path in (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz")):
         if path.exists():
             return path
     raise DataError(
-        f"dataset.root = {config.root}: no file {name}[.gz] in {' or '.join(map(str, folders))}; give the folder of "
+        f"dataset.root = {root}: no file {name}[.gz] in {' or '.join(map(str, folders))}; give the folder of "
         "Fashion-MNIST's IDX files, install Debian's package dataset-fashion-mnist, or set dataset.download"
     )
 

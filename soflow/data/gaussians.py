@@ -14,10 +14,10 @@ Its FID means little: the features are those of the network for handwritten digi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from soflow.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
 
 NUM_SAMPLES, NUM_CLASSES = 60_000, 10
@@ -47,7 +47,7 @@ class Gaussians(InMemorySource):
         super().__init__(np.clip(pixels, 0, 255).astype(np.uint8), labels.astype(np.int64), NUM_CLASSES)
 
 
-def open_source(config: DatasetConfig) -> Gaussians:
+def open_source(root: Path | None = None, image_size: int | None = None, download: bool = False) -> Gaussians:
     return Gaussians(Components(mean_digits(), SIGMA**2 + STEP**2 / 12))
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from soflow.config import DatasetConfig
-from soflow.data import DataError
+from soflow.data.base import DataError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -80,7 +79,7 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def open_source(config: DatasetConfig) -> ImageFolder:
-    if config.root is None or not config.root.is_dir():
-        raise DataError(f"dataset.root = {config.root}: must be a folder with one sub-folder of images per class")
-    return ImageFolder(config.root, config.image_size)
+def open_source(root: Path | None, image_size: int | None, download: bool = False) -> ImageFolder:
+    if root is None or not root.is_dir():
+        raise DataError(f"dataset.root = {root}: must be a folder with one sub-folder of images per class")
+    return ImageFolder(root, image_size)

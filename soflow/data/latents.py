@@ -22,8 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from soflow.config import LATENT_CHANNELS, LATENT_FACTOR, DatasetConfig
-from soflow.data import DataError
+from soflow.data.base import LATENT_CHANNELS, LATENT_FACTOR, DataError
 
 MOMENTS = 2 * LATENT_CHANNELS
 """Channels stored per image: means, then standard deviations."""
@@ -131,14 +130,14 @@ class LatentFile:
         return digest.hexdigest()
 
 
-def open_source(config: DatasetConfig) -> LatentFile:
-    if config.root is None or not config.root.is_file():
-        raise DataError(f"dataset.root = {config.root}: must be an HDF5 file of latents; {REMEDY}")
-    source = LatentFile(config.root)
-    if (side := source.shape[2] * LATENT_FACTOR) != config.image_size:
+def open_source(root: Path | None, image_size: int | None, download: bool = False) -> LatentFile:
+    if root is None or not root.is_file():
+        raise DataError(f"dataset.root = {root}: must be an HDF5 file of latents; {REMEDY}")
+    source = LatentFile(root)
+    if (side := source.shape[2] * LATENT_FACTOR) != image_size:
         raise DataError(
-            f"{config.root}: holds latents of side {source.shape[2]}, of images of {side} pixels, "
-            f"but dataset.image_size = {config.image_size}; set dataset.image_size to {side}"
+            f"{root}: holds latents of side {source.shape[2]}, of images of {side} pixels, "
+            f"but dataset.image_size = {image_size}; set dataset.image_size to {side}"
         )
     return source
 

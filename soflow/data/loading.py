@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from soflow.data import DataError, DataSource
+from soflow.data.base import DataError, DataSource
 from soflow.randomness import generator
 
 AHEAD = 4

@@ -1,50 +1,14 @@
-"""Closer looks at a trained map, which any run can switch on: one file each, plus an entry here.
-
-Each module has `measure(subject: Subject) -> dict[str, float]`.
-"""
+"""Optional measurements of a trained solution map, which any run can switch on."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from soflow.diagnostics.registry import DIAGNOSTICS
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from soflow.data.gaussians import Components
-    from soflow.objectives.base import Objective
-
-DIAGNOSTICS = {
-    "ode_violation": "soflow.diagnostics.ode_violation",
-    "semigroup_error": "soflow.diagnostics.semigroup_error",
-    "flow_distance": "soflow.diagnostics.flow_distance",
-    "true_distance": "soflow.diagnostics.true_distance",
-    "target_variance": "soflow.diagnostics.target_variance",
-    "fid_by_nfe": "soflow.diagnostics.fid_by_nfe",
-    "inference_guidance": "soflow.diagnostics.inference_guidance",
-}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a diagnostic looks at."""
-
-    objective: Objective
-    network: nn.Module
-    """With averaged weights, in evaluation mode."""
-    data: Tensor
-    """Training samples as the network sees them [N, C, H, W]."""
-    labels: Tensor
-    """Their labels as the network sees them [N]."""
-    seed: int
-    """Of the run; diagnostics draw from soflow.randomness.generator(device, seed, name)."""
-    fid: Callable[..., float]
-    """FID of a number of steps with a sampler, as the run's own evaluation measures it; with another network, if that
-    is given as a third argument."""
-    components: Components | None = None
-    """What the data is drawn from, where that is known."""
+    from soflow.diagnostics.base import Subject
 
 
 def diagnose(names: tuple[str, ...], subject: Subject) -> dict[str, float]:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from soflow.diagnostics import Subject
-from soflow.objectives.base import mean_square, normal
+from soflow.data.gaussians import Components
+from soflow.objectives.base import Objective, mean_square, normal
 from soflow.randomness import generator
 
 MAX_SAMPLES = 512
@@ -18,6 +18,26 @@ CHUNK = 256
 
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS = {f"t{t:.2f}_s{s:.2f}": (t, s) for t in TIMES for s in TIMES if s < t}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a diagnostic looks at."""
+
+    objective: Objective
+    network: nn.Module
+    """With averaged weights, in evaluation mode."""
+    data: Tensor
+    """Training samples as the network sees them [N, C, H, W]."""
+    labels: Tensor
+    """Their labels as the network sees them [N]."""
+    seed: int
+    """Of the run; diagnostics draw from soflow.randomness.generator(device, seed, name)."""
+    fid: Callable[..., float]
+    """FID of a number of steps with a sampler, as the run's own evaluation measures it; with another network, if that
+    is given as a third argument."""
+    components: Components | None = None
+    """What the data is drawn from, where that is known."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soflow.diagnostics import Subject
+from soflow.diagnostics.base import Subject
 
 NFE = (1, 2, 4, 8, 16)
 SAMPLERS = ("renoise", "compose")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from soflow.diagnostics import Subject
-from soflow.diagnostics.base import Probe, probes, root_mean_square
+from soflow.diagnostics.base import Probe, Subject, probes, root_mean_square
 from soflow.sampling import heun
 
 REFERENCE_NFE = 128

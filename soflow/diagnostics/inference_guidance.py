@@ -7,7 +7,7 @@ network twice: one step is 2 NFE, which training-time guidance (SoFlow, arXiv 25
 
 from __future__ import annotations
 
-from soflow.diagnostics import Subject
+from soflow.diagnostics.base import Subject
 from soflow.guidance import GuidedNetwork
 
 STRENGTHS = (1.5, 2.0, 3.0)

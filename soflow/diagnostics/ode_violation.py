@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soflow.diagnostics import Subject
-from soflow.diagnostics.base import Probe, over_pairs
+from soflow.autodiff import directional_derivative
+from soflow.diagnostics.base import Probe, Subject, over_pairs
 
 
 @torch.no_grad()
@@ -22,10 +21,9 @@ def measure(subject: Subject) -> dict[str, float]:
     def violation(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         objective, network, labels = subject.objective, subject.network, probe.labels
         v = objective.velocity(network, x, t, labels)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-            _, derivative = torch.func.jvp(
-                lambda x, t: objective.solution(network, x, t, s, labels), (x, t), (v, torch.ones_like(t))
-            )
+        _, derivative = directional_derivative(
+            lambda x, t: objective.solution(network, x, t, s, labels), (x, t), (v, torch.ones_like(t))
+        )
         return derivative
 
     return over_pairs(subject, "ode_violation", violation)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from soflow.diagnostics import Subject
-from soflow.diagnostics.base import Probe, over_pairs
+from soflow.diagnostics.base import Probe, Subject, over_pairs
 from soflow.times import middle_time
 
 GAP_RATIOS = (0.25, 0.5)

@@ -16,8 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from soflow.diagnostics import Subject
-from soflow.diagnostics.base import Probe, probes, root_mean_square
+from soflow.diagnostics.base import Probe, Subject, probes, root_mean_square
 from soflow.objectives.base import Draws
 from soflow.randomness import generator
 

@@ -12,11 +12,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from soflow.autodiff import directional_derivative
 from soflow.data.gaussians import Components
-from soflow.diagnostics import Subject
-from soflow.diagnostics.base import Probe, over_pairs, probes, root_mean_square
+from soflow.diagnostics.base import Probe, Subject, over_pairs, probes, root_mean_square
 from soflow.diagnostics.target_variance import probes_with_draws
 from soflow.interpolants import Interpolant, per_sample
 
@@ -49,10 +48,9 @@ def measure(subject: Subject) -> dict[str, float]:
 
     def violation(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         v = flow_of(probe).velocity(x, t)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
-            _, derivative = torch.func.jvp(
-                lambda x, t: objective.solution(network, x, t, s, probe.labels), (x, t), (v, torch.ones_like(t))
-            )
+        _, derivative = directional_derivative(
+            lambda x, t: objective.solution(network, x, t, s, probe.labels), (x, t), (v, torch.ones_like(t))
+        )
         return derivative
 
     of_noise = [distance(probe, probe.noise, probe.times(1), probe.times(0)) for probe in probes(subject, NAME)]

@@ -23,7 +23,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from soflow.config_base import ConfigError
-from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS
+from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
 from soflow.files import write_whole
 
 WIDTHS = {"digits-cnn": (32, 64), "fashion-cnn": (16, 32, 64)}

@@ -12,9 +12,10 @@ import torch_fidelity
 from torch import Tensor
 
 from soflow.config import RunConfig
-from soflow.data import DataSource
-from soflow.evaluation import FEATURE_NETWORKS, feature_networks, metrics, reference
+from soflow.data.base import DataSource
+from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.moments import Moments, Rows, Workers
+from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.files import sha256
 from soflow.precision import Precision
 

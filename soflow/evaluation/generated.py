@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
-from soflow.codecs.pixels import Codec
+from soflow.codecs.base import Codec
 from soflow.config import RunConfig
-from soflow.diagnostics import Subject, diagnose
-from soflow.evaluation.fidelity import Batch, Evaluator
+from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
 from soflow.sampling import sample
-
-if TYPE_CHECKING:
-    from soflow.training.trainer import Trainer
-
-DIAGNOSED = 512
-"""Training samples that diagnostics look at."""
 
 
 def evaluation_nfe(config: RunConfig, objective: Objective) -> tuple[int, ...]:
@@ -59,35 +50,3 @@ def generate(
         noise = normal((len(places), *config.dataset.sample_shape), random)
         samples = sample(objective, network, noise, given, nfe, sampler, random)
         yield Batch(places, codec.decode(samples), labels if conditional else None)
-
-
-def evaluate(trainer: Trainer, network: nn.Module, evaluator: Evaluator) -> dict[str, float]:
-    """Every metric at every configured number of evaluations and, on worker 0, the data's own floor."""
-    found = {}
-    for i, nfe in enumerate(evaluation_nfe(trainer.config, trainer.objective)):
-        sampler = sampler_for(trainer.config, trainer.objective, nfe)
-        metrics = evaluator.evaluate(_own_images(trainer, network, evaluator, nfe, sampler))
-        found |= {name if i == 0 else f"{name}_{nfe}nfe": value for name, value in metrics.items()}
-    return found | evaluator.floor()
-
-
-def look_closer(trainer: Trainer, network: nn.Module, evaluator: Evaluator) -> dict[str, float]:
-    """The configured diagnostics' figures, e.g. "diagnostics/ode_violation/mean", the same on all workers."""
-    config, source = trainer.config, trainer.source
-    stored, classes = source.batch(np.arange(min(DIAGNOSED, len(source))))
-    labels = torch.from_numpy(classes).to(trainer.device)
-    subject = Subject(
-        objective=trainer.objective,
-        network=network,
-        data=trainer.codec.encode(torch.from_numpy(stored).to(trainer.device)),
-        labels=labels if config.dataset.conditional else torch.full_like(labels, source.num_classes),
-        seed=config.seed,
-        fid=lambda nfe, sampler, other=network: evaluator.fid(_own_images(trainer, other, evaluator, nfe, sampler)),
-        components=getattr(source, "components", None),
-    )
-    figures = diagnose(config.evaluation.diagnostics, subject)
-    return {f"diagnostics/{name}": value for name, value in figures.items()}
-
-
-def _own_images(trainer: Trainer, network: nn.Module, evaluator: Evaluator, nfe: int, sampler: str) -> Iterator[Batch]:
-    return generate(trainer.objective, network, trainer.codec, trainer.config, nfe, sampler, evaluator.workers)

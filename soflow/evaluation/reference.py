@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soflow.codecs import pixels as codecs
-from soflow.config import DatasetConfig, RunConfig
-from soflow.data import DataError, DataSource
-from soflow.evaluation import FEATURE_NETWORKS, reference_files
+from soflow import codecs
+from soflow.config import RunConfig
+from soflow.data.base import DataError, DataSource
+from soflow.data.config import DatasetConfig
+from soflow.evaluation import reference_files
 from soflow.evaluation.metrics import fid, kid
 from soflow.evaluation.moments import Moments, Rows, Workers
+from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.files import cached, sha256
 
 MANY = 10_000

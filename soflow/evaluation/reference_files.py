@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soflow.config_base import ConfigError
-from soflow.evaluation import FEATURE_NETWORKS
+from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.files import write_whole
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from soflow.config import RunConfig, to_dict
 from soflow.training import checkpoints
+from soflow.training.build import build_optimizer
 from soflow.training.checkpoints import CheckpointError
-from soflow.training.trainer import build_optimizer
 
 PREFIX = "network."
 LABEL_TABLE = "y_embedder.embedding_table.weight"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soflow.config_base import ConfigError
-from soflow.networks import NETWORKS
+from soflow.networks.registry import NETWORKS
 
 CHOICES: dict[str, tuple[str, dict[str, str]]] = {
     "noising_type": (

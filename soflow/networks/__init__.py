@@ -1,79 +1,32 @@
-"""Backbones F_θ(x, t, s, labels): one file per family, plus its sizes here."""
+"""Backbones F_θ(x, t, s, labels)."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from soflow.networks.config import NetworkConfig
+from soflow.networks.registry import NETWORKS
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from soflow.config import RunConfig
 
+def build(network: NetworkConfig, sample_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build the configured network.
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """One network by name: the module whose `build` makes it, and that function's size arguments."""
-
-    module: str
-    side_multiple: int
-    """Number by which the sides of what it generates must be divisible."""
-    size: dict[str, Any] = field(default_factory=dict)
-    dropout: bool = False
-    """Whether it has dropout."""
-    augmentation: bool = False
-    """Whether it can be told how its images were augmented."""
-
-
-# (hidden width, depth, heads): S to XL as published (arXiv 2212.09748, M in 2505.13447), the rest for small images.
-DIT_SIZES = {
-    "XXS": (64, 4, 4),
-    "XS": (128, 6, 4),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "M": (1024, 16, 16),
-    "L": (1024, 24, 16),
-    "XL": (1152, 28, 16),
-}
-
-# U-Net: EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364), the filter as in the SoFlow experiments; XS is for small images.
-UNET_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
-    "U-Net": (
-        4,
-        {
-            "width": 128,
-            "multipliers": (2, 2, 2),
-            "blocks": 4,
-            "attention_sides": (16,),
-            "resample_filter": (1, 3, 3, 1),
-        },
-    ),
-    "U-Net-XS": (2, {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention_sides": (8,)}),
-}
-
-NETWORKS = {
-    f"DiT-{name}/{patch}": NetworkSpec(
-        "soflow.networks.dit", patch, {"patch": patch, "width": width, "depth": depth, "heads": heads}
-    )
-    for name, (width, depth, heads) in DIT_SIZES.items()
-    for patch in (1, 2, 4)
-} | {
-    name: NetworkSpec("soflow.networks.unet", multiple, size, dropout=True, augmentation=True)
-    for name, (multiple, size) in UNET_SIZES.items()
-}
-
-
-def build(config: RunConfig, num_classes: int) -> nn.Module:
-    """The configured network for what the configured data set trains on; label `num_classes` is the null label."""
-    spec = NETWORKS[config.network.name]
-    channels, side, _ = config.dataset.sample_shape
-    options = {"dropout": config.network.dropout} if spec.dropout else {}
+    Args:
+        sample_shape: (channels, height, width) of the samples that it generates.
+        num_classes: number of classes; label `num_classes` is the null label.
+    """
+    spec = NETWORKS[network.name]
+    channels, side, _ = sample_shape
+    options = {"dropout": network.dropout} if spec.dropout else {}
     return importlib.import_module(spec.module).build(
         image_size=side,
         channels=channels,
         num_classes=num_classes,
-        gradient_checkpointing=config.network.gradient_checkpointing,
+        gradient_checkpointing=network.gradient_checkpointing,
         **options,
         **spec.size,
     )

@@ -23,7 +23,6 @@ scheduled where t − s is small.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -32,7 +31,8 @@ from torch import Tensor, nn
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
-from soflow.profiling.phases import part
+from soflow.profiling.phases import phase
+from soflow.schedules import step_ratio
 from soflow.times import consistency_times
 
 
@@ -58,7 +58,7 @@ class AlphaFlow(MeanFlow):
     def average_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         if draws.gap_ratio in (0, 1):
             return super().average_velocity(network, x_t, labels, draws)
-        return self.output_of_parts(network, x_t, labels, draws, draws.num_flow_matching, self.call_precisely)
+        return self.output_of_parts(network, x_t, labels, draws, draws.num_flow_matching, self.forward_precise)
 
     @torch.no_grad()
     def derivative(
@@ -77,29 +77,8 @@ class AlphaFlow(MeanFlow):
         if draws.gap_ratio == 1 or len(slope[rest]) == 0:
             return slope
         t, l, s = (time[rest] for time in (draws.t, draws.l, draws.s))
-        with part("target"), self.same_dropout(draws):
+        with phase("target"), self.same_dropout(draws):
             x_l = x_t[rest] - per_sample(t - l, x_t[rest]) * v_g[rest]
-            u_l = self.call_precisely(network, x_l, l, s, labels[rest])
+            u_l = self.forward_precise(network, x_l, l, s, labels[rest])
         slope[rest] = per_sample((l - s) / ((t - s) * (t - l)), u_l) * (u[rest] - u_l)
         return slope
-
-
-def step_ratio(progress: float, start: float, end: float, temperature: float, clamp: float) -> float:
-    """α(k) in [0, 1]: 1 − sigmoid(γ ((k − k_s) / (k_e − k_s) − 1/2)), 1 before k_s, 0 from k_e on.
-
-    Within η of 0 or 1 it is 0 or 1.
-
-    Args:
-        progress: k / K in [0, 1].
-        start, end: k_s / K and k_e / K.
-        temperature: γ > 0.
-        clamp: η in (0, 1/2).
-    """
-    if progress < start:
-        return 1.0
-    if progress >= end:
-        return 0.0
-    alpha = 1 / (1 + math.exp(temperature * ((progress - start) / (end - start) - 0.5)))
-    if alpha < clamp:
-        return 0.0
-    return 1.0 if alpha > 1 - clamp else alpha

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from soflow.conditioning import with_null
 from soflow.interpolants import Interpolant
 from soflow.precision import Precision
-from soflow.profiling.phases import part
+from soflow.profiling.phases import phase
 
 FULL = Precision("fp32")
 
@@ -129,7 +129,7 @@ class Objective(ABC):
         dropout: bool = False,
     ):
         self.config, self.num_classes, self.conditional = config, num_classes, conditional
-        self.call, self.call_precisely, self.dropout = precision, quotient_precision, dropout
+        self.forward, self.forward_precise, self.dropout = precision, quotient_precision, dropout
 
     @abstractmethod
     def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
@@ -162,12 +162,12 @@ class Objective(ABC):
             rest: precision of the other part, which shares its dropout masks with whatever is called later under
                 `same_dropout`.
         """
-        if apart < len(x_t) and self.call.name == rest.name and not self.dropout:
+        if apart < len(x_t) and self.forward.name == rest.name and not self.dropout:
             apart = 0
         t, s, outputs = draws.t, draws.s, []
-        with part("forward"):
+        with phase("forward"):
             if apart:
-                outputs.append(self.call(network, x_t[:apart], t[:apart], s[:apart], labels[:apart]))
+                outputs.append(self.forward(network, x_t[:apart], t[:apart], s[:apart], labels[:apart]))
             if apart < len(x_t):
                 with self.same_dropout(draws):
                     outputs.append(rest(network, x_t[apart:], t[apart:], s[apart:], labels[apart:]))
@@ -200,8 +200,8 @@ class Objective(ABC):
         found = x_t[:0]
         if len(rows):
             t, given = draws.t[rows], torch.cat([values[indices] for indices, values in wanted])
-            with part("guidance"):
-                found = self.call(network, x_t[rows], t, t, given)
+            with phase("guidance"):
+                found = self.forward(network, x_t[rows], t, t, given)
         of_null, of_label = found[: len(own)] if null else 0.0, found[len(own) if null else 0 :]
         if label and known:
             of_label = torch.cat([output[own[:known]], of_label])
@@ -235,22 +235,6 @@ class Objective(ABC):
 def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:
     """Standard normal draws on the generator's device."""
     return torch.randn(shape, generator=generator, device=generator.device)
-
-
-def part_size(fraction: float, batch: int) -> int:
-    """⌊λB⌋, for a λ that binary fractions may put just below: 0.57 of 100 is 57."""
-    return int(fraction * batch + 1e-9)
-
-
-def part_weights(batch: int, leading: int, leading_share: float) -> Tensor:
-    """[B] weights: the first `leading` samples share `leading_share`, the others the rest, each part evenly.
-
-    An empty part's share is lost, as its mean is taken for 0.
-    """
-    weight = torch.empty(batch, dtype=torch.float64)
-    weight[:leading] = leading_share / max(leading, 1)
-    weight[leading:] = (1 - leading_share) / max(batch - leading, 1)
-    return weight.float()
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -21,15 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from soflow.conditioning import split
-from soflow.config import RunConfig
-from soflow.config_base import ConfigError
-from soflow.interpolants import INTERPOLANTS, Interpolant
 from soflow.objectives.base import Draws, Objective
 from soflow.objectives.soflow import SoFlow
-from soflow.training import checkpoints
-from soflow.training.checkpoints import CheckpointError
-from soflow.training.run import load_sampler
 
 
 @dataclass(frozen=True)
@@ -49,13 +42,11 @@ class Distillation(SoFlow):
     """SoFlow's losses, with the teacher's velocity for v_t.
 
     Attributes:
-        teacher: read from its checkpoint when a target is first wanted. It is part of neither the trained module nor
-            the student's checkpoints, which therefore sample without it.
+        teacher: attached before training (soflow.training.teacher). It is part of neither the trained module nor the
+            student's checkpoints, so sampling does not need it.
     """
 
-    def __init__(self, config, num_classes: int, conditional: bool, *calls):
-        super().__init__(config, num_classes, conditional, *calls)
-        self.teacher: Teacher | None = None
+    teacher: Teacher
 
     @torch.no_grad()
     def target_velocity(
@@ -79,9 +70,6 @@ class Distillation(SoFlow):
 
         With m = `mix` below 1 the student's own velocity takes the share 1 − m of a guided target, as in SoFlow.
         """
-        if self.teacher is None:
-            augmented = split(labels)[1] is not None
-            self.teacher = self.load_teacher(tuple(x_t.shape[1:]), augmented, x_t.device, x_t.dtype)
         t, given = draws.t, self.given_labels(labels, draws.drop)
         if not self.guided:
             return self.teacher.velocity(x_t, t, given)
@@ -89,60 +77,3 @@ class Distillation(SoFlow):
         taught, taught_null = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         own = taught if mix == 1 else self.velocity(network, x_t, t, labels)
         return self.mixed(taught, taught_null, own, draws, mix)
-
-    def load_teacher(
-        self,
-        sample_shape: tuple[int, ...],
-        augmented: bool,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Teacher:
-        """The velocity of the configured checkpoint's averaged weights.
-
-        Args:
-            sample_shape: (channels, height, width) of what the student generates.
-            augmented: whether the student's labels say how its images were augmented.
-
-        Raises:
-            ConfigError: if none is configured, its checkpoint is missing or damaged, or its run cannot teach this one.
-        """
-        path = self.config.teacher
-        if path is None:
-            raise ConfigError(
-                "objective.teacher = None: must be a trained run to distil, its folder or one of its checkpoint-*.pt"
-            )
-        if path.is_dir():
-            if not (step := checkpoints.latest_step(path)):
-                raise ConfigError(f"objective.teacher = {path}: holds no checkpoint-*.pt of a run or trial")
-            path = checkpoints.path_of(path, step)
-        try:
-            with torch.random.fork_rng(devices=[]):  # a network is built with random weights at first
-                config, objective, network = load_sampler(path, torch.device(device))
-        except CheckpointError as error:
-            raise ConfigError(f"objective.teacher = {error}") from None
-        except (ConfigError, KeyError):  # some other file of torch's, or a run with other fields
-            raise ConfigError(f"objective.teacher = {path}: is no checkpoint of a run of this version") from None
-        if reason := self._unfit(config, objective, sample_shape, augmented):
-            raise ConfigError(f"objective.teacher = {path}: {reason}")
-        return Teacher(objective, network.to(dtype).requires_grad_(False))
-
-    def _unfit(
-        self, theirs: RunConfig, objective: Objective, sample_shape: tuple[int, ...], augmented: bool
-    ) -> str | None:
-        """Why a run cannot teach this one, None if it can."""
-        for what, given, wanted in (
-            ("interpolant", _name(objective.interpolant), _name(self.interpolant)),
-            ("shape of samples", theirs.dataset.sample_shape, sample_shape),
-            ("number of classes", objective.num_classes, self.num_classes),
-        ):
-            if given != wanted:
-                return f"its {what} is {given} and must be this run's, {wanted}"
-        if self.conditional and not theirs.dataset.conditional:
-            return "was trained without labels and can only teach a run with dataset.conditional = false"
-        if augmented and not theirs.dataset.augmentation:
-            return "was trained on plain images and can only teach a run with dataset.augmentation = 0"
-        return None
-
-
-def _name(interpolant: Interpolant) -> str:
-    return next(name for name, known in INTERPOLANTS.items() if known is interpolant)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from soflow.guidance import mixed_velocity
 from soflow.interpolants import INTERPOLANTS, per_sample
 from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal
+from soflow.objectives.weighting import adaptive_weight
 from soflow.parameterizations import PARAMETERIZATIONS
 from soflow.times import logit_normal
 
@@ -33,7 +34,7 @@ class FlowMatching(Objective):
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
         given = self.given_labels(labels, draws.drop)
-        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.call)
+        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.forward)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         loss, error = self.flow_matching_loss(output, target)
         return Losses(loss, {"flow_matching": error})
@@ -91,9 +92,4 @@ class FlowMatching(Objective):
         return x + per_sample(s - t, x) * self.velocity(network, x, t, labels)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.velocity(self.call(network, x, t, t, labels))
-
-
-def adaptive_weight(error: Tensor, config) -> Tensor:
-    """(error + ε)^−p without gradient, for errors [B]."""
-    return (error.detach() + config.weight_eps) ** -config.weight_power
+        return self.parameterization.velocity(self.forward(network, x, t, t, labels))

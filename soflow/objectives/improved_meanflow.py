@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
-from soflow.profiling.phases import part
+from soflow.profiling.phases import phase
 
 
 class ImprovedMeanFlow(MeanFlow):
@@ -42,6 +42,6 @@ class ImprovedMeanFlow(MeanFlow):
         known = draws.num_flow_matching  # t − s is 0 in this part
         v = torch.zeros_like(x_t)
         if known < len(x_t):
-            with part("guidance"), self.same_dropout(draws):
+            with phase("guidance"), self.same_dropout(draws):
                 v[known:] = self.velocity(network, x_t[known:], draws.t[known:], labels[known:])
         return v

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from soflow.autodiff import directional_derivative
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives.base import Draws, Losses, Objective, normal, part_size
-from soflow.objectives.flow_matching import adaptive_weight
+from soflow.objectives.base import Draws, Losses, Objective, normal
+from soflow.objectives.weighting import adaptive_weight, part_size
 from soflow.parameterizations import PARAMETERIZATIONS
-from soflow.profiling.phases import part
+from soflow.profiling.phases import phase
 from soflow.times import logit_normal
 
 
@@ -53,7 +53,7 @@ class MeanFlow(Objective):
         if self.in_one_call(draws):
             v_g = self.guided_velocity(network, x_t, v_t, None, labels, draws)
             tangent = self.tangent(network, x_t, v_g, given, draws)
-            with part("forward"):
+            with phase("forward"):
                 u, du_dt = self.total_derivative(network, x_t, tangent, draws.t, draws.s, given)
             du_dt = du_dt.detach()
         else:
@@ -100,7 +100,7 @@ class MeanFlow(Objective):
     def average_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """u = F_θ(x_t, t, s, label) [B, ...] with gradient, for labels as the network sees them [B]."""
         apart = draws.num_flow_matching if self.config.jvp == "subset" else 0
-        return self.output_of_parts(network, x_t, labels, draws, apart, self.call)
+        return self.output_of_parts(network, x_t, labels, draws, apart, self.forward)
 
     def tangent(self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """dx_t/dt [B, ...] along which u is differentiated, for labels as the network sees them [B]."""
@@ -121,7 +121,7 @@ class MeanFlow(Objective):
         own = slice(draws.num_flow_matching if self.config.jvp == "subset" else 0, len(x_t))
         du_dt = torch.zeros_like(x_t)
         if own.stop > own.start:
-            with part("target"), self.same_dropout(draws):
+            with phase("target"), self.same_dropout(draws):
                 _, du_dt[own] = self.total_derivative(
                     network, x_t[own], tangent[own], draws.t[own], draws.s[own], labels[own]
                 )
@@ -133,14 +133,12 @@ class MeanFlow(Objective):
         """u = F_θ(x_t, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, [B, ...], by one forward-mode pass."""
         # A compiled network has no forward-mode derivative.
         eager = getattr(network, "_orig_mod", network)
-        # Nor have the fused attention kernels.
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.func.jvp(
-                lambda x, time: self.call(eager, x, time, s, labels), (x_t, t), (v, torch.ones_like(t))
-            )
+        return directional_derivative(
+            lambda x, time: self.forward(eager, x, time, s, labels), (x_t, t), (v, torch.ones_like(t))
+        )
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.solution(x, self.call(network, x, t, s, labels), t, s)
+        return self.parameterization.solution(x, self.forward(network, x, t, s, labels), t, s)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.call(network, x, t, t, labels)
+        return self.forward(network, x, t, t, labels)

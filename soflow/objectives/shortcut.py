@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives.base import Draws, Losses, Objective, mean_square, part_size
+from soflow.objectives.base import Draws, Losses, Objective, mean_square
+from soflow.objectives.weighting import part_size
 from soflow.parameterizations import PARAMETERIZATIONS
-from soflow.profiling.phases import part
+from soflow.profiling.phases import phase
 
 
 class Shortcut(Objective):
@@ -54,8 +55,8 @@ class Shortcut(Objective):
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
         given = self.given_labels(labels, draws.drop)
-        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.call)
-        with part("target"):
+        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.forward)
+        with phase("target"):
             target = torch.cat([v_t[:known], self.two_steps(network, x_t, labels, draws)])
         loss = mean_square(output - target)
         error = loss.detach()
@@ -86,7 +87,7 @@ class Shortcut(Objective):
 
     def average_velocity(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         """u(x, t, s) [B, ...]: the velocity at (x, t) for a smallest step, which is not trained otherwise."""
-        return self.call(network, x, t, torch.where(self.is_smallest(t, s), t, s), labels)
+        return self.forward(network, x, t, torch.where(self.is_smallest(t, s), t, s), labels)
 
     def is_smallest(self, t: Tensor, s: Tensor) -> Tensor:
         """[B] bool: t − s ≤ 1/M. Exact for the times of training, which are binary fractions."""
@@ -96,7 +97,7 @@ class Shortcut(Objective):
         return self.parameterization.solution(x, self.average_velocity(network, x, t, s, labels), t, s)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.call(network, x, t, t, labels)
+        return self.forward(network, x, t, t, labels)
 
 
 def grid_times(place: Tensor, steps: Tensor | int) -> Tensor:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from soflow.interpolants import per_sample
-from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal, part_size, part_weights
-from soflow.objectives.flow_matching import FlowMatching, adaptive_weight
-from soflow.profiling.phases import part
-from soflow.times import consistency_times, gap_ratio, logit_normal
+from soflow.objectives.base import Draws, Losses, Objective, mean_square, normal
+from soflow.objectives.flow_matching import FlowMatching
+from soflow.objectives.weighting import adaptive_weight, part_size, part_weights
+from soflow.profiling.phases import phase
+from soflow.schedules import gap_ratio
+from soflow.times import consistency_times, logit_normal
 
 
 class SoFlow(FlowMatching):
@@ -35,7 +37,7 @@ class SoFlow(FlowMatching):
         known, given = draws.num_flow_matching, self.given_labels(labels, draws.drop)
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        output = self.output_of_parts(network, x_t, given, draws, known, self.call_precisely)
+        output = self.output_of_parts(network, x_t, given, draws, known, self.forward_precise)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         velocity_loss, velocity_error = self.flow_matching_loss(output[:known], target[:known])
         with self.same_dropout(draws):
@@ -78,9 +80,9 @@ class SoFlow(FlowMatching):
         """
         if len(x_t) == 0:  # λ = 1, or no sample of this part on this worker
             return output.flatten(1).sum(1), output.new_zeros(0)
-        with torch.no_grad(), part("target"):
+        with torch.no_grad(), phase("target"):
             x_l = x_t + per_sample(l - t, x_t) * v_mix
-            output_l = self.call_precisely(network, x_l, l, s, labels)
+            output_l = self.forward_precise(network, x_l, l, s, labels)
         q = self.solution_quotient(output.detach(), output_l, x_t, v_mix, t, l, s)
         error = mean_square(q)
         sign = torch.sign(self.parameterization.b(t, s))
@@ -101,4 +103,4 @@ class SoFlow(FlowMatching):
         return state + per_sample(p.b_quotient(t, l, s), x_t) * output_l + change
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        return self.parameterization.solution(x, self.call_precisely(network, x, t, s, labels), t, s)
+        return self.parameterization.solution(x, self.forward_precise(network, x, t, s, labels), t, s)

@@ -1,0 +1,1 @@
+"""Time and memory of an optimizer step, measured while it runs."""

@@ -1,13 +1,10 @@
-"""Time per optimiser step and the process's peak memory."""
+"""Time per optimizer step."""
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
-from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 
@@ -48,19 +45,3 @@ class StepClock:
             event.record(torch.cuda.current_stream(self.device))
             return event
         return time.perf_counter()
-
-
-class PeakResidentMemory:
-    """Peak of this process's resident memory since `reset`: tensors, libraries and all."""
-
-    def reset(self) -> None:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to the current resident size
-
-    def mib(self) -> float:
-        """MiB. Where the system cannot reset a process's peak, this is the peak of its whole life."""
-        try:
-            status = Path("/proc/self/status").read_text()
-            return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-        except (OSError, IndexError):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

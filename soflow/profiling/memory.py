@@ -1,10 +1,12 @@
-"""Exact peaks of memory: on CUDA from torch's caching allocator, on the CPU from every allocation that torch makes."""
+"""Peak memory: exact for tensors, and the resident size of the process."""
 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -78,3 +80,19 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' storages, each counted once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+class PeakResidentMemory:
+    """Peak of this process's resident memory since `reset`: tensors, libraries and all."""
+
+    def reset(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to the current resident size
+
+    def mib(self) -> float:
+        """MiB. Where the system cannot reset a process's peak, this is the peak of its whole life."""
+        try:
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+        except (OSError, IndexError):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

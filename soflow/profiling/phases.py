@@ -1,4 +1,4 @@
-"""The parts of an optimiser step, marked where they happen so that whoever measures can tell them apart."""
+"""Phases of an optimizer step, marked where they happen so that a recorder can measure each of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-PARTS = {
+PHASES = {
     "batch": "data, noise and times",
     "guidance": "velocities without gradient for classifier-free guidance",
     "forward": "network outputs with gradient",
-    "target": "the second network output of a quotient, or the Jacobian-vector product",
+    "target": "the second network output of a finite difference, or the Jacobian-vector product",
     "backward": "gradients",
     "optimizer": "the update of the weights",
     "ema": "the update of their moving average",
@@ -19,27 +19,27 @@ PARTS = {
 
 
 class Recorder(Protocol):
-    """Measures what happens inside a part."""
+    """Measures what happens inside each phase."""
 
-    def part(self, name: str) -> AbstractContextManager[None]: ...
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
 
 
 _recorder: Recorder | None = None
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
-    """Inside, the step is in this part (a key of PARTS); costs nothing while nobody records."""
+def phase(name: str) -> Iterator[None]:
+    """Mark a phase of the step, a key of PHASES; costs nothing without a recorder."""
     if _recorder is None:
         yield
         return
-    with _recorder.part(name):
+    with _recorder.phase(name):
         yield
 
 
 @contextmanager
 def recorded_by(recorder: Recorder) -> Iterator[None]:
-    """Inside, the recorder is told of every part."""
+    """Report every phase inside the block to a recorder."""
     global _recorder
     before, _recorder = _recorder, recorder
     try:

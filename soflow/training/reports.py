@@ -12,8 +12,9 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from soflow.config import RunConfig, parse, read_yaml, to_yaml
+from soflow.config import RunConfig, parse
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml, to_yaml
 
 CONFIG_FILE = "config.yaml"
 FOLDER = "reports"

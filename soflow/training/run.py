@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from soflow import networks, objectives
-from soflow.codecs import pixels as codecs
-from soflow.codecs.pixels import Codec
 from soflow.config import RunConfig, parse, to_dict
-from soflow.data import DataSource
-from soflow.evaluation.fidelity import Evaluator
-from soflow.evaluation.generated import evaluate, evaluation_nfe, look_closer, sampler_for
-from soflow.objectives.base import Objective, normal
-from soflow.randomness import generator
-from soflow.sampling import sample
+from soflow.data.base import DataSource
+from soflow.diagnostics import diagnose
+from soflow.diagnostics.base import Subject
+from soflow.evaluation.fidelity import Batch, Evaluator
+from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
 from soflow.training import checkpoints, reports
-from soflow.training.grids import write_grid
+from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
 from soflow.training.reports import Report
 from soflow.training.trainer import Trainer
 
-GRID_ROWS, GRID_COLUMNS = 8, 10
+NUM_DIAGNOSED = 512
+"""Training samples used by diagnostics."""
 LAST_NFE = (1, 2, 4)
 """The last report's samples are also drawn at these numbers of network evaluations."""
 
@@ -81,10 +80,10 @@ class TrainingRun:
         trainer = self.trainer
         metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
         network, began = trainer.averaged_network(), time.perf_counter()
-        metrics |= evaluate(trainer, network, self.evaluator)
+        metrics |= self.evaluate(network)
         evaluation = self.config.evaluation
         if evaluation.diagnostics and (self.finished or evaluation.diagnose_every_report):
-            metrics |= look_closer(trainer, network, self.evaluator)
+            metrics |= self.diagnose(network)
         metrics["time/evaluate_s"] = time.perf_counter() - began  # of this report; it ends in numbers, so synchronised
         if trainer.rank:
             return None
@@ -94,6 +93,37 @@ class TrainingRun:
         report = Report(trainer.step, metrics, self._facts(), grids, self.finished)
         reports.record(report, self.directory)
         return report
+
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Measure every metric at every configured NFE and, on rank 0, the FID floor of the data itself."""
+        trainer, metrics = self.trainer, {}
+        for i, nfe in enumerate(evaluation_nfe(self.config, trainer.objective)):
+            sampler = sampler_for(self.config, trainer.objective, nfe)
+            measured = self.evaluator.evaluate(self._images(network, nfe, sampler))
+            metrics |= {name if i == 0 else f"{name}_{nfe}nfe": value for name, value in measured.items()}
+        return metrics | self.evaluator.floor()
+
+    def diagnose(self, network: nn.Module) -> dict[str, float]:
+        """Measure the configured diagnostics, e.g. "diagnostics/ode_violation/mean"; the same on all workers."""
+        source = self.trainer.source
+        stored, classes = source.batch(np.arange(min(NUM_DIAGNOSED, len(source))))
+        labels = torch.from_numpy(classes).to(self.device)
+        subject = Subject(
+            objective=self.trainer.objective,
+            network=network,
+            data=self.trainer.codec.encode(torch.from_numpy(stored).to(self.device)),
+            labels=labels if self.config.dataset.conditional else torch.full_like(labels, source.num_classes),
+            seed=self.config.seed,
+            fid=lambda nfe, sampler, other=network: self.evaluator.fid(self._images(other, nfe, sampler)),
+            components=getattr(source, "components", None),
+        )
+        metrics = diagnose(self.config.evaluation.diagnostics, subject)
+        return {f"diagnostics/{name}": value for name, value in metrics.items()}
+
+    def _images(self, network: nn.Module, nfe: int, sampler: str) -> Iterator[Batch]:
+        """Generate this worker's share of the evaluation's images."""
+        trainer = self.trainer
+        return generate(trainer.objective, network, trainer.codec, self.config, nfe, sampler, self.evaluator.workers)
 
     def _draw(self, network: nn.Module) -> dict[str, Path]:
         """Grids from equal noise, by the name of their pictures: named as the metrics at equal NFE are."""
@@ -133,42 +163,3 @@ class TrainingRun:
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
         self.trainer.load_state_dict(state)
-
-
-def draw_grid(
-    objective: Objective,
-    network: nn.Module,
-    config: RunConfig,
-    device: torch.device,
-    nfe: int,
-    sampler: str | None = None,
-    seed: int = 0,
-    rows: int = GRID_ROWS,
-    codec: Codec | None = None,
-) -> Tensor:
-    """uint8 samples [rows · 10, C, H, W], row by row, one column per class (the first ten), from seeded noise.
-
-    Args:
-        codec: of the configured data, built if it is not at hand.
-    """
-    random = generator(device, seed, "grid")
-    noise = normal((rows * GRID_COLUMNS, *config.dataset.sample_shape), random)
-    labels = torch.arange(len(noise), device=device) % GRID_COLUMNS % objective.num_classes
-    if not config.dataset.conditional:
-        labels = torch.full_like(labels, objective.num_classes)
-    sampler = sampler or sampler_for(config, objective, nfe)
-    samples = sample(objective, network, noise, labels, nfe, sampler, random)
-    return (codec or codecs.build(config.dataset, device)).decode(samples)
-
-
-def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective, nn.Module]:
-    """The configuration, the objective and the averaged network of a checkpoint, ready to sample.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    state = checkpoints.load(path, device)
-    config = parse(state["config"])
-    network = networks.build(config, state["num_classes"]).to(device)
-    network.load_state_dict(state["ema"])
-    return config, objectives.build(config, state["num_classes"]), network.eval()

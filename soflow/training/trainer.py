@@ -13,21 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from soflow import networks, objectives
-from soflow.codecs import pixels as codecs
+from soflow import codecs
 from soflow.conditioning import join
 from soflow.config import RunConfig
-from soflow.data import DataSource
 from soflow.data.augmentation import EDM, UPRIGHT, augment
+from soflow.data.base import DataSource
 from soflow.data.loading import BatchOrder, batches
 from soflow.objectives.base import Draws, Objective, normal
-from soflow.profiling.clock import PeakResidentMemory, StepClock
-from soflow.profiling.memory import AllocationPeak, bytes_of
-from soflow.profiling.phases import part
+from soflow.profiling.clock import StepClock
+from soflow.profiling.memory import AllocationPeak, PeakResidentMemory, bytes_of
+from soflow.profiling.phases import phase
 from soflow.randomness import generator
+from soflow.training.build import build_network, build_objective, build_optimizer
+from soflow.training.ema import moving_average
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
+from soflow.training.teacher import attach_teacher
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -76,10 +77,10 @@ class Trainer:
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
         with device if device.type == "meta" else nullcontext():  # weights without content need not be made first
             self.network = build_network(config, source.num_classes).to(device)
-        self.objective = objectives.build(config, source.num_classes)
+        self.objective = build_objective(config, source.num_classes)
+        attach_teacher(self.objective, config, device)
         self.codec = codecs.build(config.dataset, device)
-        self.ema = AveragedModel(self.network, multi_avg_fn=_ema_update(config.training.ema_decay))
-        self.ema.module.to(getattr(torch, config.training.ema_dtype)).requires_grad_(False)
+        self.ema = moving_average(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
         module = LossModule(torch.compile(self.network) if config.training.compile else self.network, self.objective)
         self.module = DistributedDataParallel(module) if world_size > 1 else module
@@ -153,7 +154,7 @@ class Trainer:
     def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimiser step; its loss and the objective's per-sample terms, on the device."""
         training = self.config.training
-        with part("batch"):
+        with phase("batch"):
             data, labels = self._batch()
             shares = self._draws()
         for group in self.optimizer.param_groups:
@@ -164,15 +165,15 @@ class Trainer:
             own = slice(number, None, self.micro_batches)
             with self._gradients_stay_here() if draws is not shares[-1] else nullcontext():
                 loss, terms = self.module(data[own], labels[own], draws)
-                with part("backward"):
+                with phase("backward"):
                     # DistributedDataParallel averages over workers; the samples' weights already sum to 1 over all.
                     (loss * self.world_size).backward()
             found.append((loss.detach(), terms))
-        with part("optimizer"):
+        with phase("optimizer"):
             self.optimizer.step()
         self.step += 1
         if self.step % training.ema_every == 0:
-            with part("ema"):
+            with phase("ema"):
                 self.ema.update_parameters(self.network)
         losses, terms = zip(*found, strict=True)
         return sum(losses), {name: torch.cat([values[name] for values in terms]) for name in terms[0]}
@@ -274,38 +275,3 @@ class Trainer:
         self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
         self._batches = None
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-
-
-def _ema_update(decay: float):
-    """How AveragedModel updates: average ← decay · average + (1 − decay) · weights, in the average's dtype."""
-    in_place = get_ema_multi_avg_fn(decay)
-
-    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:
-        in_place(averages, [weight.to(averages[0].dtype) for weight in weights], num_averaged)
-
-    return update
-
-
-def build_network(config: RunConfig, num_classes: int) -> nn.Module:
-    """The configured network with initial weights that depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.random.manual_seed(config.seed)
-        return networks.build(config, num_classes)
-
-
-def build_optimizer(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
-    kinds = {"adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
-    options = config.optimizer
-    if options.name == "radam":
-        extra = {"decoupled_weight_decay": True}
-    elif next(network.parameters()).is_meta:
-        extra = {"foreach": False}  # one weight after another, with as few temporaries as the fused kernel
-    else:
-        extra = {"fused": True}
-    return kinds[options.name](
-        network.parameters(),
-        lr=options.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-        **extra,
-    )

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from session import ROOT, Session
 
-from soflow.codecs import pixels as codecs
+from soflow import codecs
 from soflow.codecs.latents import load_vae, moments
-from soflow.config import DatasetConfig
 from soflow.data import open_source
+from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
 from soflow.data.loading import BatchOrder, batches
 

@@ -12,7 +12,8 @@ import pytest
 
 from orchestration.config import SweepConfig, TrainConfig
 from orchestration.terminal.command_line import read_command_line
-from soflow.config import RunConfig, to_yaml
+from soflow.config import RunConfig
+from soflow.config_files import to_yaml
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY
 
-from soflow.data import SOURCES, DataSource
-from soflow.diagnostics import DIAGNOSTICS
-from soflow.evaluation import FEATURE_NETWORKS
-from soflow.networks import NETWORKS
-from soflow.objectives import OBJECTIVES
+from soflow.data.base import DataSource
+from soflow.data.registry import SOURCES
+from soflow.diagnostics.registry import DIAGNOSTICS
+from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.networks.registry import NETWORKS
 from soflow.objectives.base import Objective
+from soflow.objectives.registry import OBJECTIVES
 
 # What each package must not import, at the top of a file or anywhere in it.
 FORBIDDEN = {
@@ -116,7 +117,7 @@ def test_every_objective_has_a_class_and_a_configuration():
 def test_every_data_source_opens_through_its_module_and_names_known_features():
     for info in SOURCES.values():
         open_source = importlib.import_module(info.module).open_source
-        assert list(inspect.signature(open_source).parameters) == ["config"]
+        assert list(inspect.signature(open_source).parameters) == ["root", "image_size", "download"]
         assert info.feature_network in FEATURE_NETWORKS
     assert {name for name in vars(DataSource) if not name.startswith("_")} == {"batch"}
 
@@ -131,7 +132,7 @@ def test_every_network_builds_through_its_module():
 
 def test_every_file_of_a_registry_is_registered():
     """A forgotten entry would leave an objective or a data source that nobody can choose."""
-    helpers = {"base", "configs", "in_memory"}
+    helpers = {"base", "config", "registry", "in_memory"}
     for folder, registered in (
         ("objectives", {spec.implementation.split(":")[0] for spec in OBJECTIVES.values()}),
         ("data", {info.module for info in SOURCES.values()}),

@@ -17,7 +17,8 @@ from helpers import CPU, REPOSITORY
 
 from orchestration.config import TrainConfig
 from orchestration.terminal.command_line import read_command_line
-from soflow.config import RunConfig, flatten, override, parse, read_yaml, to_dict
+from soflow.config import RunConfig, flatten, override, parse, to_dict
+from soflow.config_files import read_yaml
 from soflow.cost.predict import predict
 from soflow.training.trainer import Trainer
 

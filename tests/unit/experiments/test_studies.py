@@ -21,7 +21,8 @@ from orchestration.sweep import search_space
 from orchestration.sweep.study import check_study
 from orchestration.terminal.command_line import read_command_line
 from orchestration.tracking.spool import TrackingError
-from soflow.config import RunConfig, flatten, parse, read_yaml, to_dict
+from soflow.config import RunConfig, flatten, parse, to_dict
+from soflow.config_files import read_yaml
 from soflow.cost.accelerators import ACCELERATORS, Accelerator
 from soflow.cost.predict import predict
 

@@ -13,8 +13,9 @@ from orchestration.config import SweepConfig, read_case
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import CASE, trial_config
 from orchestration.terminal.command_line import read_command_line
-from soflow.config import RunConfig, override, parse, to_dict, to_yaml
+from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import to_yaml
 from soflow.cost.measure import count_step
 from soflow.cost.predict import predict
 from soflow.cost.synthetic import synthetic_source

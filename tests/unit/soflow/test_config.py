@@ -13,17 +13,10 @@ from pydantic import ValidationError
 from orchestration.config import LaunchConfig, SweepConfig, TrainConfig, read_case
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import Dimension, build, known_points, trial_config
-from soflow.config import (
-    config_hash,
-    flatten,
-    override,
-    parse,
-    read_yaml,
-    to_dict,
-    to_yaml,
-)
+from soflow.config import config_hash, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
-from soflow.objectives import OBJECTIVES
+from soflow.config_files import read_yaml, to_yaml
+from soflow.objectives.registry import OBJECTIVES
 
 # What users, presets, records and scripts refer to. A change here is a decision.
 RUN_PATHS = {

@@ -10,12 +10,12 @@ from helpers import NUM_CLASSES, SmoothNetwork, count_calls, golden, golden_dit,
 from helpers import tiny_config as config_of
 from torch import Tensor
 
-from soflow import objectives
+from soflow.evaluation.generated import sampler_for
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives import OBJECTIVES
+from soflow.objectives.registry import OBJECTIVES
 from soflow.objectives.soflow import SoFlow
 from soflow.sampling import compose, heun, renoise, sample
-from soflow.training.run import sampler_for
+from soflow.training.build import build_objective
 
 STORED = golden("sampling")
 
@@ -146,7 +146,7 @@ def draw(objective, network, nfe: int, sampler: str, seed: int = 0, labels: Tens
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize(("sampler", "nfe"), [("renoise", 3), ("compose", 3), ("heun", 4)])
 def test_every_objective_samples_with_exactly_nfe_evaluations(name, sampler, nfe):
-    objective, network = objectives.build(config_of(name), NUM_CLASSES), SmoothNetwork()
+    objective, network = build_objective(config_of(name), NUM_CLASSES), SmoothNetwork()
     calls = count_calls(network)
     found = draw(objective, network, nfe, sampler)
     assert calls == [5] * nfe
@@ -161,7 +161,7 @@ def test_every_objective_samples_with_exactly_nfe_evaluations(name, sampler, nfe
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_evaluation_is_the_same_jump_for_every_sampler(name):
-    objective, network = objectives.build(config_of(name), NUM_CLASSES), SmoothNetwork()
+    objective, network = build_objective(config_of(name), NUM_CLASSES), SmoothNetwork()
     jump = objective.solution(network, START, ONE, ZERO, torch.arange(5))
     for sampler in ("compose", "renoise"):
         torch.testing.assert_close(draw(objective, network, 1, sampler), jump, rtol=0, atol=0)
@@ -171,7 +171,7 @@ def test_one_evaluation_is_the_same_jump_for_every_sampler(name):
 
 
 def test_flow_matching_composes_to_euler_and_converges():
-    objective, network = objectives.build(config_of("flow_matching"), NUM_CLASSES), SmoothNetwork()
+    objective, network = build_objective(config_of("flow_matching"), NUM_CLASSES), SmoothNetwork()
     labels = torch.arange(5)
     reference = draw(objective, network, 2000, "heun")
     for method, order in (("compose", 1), ("heun", 2)):
@@ -184,7 +184,7 @@ def test_flow_matching_composes_to_euler_and_converges():
 
 
 def test_an_unknown_sampler_is_refused():
-    objective = objectives.build(config_of("soflow"), NUM_CLASSES)
+    objective = build_objective(config_of("soflow"), NUM_CLASSES)
     with pytest.raises(ValueError, match="sampler = ddim: must be compose, heun or renoise"):
         draw(objective, SmoothNetwork(), 2, "ddim")
 

@@ -12,7 +12,8 @@ from soflow.guidance import decay
 from soflow.interpolants import INTERPOLANTS
 from soflow.objectives.soflow import SoFlow
 from soflow.parameterizations import PARAMETERIZATIONS
-from soflow.times import SMALLEST_GAP, consistency_times, gap_ratio, logit_normal, middle_time
+from soflow.schedules import gap_ratio
+from soflow.times import SMALLEST_GAP, consistency_times, logit_normal, middle_time
 
 GOLDEN = golden_schedules()
 SCHEDULES = {"Const": "constant", "Linear": "linear", "Cosine": "cosine", "Exponent": "exponential"}

@@ -12,8 +12,9 @@ from orchestration.config import SweepConfig
 from orchestration.sweep import search_space
 from orchestration.sweep.population import FACTORS, REDRAWN, check_population, decide, is_exchange
 from orchestration.workers.follow import FollowedRun
-from soflow.config import override, parse, read_yaml, to_dict
+from soflow.config import override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 from soflow.data import open_source
 from soflow.training import checkpoints
 from soflow.training.trainer import Trainer

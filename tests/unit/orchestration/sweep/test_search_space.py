@@ -17,8 +17,8 @@ from orchestration.sweep.pruning import StudyPruning
 from orchestration.sweep.ray_search import StudySearch, StudyTrials
 from orchestration.sweep.samplers import SAMPLERS
 from orchestration.sweep.study import STUDY_FILE, SweepStudy, check_study, load_study, open_storage, trial_states
-from soflow.config import to_yaml
 from soflow.config_base import ConfigError
+from soflow.config_files import to_yaml
 
 NUMERIC = ("objective.r_end=0.001:0.05:log", "objective.velocity_mix=0.1:1")
 NUM = 12  # beyond the ten random trials, where samplers learn from results

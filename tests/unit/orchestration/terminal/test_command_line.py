@@ -13,7 +13,8 @@ from helpers import REPOSITORY
 
 from orchestration.config import SweepConfig, TrainConfig
 from orchestration.terminal.command_line import read_command_line
-from soflow.config import RunConfig, flatten, parse, to_dict, to_yaml
+from soflow.config import RunConfig, flatten, parse, to_dict
+from soflow.config_files import to_yaml
 from tests.unit.soflow.test_config import RUN_PATHS
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning would be one more line on the terminal

@@ -11,9 +11,10 @@ from helpers import CPU, tiny_config, tiny_teacher
 from orchestration.tracking.mlflow_model import ImageSampler, register
 from orchestration.tracking.notes import code, link
 from orchestration.tracking.tracker import Tracker
-from soflow.config import to_yaml
+from soflow.config_files import to_yaml
 from soflow.training import checkpoints
-from soflow.training.run import draw_grid, load_sampler
+from soflow.training.grids import draw_grid
+from soflow.training.trained import load_sampler
 
 GRID = pd.DataFrame({"label": [i % 10 for i in range(80)]})
 

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from orchestration.encode.run import ATTEMPTS, Encoder, encode, share
 from orchestration.encode.shards import Parts, Setup
+from soflow import codecs
 from soflow.codecs import latents
-from soflow.codecs import pixels as codecs
 from soflow.codecs.latents import LATENT_SCALE, WEIGHTS, Latents, load_vae, moments
-from soflow.config import DatasetConfig
 from soflow.config_base import ConfigError
-from soflow.data import DataError, open_source
+from soflow.data import open_source
+from soflow.data.base import DataError
+from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
 from soflow.data.latents import write_latents
 from soflow.data.loading import BatchOrder, batches

@@ -21,7 +21,7 @@ from soflow.cost.measure import count_step, peak_bytes, time_steps
 from soflow.cost.predict import memory_by_batch, predict
 from soflow.cost.synthetic import synthetic_source
 from soflow.profiling.memory import AllocationPeak, bytes_of
-from soflow.profiling.phases import PARTS, part, recorded_by
+from soflow.profiling.phases import PHASES, phase, recorded_by
 from soflow.training.trainer import Trainer
 
 META = torch.device("meta")
@@ -86,11 +86,11 @@ def test_parts_are_told_apart_and_cost_nothing_unrecorded():
     layer, x = nn.Linear(8, 8), torch.randn(4, 8)
     counter = OperationCounter()
     with recorded_by(counter), counter:
-        with part("forward"):
+        with phase("forward"):
             layer(x)
         layer(x)
     assert counter.flops == {"forward": 512, "": 512}
-    with part("forward"):  # nobody records
+    with phase("forward"):  # nobody records
         pass
 
 
@@ -244,7 +244,7 @@ def test_parts_add_up_to_the_step():
     assert len(steps) == 3
     for step in steps:
         parts = {name: value for name, value in step.items() if name != "step"}
-        assert set(parts) == set(PARTS)
+        assert set(parts) == set(PHASES)
         assert 0 < sum(parts.values()) <= step["step"]
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from soflow.config import DatasetConfig
-from soflow.data import DataError, cifar10, open_source
+from soflow.data import cifar10, open_source
+from soflow.data.base import DataError
+from soflow.data.config import DatasetConfig
 
 FILES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 RANDOM = np.random.default_rng(0)
@@ -69,7 +70,7 @@ def test_both_published_versions(kind, inside, tmp_path, monkeypatch):
     assert (images.dtype, labels.dtype, source.num_classes) == (np.uint8, np.int64, 10)
     assert images.flags.c_contiguous
     assert given.image_shape == images.shape[1:]
-    test = cifar10.open_split(given, "test")
+    test = cifar10.open_split(given.root, "test")
     assert np.array_equal(test.batch(np.arange(3))[0], IMAGES[5])
     assert len(test) == 3
 

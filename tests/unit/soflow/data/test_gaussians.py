@@ -26,12 +26,14 @@ from dashboards.comparison.page import write_tables
 from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED
 from dashboards.reading.sweep_data import SweepRecord, read_sweep
 from dashboards.report import build
-from soflow.config import DatasetConfig, parse
+from soflow.config import parse
 from soflow.config_base import ConfigError
 from soflow.data import open_source
+from soflow.data.config import DatasetConfig
 from soflow.data.gaussians import SIGMA as DATA_SIGMA
 from soflow.data.gaussians import Components, Gaussians
-from soflow.diagnostics import Subject, true_distance
+from soflow.diagnostics import true_distance
+from soflow.diagnostics.base import Subject
 from soflow.diagnostics.target_variance import probes_with_draws
 from soflow.diagnostics.true_distance import TrueFlow
 from soflow.interpolants import INTERPOLANTS, Interpolant

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import CPU
 
-from soflow.config import DatasetConfig
 from soflow.data import open_source
+from soflow.data.config import DatasetConfig
 from soflow.data.loading import BatchOrder, batches
 
 BATCH, STEPS = 32, 6

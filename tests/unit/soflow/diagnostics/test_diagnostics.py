@@ -13,10 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from soflow import objectives
 from soflow.diagnostics import (
-    DIAGNOSTICS,
-    Subject,
     base,
     diagnose,
     fid_by_nfe,
@@ -27,7 +24,8 @@ from soflow.diagnostics import (
     target_variance,
 )
 from soflow.diagnostics.base import PAIRS as TIME_PAIRS
-from soflow.diagnostics.base import Probe, probes
+from soflow.diagnostics.base import Probe, Subject, probes
+from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.guidance import GuidedNetwork
 from soflow.interpolants import per_sample
 from soflow.objectives.base import Objective
@@ -35,6 +33,7 @@ from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.meanflow import MeanFlow
 from soflow.objectives.soflow import SoFlow
 from soflow.sampling import sample
+from soflow.training.build import build_objective
 from tests.unit.soflow.test_exact_solution import (
     MU,
     NULL,
@@ -211,7 +210,7 @@ def test_the_reference_flow_against_another_solver():
 
 @pytest.mark.parametrize("name", ["soflow", "meanflow", "flow_matching"])
 def test_ode_violation_of_a_transformer_is_its_difference_quotient(name):
-    objective, network = objectives.build(tiny_config(name), NUM_CLASSES), golden_dit()
+    objective, network = build_objective(tiny_config(name), NUM_CLASSES), golden_dit()
     data, labels = random_batch((4, 4, 8, 8))
     subject = subject_of(objective, network, data, labels)
     figures = ode_violation.measure(subject)
@@ -382,7 +381,7 @@ def test_inference_guidance_counts_both_evaluations_of_a_step():
 
 @pytest.mark.parametrize("name", ["soflow", "meanflow", "flow_matching"])
 def test_repetition_gives_the_same_and_leaves_no_trace(name):
-    objective, network = objectives.build(tiny_config(name), NUM_CLASSES), SmoothNetwork(dtype=torch.float32)
+    objective, network = build_objective(tiny_config(name), NUM_CLASSES), SmoothNetwork(dtype=torch.float32)
     data, labels = random_batch((600, 1, 2, 2), dtype=torch.float32)
     names = (*MAPS, "target_variance")
     state = torch.get_rng_state()
@@ -406,7 +405,7 @@ def test_repetition_gives_the_same_and_leaves_no_trace(name):
 
 
 def test_chunks_change_memory_not_figures(monkeypatch):
-    objective, network = objectives.build(tiny_config("soflow"), NUM_CLASSES), SmoothNetwork()
+    objective, network = build_objective(tiny_config("soflow"), NUM_CLASSES), SmoothNetwork()
     subject = subject_of(objective, network, *random_batch((90, 1, 2, 2)))
     before = diagnose(MAPS, subject)
     monkeypatch.setattr(base, "CHUNK", 40)

@@ -19,15 +19,17 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
-from soflow import files
-from soflow.codecs import pixels as codecs
+from soflow import codecs, files
 from soflow.config import parse
 from soflow.config_base import ConfigError
-from soflow.data import SOURCES, DataError, open_source
+from soflow.data import open_source
+from soflow.data.base import DataError
 from soflow.data.in_memory import InMemorySource
-from soflow.evaluation import FEATURE_NETWORKS, WEIGHTS, feature_networks, reference
+from soflow.data.registry import SOURCES
+from soflow.evaluation import feature_networks, reference
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.moments import Workers
+from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
 
 CPU = torch.device("cpu")
 CONFIG = parse({})

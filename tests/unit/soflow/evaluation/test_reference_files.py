@@ -14,9 +14,10 @@ import torch_fidelity
 from helpers import CPU, tiny_config
 
 from experiments import reference_statistics
-from soflow.config import DatasetConfig, parse, to_dict
+from soflow.config import parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
+from soflow.data.config import DatasetConfig
 from soflow.evaluation import reference_files
 from soflow.evaluation.fidelity import Evaluator
 from soflow.files import sha256

@@ -17,7 +17,6 @@ from soflow.data.in_memory import InMemorySource
 from soflow.diagnostics import fid_by_nfe
 from soflow.evaluation import metrics
 from soflow.evaluation.fidelity import Evaluator
-from soflow.evaluation.generated import evaluate, look_closer
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.training.run import TrainingRun
 
@@ -112,12 +111,14 @@ def evaluations(directory: Path, workers: Workers, watch: Watch) -> dict:
     evaluator.extractor.register_forward_pre_hook(watch.count)
     watch.taken()
     run, network = start(CONFIG, "run", evaluator)
-    result = {"metrics": evaluate(run.trainer, network, evaluator)}
+    result = {"metrics": run.evaluate(network)}
     result["seen"], result["exchanged"] = watch.taken()
-    result["cached"] = evaluate(run.trainer, network, cached)
-    result["diagnostics"] = look_closer(run.trainer, network, evaluator)
+    run.evaluator = cached
+    result["cached"] = run.evaluate(network)
+    run.evaluator = evaluator
+    result["diagnostics"] = run.diagnose(network)
     few, few_network = start(FEW, "few", Evaluator(data, FEW, CPU, directory / "cache", workers))
-    result["few"] = evaluate(few.trainer, few_network, few.evaluator)
+    result["few"] = few.evaluate(few_network)
     result["reports"] = [sorted(report.metrics) if (report := run.advance()) else None for _ in range(2)]
     if workers.rank == 0:
         result["reference"] = {name: torch.from_numpy(v) for name, v in evaluator.reference.statistics.items()}

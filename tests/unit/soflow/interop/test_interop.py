@@ -17,19 +17,21 @@ from torch import nn
 
 from orchestration.config import TrainConfig
 from orchestration.terminal.command_line import read_command_line
-from soflow import networks, objectives
-from soflow.config import override, parse, read_yaml, to_dict
+from soflow.config import override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
 from soflow.data import open_source
 from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
 from soflow.interop import authors_checkpoint, authors_config
 from soflow.interop.npz import write_samples
-from soflow.objectives import OBJECTIVES
+from soflow.objectives.registry import OBJECTIVES
 from soflow.sampling import renoise
 from soflow.training import checkpoints
+from soflow.training.build import build_network, build_objective
 from soflow.training.checkpoints import CheckpointError
-from soflow.training.run import TrainingRun, load_sampler
+from soflow.training.run import TrainingRun
+from soflow.training.trained import load_sampler
 from soflow.training.trainer import Trainer
 
 FILE = Path("theirs.pt")
@@ -238,7 +240,7 @@ def test_an_imported_checkpoint_samples_as_published_and_exports_unchanged(golde
     expected, network = golden("sampling"), golden_dit()
     network.load_state_dict({name: torch.zeros_like(value) for name, value in network.state_dict().items()})
     network.load_state_dict(state["ema"])
-    objective = objectives.build(config, NUM_CLASSES)
+    objective = build_objective(config, NUM_CLASSES)
     for nfe in (1, 2, 4):
         for key, labels in (("x", expected["labels"]), ("x_nolabel", torch.full((3,), NUM_CLASSES))):
             found = renoise(
@@ -418,7 +420,7 @@ class Noise:
 def imported(tmp_path, monkeypatch):
     """A run's folder and the authors' file that it was made from."""
     config = parse(SMALL)
-    network = networks.build(config, 10)
+    network = build_network(config, 10)
     file, yaml_file = tmp_path / "77.pt", tmp_path / "own.yaml"
     with torch.no_grad():
         for parameter in network.parameters():
@@ -542,7 +544,7 @@ def test_without_classes_there_are_no_labels(tmp_path):
 def test_a_trainer_takes_an_imported_state():
     """Nothing that Trainer.load_state_dict needs is missing."""
     config = parse(SMALL)
-    network = networks.build(config, 10)
+    network = build_network(config, 10)
     stored = {"model": theirs(network), "ema_model": theirs(network), "finished_steps": 5}
     trainer = Trainer(config, Noise(), CPU)
     trainer.load_state_dict(authors_checkpoint.import_state(stored, network, config, FILE))

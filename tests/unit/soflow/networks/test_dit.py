@@ -9,8 +9,9 @@ import torch
 from helpers import NUM_CLASSES, golden, golden_dit, relative_error
 
 from soflow.config import parse
-from soflow.networks import DIT_SIZES, NETWORKS, build
+from soflow.networks import build
 from soflow.networks.dit import DiT, position_table
+from soflow.networks.registry import DIT_SIZES, NETWORKS
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_every_size_comes_with_three_patches():
 
 def test_build_takes_the_shape_from_the_data_set():
     config = parse({"dataset": {"name": "image_folder", "image_size": 12}, "network": {"name": "DiT-XXS/4"}})
-    network = build(config, num_classes=3)
+    network = build(config.network, config.dataset.sample_shape, num_classes=3)
     x, t = torch.randn(2, 3, 12, 12), torch.tensor([1.0, 0.5])
     assert network(x, t, t, torch.tensor([0, 3])).shape == x.shape  # 3 is the null label
     with pytest.raises(IndexError):

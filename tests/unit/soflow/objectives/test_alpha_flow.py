@@ -23,10 +23,11 @@ from helpers import (
 from torch import Tensor, nn
 
 from soflow.interpolants import per_sample
-from soflow.objectives.alpha_flow import AlphaFlow, step_ratio
+from soflow.objectives.alpha_flow import AlphaFlow
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
 from soflow.precision import Precision
+from soflow.schedules import step_ratio
 from soflow.times import SMALLEST_GAP
 from tests.unit.soflow.test_exact_solution import LABELS, NULL, ExactNetwork, S, T, check, on_trajectories
 

@@ -12,7 +12,6 @@ from helpers import (
     NUM_CLASSES,
     SmoothNetwork,
     count_calls,
-    draw,
     given_draws,
     gradients,
     objective_config,
@@ -23,19 +22,20 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from soflow import objectives
-from soflow.config import parse, to_dict
+from soflow.config import RunConfig, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.guidance import decay
 from soflow.interpolants import INTERPOLANTS, Interpolant, per_sample
-from soflow.objectives.base import Draws, Objective
+from soflow.objectives.base import Draws
 from soflow.objectives.distillation import Distillation, Teacher
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.soflow import SoFlow
 from soflow.parameterizations import PARAMETERIZATIONS
 from soflow.training import checkpoints
-from soflow.training.run import load_sampler
+from soflow.training.build import build_objective
+from soflow.training.teacher import attach_teacher, load_teacher
+from soflow.training.trained import load_sampler
 from soflow.training.trainer import Trainer
 from tests.unit.soflow.test_exact_solution import LABELS, NULL, SHAPE, ExactNetwork, S, T, check, coefficients
 
@@ -162,7 +162,7 @@ def test_what_it_costs(settings, student, teacher):
 def test_any_objective_s_velocity_can_teach(name):
     data, labels, draws = batch()
     taught = SmoothNetwork()
-    teacher = Teacher(objectives.build(tiny_config(name), NUM_CLASSES), taught)
+    teacher = Teacher(build_objective(tiny_config(name), NUM_CLASSES), taught)
     target = distillation(teacher).target_velocity(SmoothNetwork(), data, data, data, labels, draws)
     given = labels.masked_fill(draws.drop, NUM_CLASSES)
     assert torch.equal(target, taught(data, draws.t, draws.t, given).detach())
@@ -225,9 +225,8 @@ def trained(digits, folder: Path, name: str = "flow_matching", /, steps: int = 3
     return folder
 
 
-def student(teacher: Path | None, **sections) -> Objective:
-    objective = {"teacher": teacher} | sections.pop("objective", {})
-    return objectives.build(tiny_config("distillation", objective=objective, **sections), NUM_CLASSES)
+def student(teacher: Path | None, **sections) -> RunConfig:
+    return tiny_config("distillation", objective={"teacher": teacher}, **sections)
 
 
 DIGITS = (1, 8, 8)
@@ -241,7 +240,7 @@ def test_the_teacher_is_the_averaged_network_of_the_newest_checkpoint(digits, tm
     state = checkpoints.load(checkpoints.path_of(folder, 5))
     before = torch.get_rng_state()
     for path in (folder, checkpoints.path_of(folder, 5)):
-        teacher = student(path).load_teacher(DIGITS, augmented=False)
+        teacher = load_teacher(student(path), NUM_CLASSES)
         assert not teacher.network.training
         assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
         found = teacher.network.state_dict()
@@ -255,10 +254,7 @@ def test_the_teacher_is_no_part_of_the_student(digits, tmp_path):
     config = tiny_config("distillation", objective={"teacher": folder})
     trainer = Trainer(config, digits, CPU)
     names = set(trainer.module.state_dict())
-    first = trainer.objective.teacher
     trainer.advance(2)
-    assert first is None
-    assert trainer.objective.teacher is not None
     assert set(trainer.module.state_dict()) == names
     assert trainer.state_dict().keys() == Trainer(tiny_config(), digits, CPU).state_dict().keys()
 
@@ -276,19 +272,27 @@ def test_the_teacher_is_no_part_of_the_student(digits, tmp_path):
 
 
 UNFIT = [
-    # the teacher's run, the shape and augmentation of the student's samples, what is said
-    ({"objective": {"interpolant": "trigonometric"}}, DIGITS, False, "its interpolant is trigonometric .* linear"),
-    ({}, (1, 28, 28), False, r"its shape of samples is \(1, 8, 8\) and must be this run's, \(1, 28, 28\)"),
-    ({"dataset": {"conditional": False}}, DIGITS, False, "was trained without labels .*conditional = false"),
-    ({}, DIGITS, True, "was trained on plain images .*dataset.augmentation = 0"),
+    # the teacher's run, the student's data, the message
+    ({"objective": {"interpolant": "trigonometric"}}, {}, "its interpolant is trigonometric .* linear"),
+    (
+        {},
+        {"dataset": {"name": "fashion_mnist"}},
+        r"its shape of samples is \(1, 8, 8\) and must be this run's, \(1, 28, 28\)",
+    ),
+    ({"dataset": {"conditional": False}}, {}, "was trained without labels .*conditional = false"),
+    (
+        {},
+        {"dataset": {"augmentation": 0.1}, "network": {"name": "U-Net-XS"}},
+        "was trained on plain images .*dataset.augmentation = 0",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("theirs", "shape", "augmented", "message"), UNFIT)
-def test_a_run_of_another_kind_cannot_teach(theirs, shape, augmented, message, digits, tmp_path):
+@pytest.mark.parametrize(("theirs", "ours", "message"), UNFIT)
+def test_a_run_of_another_kind_cannot_teach(theirs, ours, message, digits, tmp_path):
     folder = trained(digits, tmp_path, steps=1, **theirs)
     with pytest.raises(ConfigError, match=message) as caught:
-        student(folder).load_teacher(shape, augmented)
+        load_teacher(student(folder, **ours), NUM_CLASSES)
     assert str(caught.value).startswith(f"objective.teacher = {checkpoints.path_of(folder, 1)}: ")
     assert "\n" not in str(caught.value)
 
@@ -296,11 +300,8 @@ def test_a_run_of_another_kind_cannot_teach(theirs, shape, augmented, message, d
 def test_a_teacher_of_other_classes_is_refused_before_the_first_step(digits, tmp_path):
     folder = trained(digits, tmp_path, steps=1)
     config = tiny_config("distillation", objective={"teacher": folder})
-    objective = objectives.build(config, 100)
-    data, labels = random_batch((8, *DIGITS), dtype=torch.float32)
-    draws = draw(objective, tuple(data.shape), 0.5, torch.Generator().manual_seed(0))
     with pytest.raises(ConfigError, match="its number of classes is 10 and must be this run's, 100"):
-        objective.losses(Constant(), data, labels, draws)
+        attach_teacher(build_objective(config, 100), config, CPU)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -313,7 +314,7 @@ def test_a_run_without_labels_can_learn_from_either_kind(conditional, digits, tm
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, "objective.teacher = None: must be a trained run to distil, its folder or one of its checkpoint-"),
+        (None, "objective.teacher = None: must be a trained run to distill, its folder or one of its checkpoint-"),
         ("nowhere.pt", "objective.teacher = {folder}/nowhere.pt: no such checkpoint"),
         ("nowhere", "objective.teacher = {folder}/nowhere: no such checkpoint"),
         ("empty", "objective.teacher = {folder}/empty: holds no checkpoint-*.pt"),
@@ -326,7 +327,7 @@ def test_a_missing_teacher_is_one_line(path, message, tmp_path):
     (tmp_path / "damaged.pt").write_bytes(b"no archive")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ConfigError) as caught:
-        student(path and tmp_path / path).load_teacher(DIGITS, augmented=False)
+        load_teacher(student(path and tmp_path / path), NUM_CLASSES)
     assert str(caught.value).startswith(message.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
 

@@ -26,15 +26,15 @@ from helpers import (
 )
 from torch import Tensor
 
-from soflow import objectives
 from soflow.guidance import decay
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives import OBJECTIVES
 from soflow.objectives.base import Draws, Objective, mean_square
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.meanflow import MeanFlow
+from soflow.objectives.registry import OBJECTIVES
 from soflow.objectives.soflow import SoFlow
 from soflow.parameterizations import PARAMETERIZATIONS
+from soflow.training.build import build_objective
 
 SOFLOW_CASES = ("soflow_uncond", "soflow_cond_noguidance", "soflow_guided", "soflow_guided_p075")
 MEANFLOW_CASES = ("meanflow_noguidance", "meanflow_guided")
@@ -349,7 +349,7 @@ CALLS = [
 @pytest.mark.parametrize(("name", "settings", "conditional", "expected"), CALLS)
 def test_guidance_costs_network_calls_only_where_it_acts(name, settings, conditional, expected):
     config = tiny_config(name, objective=settings, dataset={"conditional": conditional})
-    objective, network = objectives.build(config, NUM_CLASSES), SmoothNetwork()
+    objective, network = build_objective(config, NUM_CLASSES), SmoothNetwork()
     data, labels = random_batch((8, 1, 2, 2))
     known = 8 if name == "flow_matching" else 4
     draws = ordered_draws(num_flow_matching=known)
@@ -404,7 +404,7 @@ def test_one_value_per_sample_is_enforced():
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize(("batch", "workers"), [(8, 1), (10, 2), (9, 3), (8, 4), (4, 4)])
 def test_shares_partition_the_batch(name, batch, workers):
-    objective = objectives.build(tiny_config(name), NUM_CLASSES)
+    objective = build_objective(tiny_config(name), NUM_CLASSES)
     whole = draw(objective, (batch, 1, 2, 2), 0.5, torch.Generator().manual_seed(0))
     shares = [whole.share(rank, workers) for rank in range(workers)]
     assert {len(share.t) for share in shares} == {batch // workers}
@@ -430,7 +430,7 @@ def name(request):
 
 
 def test_draws_follow_the_interface(name):
-    objective = objectives.build(tiny_config(name), NUM_CLASSES)
+    objective = build_objective(tiny_config(name), NUM_CLASSES)
     shape = (64, 1, 2, 2)
     draws = draw(objective, shape, 0.5, torch.Generator().manual_seed(0))
     assert draws.noise.shape == shape
@@ -453,12 +453,12 @@ def test_draws_follow_the_interface(name):
 
 def test_labels_are_dropped_as_often_as_configured(name):
     config = tiny_config(name, objective={"label_drop": 0.3})
-    draws = draw(objectives.build(config, NUM_CLASSES), (10_000, 1, 1, 1), 0.5, torch.Generator().manual_seed(0))
+    draws = draw(build_objective(config, NUM_CLASSES), (10_000, 1, 1, 1), 0.5, torch.Generator().manual_seed(0))
     # 10,000 draws scatter by 0.0046; the drop must not prefer either part of the batch.
     assert draws.drop.double().mean().item() == pytest.approx(0.3, abs=0.02)
     assert draws.drop[:5000].double().mean().item() == pytest.approx(0.3, abs=0.03)
     unconditional = tiny_config(name, dataset={"conditional": False})
-    draws = draw(objectives.build(unconditional, NUM_CLASSES), (100, 1, 1, 1), 0.5, torch.Generator().manual_seed(0))
+    draws = draw(build_objective(unconditional, NUM_CLASSES), (100, 1, 1, 1), 0.5, torch.Generator().manual_seed(0))
     assert not draws.drop.any()
 
 
@@ -506,7 +506,7 @@ def test_a_sample_s_loss_does_not_depend_on_its_neighbours(name):
 def test_solution_starts_at_x_with_the_velocity(name, parameterization):
     free = "parameterization" in OBJECTIVES[name].config.model_fields
     settings = {"parameterization": parameterization} if free else {}
-    objective = objectives.build(tiny_config(name, objective=settings), NUM_CLASSES)
+    objective = build_objective(tiny_config(name, objective=settings), NUM_CLASSES)
     network, (x, labels) = SmoothNetwork(), random_batch((6, 1, 2, 2))
     t = torch.linspace(0, 1, 6, dtype=torch.float64)
     torch.testing.assert_close(objective.solution(network, x, t, t, labels), x, rtol=0, atol=0)
@@ -517,6 +517,6 @@ def test_solution_starts_at_x_with_the_velocity(name, parameterization):
 
 
 def test_evaluation_defaults_are_valid(name):
-    objective = objectives.build(tiny_config(name), NUM_CLASSES)
+    objective = build_objective(tiny_config(name), NUM_CLASSES)
     tiny_config(name, evaluation={"nfe": objective.default_nfe, "sampler": objective.default_sampler})
     assert objective.interpolant in INTERPOLANTS.values()

@@ -14,7 +14,7 @@ from torch import distributed
 from soflow.data.in_memory import InMemorySource
 from soflow.evaluation.generated import generate
 from soflow.evaluation.moments import Workers
-from soflow.objectives import OBJECTIVES
+from soflow.objectives.registry import OBJECTIVES
 from soflow.training.trainer import NonFiniteLoss, Trainer
 
 WORKERS = 2

@@ -23,8 +23,9 @@ from orchestration.workers.follow import FollowedRun
 from orchestration.workers.group import RequestFailed
 from orchestration.workers.mailbox import OUT_OF_MEMORY as NO_MEMORY
 from orchestration.workers.training import Request, TrainingWorker
-from soflow.config import RunConfig, read_yaml, to_yaml
+from soflow.config import RunConfig
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml, to_yaml
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
 from soflow.training.reports import recorded

@@ -12,15 +12,17 @@ import torch
 from helpers import CPU, tiny_config
 from PIL import Image
 
-from soflow.config import parse, read_yaml, to_dict
+from soflow.config import parse, to_dict
+from soflow.config_files import read_yaml
 from soflow.data import open_source
 from soflow.data.loading import BatchOrder
 from soflow.evaluation.fidelity import Evaluator
-from soflow.objectives import OBJECTIVES
+from soflow.objectives.registry import OBJECTIVES
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
-from soflow.training.grids import write_grid
-from soflow.training.run import GRID_COLUMNS, TrainingRun, draw_grid, load_sampler
+from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
+from soflow.training.run import TrainingRun
+from soflow.training.trained import load_sampler
 from soflow.training.trainer import NonFiniteLoss, Trainer
 
 

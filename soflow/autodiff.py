@@ -1,0 +1,23 @@
+"""Forward-mode differentiation of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def directional_derivative(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Compute function(*inputs) and its derivative along `direction`, by one Jacobian-vector product.
+
+    Attention runs on torch's math kernel inside, because the fused kernels have no forward-mode derivative.
+
+    Args:
+        inputs, direction: tensors of equal shapes, one direction per input.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return jvp(function, inputs, direction)

@@ -1,0 +1,17 @@
+"""All data sources by name: one module each, plus an entry here.
+
+Each module has `open_source(root, image_size, download) -> DataSource`.
+"""
+
+from __future__ import annotations
+
+from soflow.data.base import SourceInfo
+
+SOURCES = {
+    "digits": SourceInfo("soflow.data.digits", 1, 8, "digits-cnn"),
+    "fashion_mnist": SourceInfo("soflow.data.fashion_mnist", 1, 28, "fashion-cnn"),
+    "cifar10": SourceInfo("soflow.data.cifar10", 3, 32, "inception"),
+    "image_folder": SourceInfo("soflow.data.image_folder", 3, None, "inception"),
+    "gaussians": SourceInfo("soflow.data.gaussians", 1, 8, "digits-cnn", closed_form=True),
+    "latents": SourceInfo("soflow.data.latents", 3, None, "inception", latent=True),
+}

@@ -1,0 +1,59 @@
+"""Configuration of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from soflow.config_base import Count, InputPath, Section, one_of
+from soflow.diagnostics.registry import DIAGNOSTICS
+from soflow.evaluation.registry import FEATURE_NETWORKS
+
+Sampler = Literal["renoise", "compose", "heun"]
+
+
+class EvaluationConfig(Section):
+    num_samples: Annotated[int, Field(ge=16)] = 2000
+    """Generated samples per FID."""
+    nfe: tuple[Count, ...] | None = None
+    """Numbers of network evaluations to measure FID at, the first is `fid`; by default what the objective is for."""
+    sampler: Sampler | None = None
+    """Sampler for more than one evaluation: renoise, compose (Euler for flow matching) or heun."""
+    feature_network: str | None = None
+    """FID features: digits-cnn, fashion-cnn or inception; by default the data set's own."""
+    inception_weights: InputPath | None = None
+    """File with torch-fidelity's Inception weights, for machines that cannot fetch them."""
+    batch_size: Count = 500
+    """Samples generated at a time."""
+    reference: InputPath | None = None
+    """File of statistics for FID to compare with in place of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
+    precision_recall: bool = False
+    """Also measure precision and recall."""
+    inception_score: bool = False
+    """Also measure the Inception score."""
+    diagnostics: tuple[str, ...] = ()
+    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
+    inference_guidance; with gaussians also true_distance."""
+    diagnose_every_report: bool = False
+    """Take them at every report; by default after the last step only."""
+
+    @field_validator("feature_network")
+    @classmethod
+    def _feature_network_is_known(cls, value: str | None) -> str | None:
+        return value if value is None else one_of(FEATURE_NETWORKS)(value)
+
+    @field_validator("diagnostics")
+    @classmethod
+    def _diagnostics_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            one_of(DIAGNOSTICS)(name)
+        return value
+
+    @model_validator(mode="after")
+    def _evaluations_are_possible(self) -> EvaluationConfig:
+        if self.nfe is not None and (not self.nfe or len(set(self.nfe)) < len(self.nfe)):
+            raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
+        if self.sampler == "heun" and any(n > 1 and n % 2 for n in self.nfe or ()):
+            raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun, two evaluations a step")
+        return self

@@ -1,0 +1,49 @@
+"""Network, objective and optimizer of a run, from its configuration."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from soflow import networks, objectives
+from soflow.config import RunConfig
+from soflow.objectives.base import Objective
+
+
+def build_network(config: RunConfig, num_classes: int) -> nn.Module:
+    """Build the configured network; its initial weights depend on the seed alone."""
+    with torch.random.fork_rng():
+        torch.random.manual_seed(config.seed)
+        return networks.build(config.network, config.dataset.sample_shape, num_classes)
+
+
+def build_objective(config: RunConfig, num_classes: int) -> Objective:
+    """Build the configured objective for data with this many classes."""
+    return objectives.build(
+        config.objective,
+        num_classes,
+        config.dataset.conditional,
+        config.training.precision,
+        config.training.quotient_precision,
+        config.network.dropout > 0,
+    )
+
+
+def build_optimizer(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Build the configured optimizer of a network's parameters."""
+    kinds = {"adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+    options = config.optimizer
+    if options.name == "radam":
+        extra = {"decoupled_weight_decay": True}
+    elif next(network.parameters()).is_meta:
+        # Meta tensors have no fused kernel. Without foreach there are as few temporaries as with it.
+        extra = {"foreach": False}
+    else:
+        extra = {"fused": True}
+    return kinds[options.name](
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        **extra,
+    )

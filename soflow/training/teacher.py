@@ -1,0 +1,76 @@
+"""Loading the teacher of a distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from soflow.config import RunConfig
+from soflow.config_base import ConfigError
+from soflow.objectives.base import Objective
+from soflow.objectives.distillation import Distillation, Teacher
+from soflow.training import checkpoints
+from soflow.training.checkpoints import CheckpointError
+from soflow.training.trained import load_sampler
+
+
+def attach_teacher(objective: Objective, config: RunConfig, device: torch.device) -> None:
+    """Give a distillation objective its teacher; do nothing for other objectives.
+
+    Raises:
+        ConfigError: as `load_teacher`.
+    """
+    if isinstance(objective, Distillation):
+        objective.teacher = load_teacher(config, objective.num_classes, device)
+
+
+def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str = "cpu") -> Teacher:
+    """Load the velocity of the configured teacher's averaged weights.
+
+    Args:
+        config: the student's run.
+        num_classes: of the student's data.
+
+    Raises:
+        ConfigError: if no teacher is configured, its checkpoint is missing or damaged, or its run does not match.
+    """
+    path = _checkpoint(config.objective.teacher)
+    try:
+        theirs, objective, network = load_sampler(path, torch.device(device))
+    except CheckpointError as error:
+        raise ConfigError(f"objective.teacher = {error}") from None
+    except (ConfigError, KeyError):  # a file of torch's without a run in it, or a run with other fields
+        raise ConfigError(f"objective.teacher = {path}: is no checkpoint of a run of this version") from None
+    if reason := _mismatch(config, num_classes, theirs, objective):
+        raise ConfigError(f"objective.teacher = {path}: {reason}")
+    return Teacher(objective, network.requires_grad_(False))
+
+
+def _checkpoint(path: Path | None) -> Path:
+    """Find the newest checkpoint of a run's folder; a file is returned as it is."""
+    if path is None:
+        raise ConfigError(
+            "objective.teacher = None: must be a trained run to distill, its folder or one of its checkpoint-*.pt"
+        )
+    if not path.is_dir():
+        return path
+    if not (step := checkpoints.latest_step(path)):
+        raise ConfigError(f"objective.teacher = {path}: holds no checkpoint-*.pt of a run or trial")
+    return checkpoints.path_of(path, step)
+
+
+def _mismatch(ours: RunConfig, num_classes: int, theirs: RunConfig, objective: Objective) -> str | None:
+    """Explain why a run cannot teach this one; None if it can."""
+    for what, given, needed in (
+        ("interpolant", getattr(theirs.objective, "interpolant", "linear"), ours.objective.interpolant),
+        ("shape of samples", theirs.dataset.sample_shape, ours.dataset.sample_shape),
+        ("number of classes", objective.num_classes, num_classes),
+    ):
+        if given != needed:
+            return f"its {what} is {given} and must be this run's, {needed}"
+    if ours.dataset.conditional and not theirs.dataset.conditional:
+        return "was trained without labels and can only teach a run with dataset.conditional = false"
+    if ours.dataset.augmentation and not theirs.dataset.augmentation:
+        return "was trained on plain images and can only teach a run with dataset.augmentation = 0"
+    return None

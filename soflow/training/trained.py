@@ -1,0 +1,26 @@
+"""Loading a finished run for sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from soflow.config import RunConfig, parse
+from soflow.objectives.base import Objective
+from soflow.training import checkpoints
+from soflow.training.build import build_network, build_objective
+
+
+def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective, nn.Module]:
+    """Load the configuration, the objective and the averaged network of a checkpoint, ready to sample.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    state = checkpoints.load(path, device)
+    config = parse(state["config"])
+    network = build_network(config, state["num_classes"]).to(device)
+    network.load_state_dict(state["ema"])
+    return config, build_objective(config, state["num_classes"]), network.eval()
