@@ -29,9 +29,8 @@ from pathlib import Path
 from PIL import Image
 
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.spool import TrackingError
 from orchestration.tracking.tracker import Tracker
-from orchestration.tracking.uri import check_tracking
+from orchestration.tracking.uri import TrackingError, check_tracking
 
 NAMES = (
     *("fid", "kid", "class_consistency", "fid_floor", "loss/total", "loss/consistency", "loss/velocity"),

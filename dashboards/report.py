@@ -24,9 +24,9 @@ from dashboards.sweep.findings import Findings, constraints, find, refusal, shor
 from orchestration.config import LaunchConfig
 from orchestration.storage import SWEEP_FILE
 from orchestration.sweep.search_space import CASE
-from orchestration.terminal.progress import format_time, short_name
+from orchestration.terminal.format import format_time, short_name
 from orchestration.tracking.notes import REPORT
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
 
 METRICS = ("fid", "class_consistency", "time/train_s", "memory/peak_mib")
 """Columns of the table where there are values, beside the goals, the constraints and FID at other NFE."""

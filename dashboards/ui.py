@@ -26,8 +26,7 @@ from orchestration.config import LaunchConfig
 from orchestration.storage import check_storage
 from orchestration.terminal.command_line import fail
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
-from orchestration.tracking.spool import TrackingError
-from orchestration.tracking.uri import check_tracking, database_of, root_cause
+from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause
 from soflow.config_base import ConfigError
 
 LOOPBACK = "127.0.0.1"

@@ -22,7 +22,7 @@ import tyro
 from orchestration.config import EXIT_CODES, EXPERIMENT, FLUSH_S, LaunchConfig
 from orchestration.terminal.command_line import fail
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
 
 if TYPE_CHECKING:
     from dashboards.comparison.claims import Judged

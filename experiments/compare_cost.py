@@ -13,7 +13,7 @@ from orchestration.config import EXIT_CODES
 from orchestration.cost_study.config import CostStudyConfig
 from orchestration.cost_study.run import run_cost_study
 from orchestration.terminal.command_line import fail, read_command_line
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
 from soflow.config_base import ConfigError
 
 

@@ -14,8 +14,8 @@ from orchestration.storage import SWEEP_FILE, new_folder
 from orchestration.sweep.resume import own_config
 from orchestration.sweep.run import run_sweep
 from orchestration.terminal.command_line import fail, read_command_line, validate
-from orchestration.terminal.progress import stdout_for
-from orchestration.tracking.spool import TrackingError
+from orchestration.terminal.views import stdout_for
+from orchestration.tracking.uri import TrackingError
 from soflow.config import to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml

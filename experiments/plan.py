@@ -13,7 +13,7 @@ from orchestration.config import SweepConfig, read_case
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import CASE, trial_config
 from orchestration.sweep.study import check_study
-from orchestration.terminal.command_line import table_console
+from orchestration.terminal.format import table_console
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
 from soflow.cost.predict import Prediction, predict

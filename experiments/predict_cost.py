@@ -17,7 +17,8 @@ from pathlib import Path
 
 import tyro
 
-from orchestration.terminal.command_line import fail, table_console
+from orchestration.terminal.command_line import fail
+from orchestration.terminal.format import table_console
 from soflow.config import RunConfig, override, parse
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml

@@ -8,7 +8,7 @@ $ python experiments/train.py --resume results/NAME
 
 from orchestration.config import EXIT_CODES, TrainConfig
 from orchestration.terminal.command_line import fail, read_command_line
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
 from orchestration.train import train
 from soflow.config_base import ConfigError
 from soflow.data.base import DataError

@@ -13,12 +13,12 @@ import yaml
 
 from dashboards.comparison.compare import compare
 from dashboards.comparison.exponents import PREDICTED, fit
-from dashboards.comparison.paired import LEVEL, corrected
 from dashboards.comparison.tables import Table, as_markdown_table
 from dashboards.comparison.verdicts import COLUMNS, OUTCOMES, UNDECIDED
 from dashboards.reading.sweep_data import SweepRecord
 from orchestration.sweep.hypotheses import read_hypothesis
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
+from soflow.statistics import LEVEL, holm
 
 EXPONENT = re.compile(rf"k = {PREDICTED:g}: (.+) \((.+)\)")
 """A test of an exponent: the relation's name and the case."""
@@ -102,7 +102,7 @@ def judge_claims(claims: list[Claim], record_of: Callable[[str], SweepRecord]) -
             found |= _judge_study(own, record_of(study))
         except TrackingError as error:
             found |= {claim: Nothing(claim.test, str(error)) for claim in own}
-    ps = corrected([found[claim].uncorrected_p for claim in claims])
+    ps = holm([found[claim].uncorrected_p for claim in claims])
     return [Judged(claim, found[claim].among(p, ps)) for claim, p in zip(claims, ps, strict=True)]
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dashboards.comparison.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from dashboards.comparison.verdicts import Verdict, hypotheses_of, judge, summary
 from dashboards.reading.sweep_data import SweepRecord
 from dashboards.sweep.findings import Findings, find, is_quality, shortened, title
 from orchestration.sweep.hypotheses import Hypothesis, Measured
-from orchestration.sweep.replicates import mean_interval
+from soflow.statistics import LEVEL, POWER, Ratio, detectable_effect, holm, mean_interval, paired_ratio
 
 COSTS = ("time/step_ms", "time/train_s", "memory/peak_mib")
 """What is compared beside quality."""
@@ -45,7 +44,7 @@ class Case:
     trials: dict[int, int]
     lost: list[int]
     measures: dict[str, Measure]
-    against: dict[str, Quotient]
+    against: dict[str, Ratio]
     p: float = math.nan
 
 
@@ -95,7 +94,7 @@ def compare(record: SweepRecord, hypotheses: list[Hypothesis] | None = None) -> 
     for name in names:
         cases.append(_case(name, table[table["case"] == name], metrics, compared, cases[0] if cases else None))
     if quality:
-        ps = corrected([case.against[goal].p if goal in case.against else math.nan for case in cases])
+        ps = holm([case.against[goal].p if goal in case.against else math.nan for case in cases])
         cases = [Case(**vars(case) | {"p": p}) for case, p in zip(cases, ps, strict=True)]
     values = {Measured(name, case.name): found.values for case in cases for name, found in case.measures.items()}
     verdicts = judge(hypotheses, values, {each for each in hypotheses if not _may_be_judged(each, cases, findings)})
@@ -132,7 +131,7 @@ def _case(name: str, rows: pd.DataFrame, metrics: list[str], compared: list[str]
         shared = sorted(set(ours.values) & set(theirs.values)) if ours and theirs else []
         pairs = [(ours.values[seed], theirs.values[seed]) for seed in shared]
         if pairs and all(value > 0 for pair in pairs for value in pair):
-            against[metric] = quotient(*zip(*pairs, strict=True))
+            against[metric] = paired_ratio(*zip(*pairs, strict=True))
     return Case(name, trials, lost, measures, against)
 
 
@@ -166,13 +165,13 @@ def _answer(record: SweepRecord, cases: list[Case], goal: str) -> list[str]:
     n = min((case.against[goal].n for case in cases if goal in case.against), default=1)
     if n > 1:
         second += (
-            f" With {n} seeds a test finds effects of {detectable(n):.2g} standard deviations with a probability of "
-            f"{POWER:.0%}; smaller ones may exist."
+            f" With {n} seeds a test finds effects of {detectable_effect(n):.2g} standard deviations with "
+            f"{POWER:.0%} power; smaller ones may exist."
         )
     return [first, second]
 
 
-def _times(found: Quotient) -> str:
+def _times(found: Ratio) -> str:
     return f"{found.value:.3g} times as high [{found.low:.3g}, {found.high:.3g}]"
 
 
@@ -183,7 +182,7 @@ def interval(measure: Measure) -> str:
     return f"{measure.mean:.4g} [{measure.low:.4g}, {measure.high:.4g}]"
 
 
-def times(found: Quotient) -> str:
+def times(found: Ratio) -> str:
     """A quotient with its interval."""
     if math.isnan(found.low):
         return f"× {found.value:.3g}"

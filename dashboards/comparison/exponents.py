@@ -17,12 +17,11 @@ import pandas as pd
 from scipy import stats
 
 from dashboards.comparison.compare import Comparison
-from dashboards.comparison.paired import LEVEL, corrected
 from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED
 from dashboards.html.drawing import COLORS, GREY, Panel, log_ticks
 from dashboards.reading.sweep_data import SweepRecord
 from dashboards.sweep.findings import shortened
-from orchestration.sweep.replicates import mean_interval
+from soflow.statistics import LEVEL, holm, mean_interval
 
 PREDICTED, MARGIN = 0.5, 0.1
 """The bound's exponent, and how far from it another one still counts as the same."""
@@ -146,7 +145,7 @@ def fit(comparison: Comparison) -> list[Exponent]:
         for case in comparison.cases:
             exponent = _exponent(relation, case.name, case.trials, points)
             found += [exponent] if exponent else []
-    ps = corrected([exponent.uncorrected_p for exponent in found])
+    ps = holm([exponent.uncorrected_p for exponent in found])
     return [exponent.among(p, ps) for exponent, p in zip(found, ps, strict=True)]
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dashboards.comparison.compare import Case, Comparison
 from dashboards.html.drawing import COLORS, GREY, Panel, axis_of
 from dashboards.sweep.findings import shortened, title
-from orchestration.sweep.replicates import mean_interval
+from soflow.statistics import mean_interval
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 COSTS = {"time/step_ms": "time per step", "memory/peak_mib": "peak memory"}

@@ -9,7 +9,7 @@ from dashboards.comparison import exponents
 from dashboards.comparison.compare import compare
 from dashboards.comparison.tables import Table, measured, verdict_table
 from dashboards.reading.sweep_data import SweepRecord
-from orchestration.terminal.command_line import table_console
+from orchestration.terminal.format import table_console
 
 GOAL_ENDS = 6
 """Columns of the measured table up to the first goal's test; the report has the others."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import yaml
 from scipy import stats
 
-from dashboards.comparison.paired import LEVEL, POWER, Quotient, corrected, detectable, quotient
 from orchestration.sweep.hypotheses import Hypothesis, Measured, read_hypothesis
+from soflow.statistics import LEVEL, POWER, Ratio, detectable_effect, holm, paired_ratio
 
 CONFIRMED, REFUTED, UNDECIDED = OUTCOMES = ("confirmed", "refuted", "not decided")
 COLUMNS = ("hypothesis", "verdict", "left / right", "p", "d", "seeds", f"found with {POWER:.0%} from")
@@ -33,7 +33,7 @@ class Verdict:
     """
 
     hypothesis: Hypothesis
-    quotient: Quotient | None
+    quotient: Ratio | None
     p: float
     smallest: float
     reason: str = ""
@@ -98,7 +98,7 @@ def judge(hypotheses: Iterable[Hypothesis], values: Values, refused: Collection[
 
 def together(verdicts: list[Verdict]) -> list[Verdict]:
     """The same verdicts, corrected for all of these, whatever they were corrected for before."""
-    ps = corrected([verdict.uncorrected_p for verdict in verdicts])
+    ps = holm([verdict.uncorrected_p for verdict in verdicts])
     return [verdict.among(p, ps) for verdict, p in zip(verdicts, ps, strict=True)]
 
 
@@ -114,16 +114,16 @@ def _test(hypothesis: Hypothesis, values: Values) -> Verdict:
         return Verdict(hypothesis, None, math.nan, math.inf, "no seed has both values")
     if any(value <= 0 for pair in pairs for value in pair):
         return Verdict(hypothesis, None, math.nan, math.inf, "a value is not above 0")
-    found = quotient(*zip(*pairs, strict=True))
+    found = paired_ratio(*zip(*pairs, strict=True))
     return Verdict(hypothesis, found, found.p, math.inf, "one seed has no scatter" if found.n == 1 else "")
 
 
-def _smallest(found: Quotient | None, level: float) -> float:
+def _smallest(found: Ratio | None, level: float) -> float:
     """The quotient, or one over it, that the test would find with POWER if the logarithms scatter as they do."""
     if found is None or found.n < 2:
         return math.inf
     deviation = math.log(found.high / found.value) * math.sqrt(found.n) / stats.t.ppf(1 - LEVEL / 2, found.n - 1)
-    return math.exp(detectable(found.n, level) * deviation)
+    return math.exp(detectable_effect(found.n, level) * deviation)
 
 
 def summary(verdicts: list[Verdict]) -> str:

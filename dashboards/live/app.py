@@ -22,9 +22,8 @@ from dashboards.live import findings as live_findings
 from dashboards.live.reader import LiveSweep, Snapshot, Trial, newest_sweeps
 from dashboards.reading.mlflow_runs import connect, read_artifact
 from dashboards.sweep.findings import title
-from orchestration.terminal.progress import format_number, format_time, short_name
-from orchestration.tracking.spool import TrackingError
-from orchestration.tracking.uri import root_cause, without_password
+from orchestration.terminal.format import format_number, format_time, short_name
+from orchestration.tracking.uri import TrackingError, root_cause, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -12,7 +12,8 @@ import yaml
 from dashboards.live.reader import Snapshot, Trial
 from dashboards.reading.mlflow_runs import KIND
 from dashboards.reading.sweep_data import PROTOCOL
-from orchestration.terminal.progress import OVER, TIMED, short_name
+from orchestration.terminal.format import short_name
+from orchestration.terminal.progress import OVER, TIMED
 
 FACTS = ("device", "dtype", "attention", "workers", "threads", "micro_batch", "memory_measure", "fid_feature_network")
 """Tags of trials that tell on what and how they run, beside those of hardware and versions."""

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
-from orchestration.tracking.spool import TrackingError
-from orchestration.tracking.uri import check_tracking, database_of, root_cause, without_password
+from orchestration.tracking.schema import KIND, PARENT
+from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-KIND, PARENT = "soflow.kind", "mlflow.parentRunId"
-"""Tags of runs: what they are, and whose child."""
 
 
 def connect(tracking_uri: str) -> MlflowClient:

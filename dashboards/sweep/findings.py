@@ -11,7 +11,7 @@ import pandas as pd
 
 from dashboards.reading.sweep_data import SweepRecord, protocol_of, typed
 from orchestration.config import read_constraint
-from orchestration.terminal.progress import format_value, short_name
+from orchestration.terminal.format import format_value, short_name
 
 STATES = ("finished", "stopped", "running", "interrupted", "failed")
 """In the order of the table."""

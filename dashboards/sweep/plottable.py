@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dashboards.reading.sweep_data import SweepRecord
 from dashboards.sweep.findings import shortened
-from orchestration.terminal.progress import short_name
+from orchestration.terminal.format import short_name
 
 SPREAD = 60
 """Trials that figures show which more would fill; a contour's size grows with their square."""

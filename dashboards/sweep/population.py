@@ -11,7 +11,7 @@ from dashboards.html.drawing import COLORS, GREY
 from dashboards.reading.sweep_data import SweepRecord
 from dashboards.sweep.findings import title
 from orchestration.sweep.study import EXCHANGES
-from orchestration.terminal.progress import short_name
+from orchestration.terminal.format import short_name
 
 POINT = "point/"
 """What MLflow's metrics of m and w begin with."""

@@ -16,7 +16,7 @@ from orchestration.cluster import connected
 from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig
 from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, cells, run_values
 from orchestration.storage import check_storage, new_folder
-from orchestration.terminal.command_line import table_console
+from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking

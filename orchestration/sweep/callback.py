@@ -18,7 +18,8 @@ from orchestration.sweep.ranking import Summary
 from orchestration.sweep.ray_search import RESULT_REASON, RESULT_STATUS, current_point
 from orchestration.sweep.search_space import CASE, trial_config
 from orchestration.sweep.study import STUDY_FILE
-from orchestration.terminal.progress import SweepProgress, View, make_view
+from orchestration.terminal.progress import SweepProgress
+from orchestration.terminal.views import View, make_view
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.notes import of_dataset, of_end, of_sweep, of_trial
 from orchestration.tracking.tracker import Tracker

@@ -17,8 +17,7 @@ from orchestration.storage import trial_folder
 from orchestration.sweep.ray_search import current_point
 from orchestration.sweep.search_space import trial_config
 from orchestration.sweep.study import EXCHANGES, REASON, load_study
-from orchestration.terminal.command_line import table_console
-from orchestration.terminal.live_table import format_value, short_name
+from orchestration.terminal.format import format_value, short_name, table_console
 from soflow.config_files import to_yaml
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}

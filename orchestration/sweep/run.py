@@ -22,7 +22,7 @@ from orchestration.storage import (
 )
 from orchestration.sweep import search_space
 from orchestration.sweep.resume import TUNE_FOLDER, check_state, own_config
-from orchestration.terminal.progress import stdout_for
+from orchestration.terminal.views import stdout_for
 from orchestration.tracking.uri import check_tracking
 from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml

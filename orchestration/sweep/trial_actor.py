@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from orchestration.config import ResourcesConfig
 from orchestration.memory_fit import Room, micro_batches_that_fit
 from orchestration.storage import trial_folder
 from orchestration.sweep.ray_search import RESULT_REASON, RESULT_STATUS, current_point
-from orchestration.sweep.replicates import over_seeds
 from orchestration.sweep.search_space import trial_config
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.training import Answer, training_group
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
+from soflow.statistics import mean_interval
 
 LOG = logging.getLogger(__name__)
 
@@ -160,3 +161,16 @@ class TrialSlot(tune.Trainable):
 
     def cleanup(self) -> None:
         self.group.close()
+
+
+def over_seeds(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Combine the final metrics of several seeds of one configuration.
+
+    The result has the first seed's metrics, the mean FID of all seeds as `fid`, its 95 % interval and each seed's FID.
+    """
+    if len(metrics) == 1:
+        return dict(metrics[0])
+    fids = [seed["fid"] for seed in metrics]
+    mean, low, high = mean_interval(fids)
+    by_seed = {f"fid/seed_{number}": fid for number, fid in enumerate(fids)}
+    return metrics[0] | {"fid": mean, "fid/mean": mean, "fid/low": low, "fid/high": high} | by_seed

@@ -10,7 +10,6 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 from pydantic import ValidationError
-from rich.console import Console
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from soflow.config import describe, flatten, override
@@ -49,12 +48,6 @@ def fail(error: Exception | str) -> NoReturn:
     """Say what is wrong and exit with code 2."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def table_console() -> Console:
-    """For tables: as wide as the terminal; a file or a pipe has no width to keep to."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
 
 
 def _read(model: type[Config], description: str, arguments: list[str], layers: Sequence[dict[str, Any]]) -> Config:

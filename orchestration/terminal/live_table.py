@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.terminal.progress import Row, SweepProgress, format_number, format_point, format_value, short_name
+from orchestration.terminal.format import format_number, format_point, format_value, short_name
+from orchestration.terminal.progress import Row, SweepProgress
 
 STYLES = {"finished": "green", "running": "", "stopped": "yellow", "failed": "red", "starting": "dim"}
 FRAME_LINES = 7

@@ -1,55 +1,18 @@
-"""What is known of a sweep while it runs, and its telling as lines of text or of JSON (`live` draws it)."""
+"""The state of a running sweep: counts, the best trials, the time left."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TextIO
+from dataclasses import dataclass
+from typing import Any
 
-SHORT_NAMES = {
-    "objective.flow_matching_fraction": "λ",
-    "objective.gap_schedule": "r(k,K)",
-    "objective.r_init": "r_init",
-    "objective.r_end": "r_end",
-    "objective.guidance_strength": "w",
-    "objective.velocity_mix": "m",
-    "objective.guidance_omega": "ω",
-    "objective.guidance_kappa": "κ",
-}
-"""The field's symbols for searched paths; others show the end of their path."""
+from orchestration.terminal.format import format_time
+
 OVER = ("finished", "stopped", "failed")
 BEST, RECENT, TIMED = 3, 50, 100
 """How many trials are kept as the best, how many as the last that ended, how many reports step times come from."""
-
-
-def short_name(path: str) -> str:
-    return SHORT_NAMES.get(path, path.rsplit(".", 1)[-1])
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
-
-
-def format_point(point: dict[str, Any]) -> str:
-    return " ".join(f"{short_name(path)}={format_value(value)}" for path, value in point.items())
-
-
-def format_time(seconds: float) -> str:
-    hours, seconds = divmod(int(seconds), 3600)
-    minutes, seconds = divmod(seconds, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def format_number(value: float, spec: str) -> str:
-    return format(value, spec) if value == value else "–"
 
 
 @dataclass
@@ -155,123 +118,3 @@ class SweepProgress:
         if self.over < self.num_trials and self.left_s is not None:
             text += f", at most {format_time(self.left_s)} to go"
         return text
-
-
-class View(Protocol):
-    """Shows a sweep's progress; told of every event after the progress was."""
-
-    def begin(self, name: str) -> None: ...
-
-    def started(self, row: Row) -> None: ...
-
-    def reported(self, row: Row, metrics: dict[str, float]) -> None: ...
-
-    def ended(self, row: Row) -> None: ...
-
-    def finish(self) -> None:
-        """No trial goes on."""
-        ...
-
-    def summarised(self, status: str, metrics: dict[str, float]) -> None: ...
-
-
-class PlainLines:
-    """A line per report, for files and terminals that cannot be drawn on."""
-
-    def __init__(self, progress: SweepProgress, output: TextIO):
-        self.progress, self.output = progress, output
-
-    def begin(self, name: str) -> None:
-        self._print("starting the training workers (about 20 s)")
-
-    def started(self, row: Row) -> None:
-        pass
-
-    def reported(self, row: Row, metrics: dict[str, float]) -> None:
-        numbers = (
-            f"step {row.step}/{self.progress.total_steps}, FID {format_number(row.fid, '.2f')}, "
-            f"{format_number(row.step_ms / 1e3, '.3f')} s/step, {format_number(row.memory_mib, '.0f')} MiB"
-        )
-        self._print(f"{self._time()} trial {row.number} {row.state}, {numbers} | {format_point(row.point)}")
-
-    def ended(self, row: Row) -> None:
-        reason = f": {row.reason}" if row.reason else f" at step {row.step} with FID {format_number(row.fid, '.2f')}"
-        self._print(f"{self._time()} trial {row.number} {row.state}{reason}")
-        best = self.progress.best
-        told = f"; best: trial {best[0].number}, FID {format_number(best[0].best_fid, '.2f')}" if best else ""
-        self._print(f"{self._time()} {self.progress.summary()}{told}")
-
-    def finish(self) -> None:
-        pass
-
-    def summarised(self, status: str, metrics: dict[str, float]) -> None:
-        pass
-
-    def _time(self) -> str:
-        return f"[{format_time(self.progress.elapsed_s)}]"
-
-    def _print(self, text: str) -> None:
-        print(text, file=self.output, flush=True)
-
-
-class JsonLines:
-    """One JSON object per event, for programs; what is no number is null."""
-
-    def __init__(self, progress: SweepProgress, output: TextIO):
-        self.progress, self.output = progress, output
-
-    def begin(self, name: str) -> None:
-        self._print("sweep started", sweep=name, num_trials=self.progress.num_trials)
-
-    def started(self, row: Row) -> None:
-        self._print("trial started", trial=row.number, point=row.point)
-
-    def reported(self, row: Row, metrics: dict[str, float]) -> None:
-        self._print("trial report", trial=row.number, step=row.step, metrics=metrics)
-
-    def ended(self, row: Row) -> None:
-        fields = {name: value for name, value in asdict(row).items() if name in ("step", "fid", "reason", "point")}
-        self._print(f"trial {row.state}", trial=row.number, **fields)
-
-    def finish(self) -> None:
-        pass
-
-    def summarised(self, status: str, metrics: dict[str, float]) -> None:
-        best = self.progress.best[0].number if self.progress.best else None
-        self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
-
-    def _print(self, event: str, **fields: Any) -> None:
-        record = {"event": event, "elapsed_s": round(self.progress.elapsed_s, 3), **fields}
-        print(json.dumps(_finite(record), default=str), file=self.output, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_events: TextIO | None = None
-
-
-@contextmanager
-def stdout_for(kind: str) -> Iterator[None]:
-    """Inside, where JSON lines are wanted, stdout is theirs and other text goes to stderr."""
-    global _events
-    if kind != "json":
-        yield
-        return
-    _events = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-def make_view(kind: str, progress: SweepProgress) -> View:
-    """The view of this kind: live, plain, json, or auto, which is live on a terminal and plain elsewhere."""
-    from orchestration.terminal.live_table import LiveTable
-
-    if kind == "json":
-        return JsonLines(progress, _events or sys.stdout)
-    if kind == "live" or (kind == "auto" and sys.stdout.isatty()):
-        return LiveTable(progress)
-    return PlainLines(progress, sys.stdout)

@@ -13,7 +13,7 @@ from typing import Any
 from orchestration.config import SweepConfig, TrainConfig
 from orchestration.sweep import search_space
 from orchestration.sweep.search_space import Dimension
-from orchestration.terminal.progress import format_number, format_value, short_name
+from orchestration.terminal.format import format_number, format_value, short_name
 from soflow.data.config import DatasetConfig
 
 REPORT = "report.html"

@@ -19,15 +19,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestration.tracking.uri import TrackingError
+
 LOG = logging.getLogger(__name__)
 
 BYTES_PER_INDEX = 16 * 2**20
 """How much journal is written between two savings of the index, and so the most that opening has to parse."""
 BYTES_PER_READ = 2**20
-
-
-class TrackingError(RuntimeError):
-    """Tracking cannot work as configured; the message names the field, its value and what is allowed."""
 
 
 class Index(Protocol):

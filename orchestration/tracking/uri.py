@@ -8,7 +8,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from orchestration.tracking.spool import TrackingError
+
+class TrackingError(RuntimeError):
+    """Tracking cannot work as configured; the message names the field, its value and what is allowed."""
 
 
 def check_tracking(tracking_uri: str, timeout_s: float = 15) -> None:

@@ -12,7 +12,6 @@ from sweep_store import SweepStore
 
 from dashboards.comparison.claims import EXPONENT, judge_claims, page, read_claims
 from dashboards.comparison.exponents import RELATIONS
-from dashboards.comparison.paired import LEVEL, detectable
 from dashboards.comparison.verdicts import CONFIRMED, UNDECIDED
 from dashboards.reading.sweep_data import read_sweep
 from experiments import launch, plan
@@ -20,11 +19,12 @@ from orchestration.config import SweepConfig, read_case
 from orchestration.sweep import search_space
 from orchestration.sweep.study import check_study
 from orchestration.terminal.command_line import read_command_line
-from orchestration.tracking.spool import TrackingError
+from orchestration.tracking.uri import TrackingError
 from soflow.config import RunConfig, flatten, parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.cost.accelerators import ACCELERATORS, Accelerator
 from soflow.cost.predict import predict
+from soflow.statistics import LEVEL, detectable_effect
 
 EXPERIMENTS = REPOSITORY / "experiments"
 STUDIES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "STUDY = Study(" in path.read_text())
@@ -153,7 +153,7 @@ def test_claims_are_judged_together_and_what_was_not_run_is_not_decided(judged):
     found = claims[0].found
     assert found.p == pytest.approx(2 * found.quotient.p)  # two tests, not three
     assert found.smallest == pytest.approx(
-        math.exp(detectable(4, LEVEL / 2) * math.log(found.quotient.value) / found.quotient.effect_size)
+        math.exp(detectable_effect(4, LEVEL / 2) * math.log(found.quotient.value) / found.quotient.effect_size)
     )
     assert "nowhere: no sweep has this name or id" in claims[2].found.reason
 

@@ -13,12 +13,12 @@ from sweep_store import SweepStore
 
 from dashboards.comparison.compare import compare, interval
 from dashboards.comparison.page import write_tables
-from dashboards.comparison.paired import quotient
 from dashboards.comparison.tables import _latex, _plain, measured, stacked
 from dashboards.comparison.terminal import show_comparison
 from dashboards.comparison.verdicts import CONFIRMED, UNDECIDED
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import build, leave_report
+from soflow.statistics import paired_ratio
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
@@ -60,7 +60,10 @@ def test_every_number_is_mlflows(store, parent):
             assert measure.high == pytest.approx(mean + half, rel=1e-9)
     for position in (1, 2):
         case = comparison.cases[position]
-        found, expected = case.against["fid"], quotient([fids[position] for fids in LAST], [fids[0] for fids in LAST])
+        found, expected = (
+            case.against["fid"],
+            paired_ratio([fids[position] for fids in LAST], [fids[0] for fids in LAST]),
+        )
         assert found == expected
         assert 0 < case.against["time/train_s"].n == 4
     ps = sorted(case.against["fid"].p for case in comparison.cases[1:])
@@ -86,7 +89,7 @@ def test_lost_trials_count_nowhere_and_pairs_are_of_equal_seeds(store):
     comparison = compare(read_sweep(store.uri, parent))
     plain, worse, odd = comparison.cases
     assert (sorted(plain.trials), sorted(worse.trials)) == ([1, 2, 3], [0, 2, 3])
-    assert worse.against["fid"] == quotient([LAST[2][1], LAST[3][1]], [LAST[2][0], LAST[3][0]])
+    assert worse.against["fid"] == paired_ratio([LAST[2][1], LAST[3][1]], [LAST[2][0], LAST[3][0]])
     assert odd.against["fid"].n == 3
     page = build(read_sweep(store.uri, parent))
     assert "plain, seed 0 (trial 0): failed, the loss became NaN" in page
@@ -114,8 +117,8 @@ def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(st
     comparison = compare(read_sweep(store.uri, parent))
     worse = comparison.cases[1]
     verdicts = dict(zip(texts, comparison.verdicts, strict=True))
-    assert verdicts[texts[0]].quotient == quotient([fids[0] for fids in LAST], [20.0] * 4)
-    assert verdicts[texts[1]].quotient == quotient([fids[1] for fids in LAST], [20 * 0.0407] * 4)
+    assert verdicts[texts[0]].quotient == paired_ratio([fids[0] for fids in LAST], [20.0] * 4)
+    assert verdicts[texts[1]].quotient == paired_ratio([fids[1] for fids in LAST], [20 * 0.0407] * 4)
     assert (verdicts[texts[2]].quotient, verdicts[texts[2]].outcome) == (None, UNDECIDED)
     assert "measured in different ways" in verdicts[texts[2]].reason
     assert verdicts[WITHIN_COST].quotient.n == 4

@@ -9,12 +9,12 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from dashboards.comparison.paired import LEVEL, detectable
 from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED, hypotheses_of, judge, summary, together
 from orchestration.config import SweepConfig
 from orchestration.sweep.hypotheses import Measured, read_hypothesis
 from orchestration.sweep.study import check_study
 from soflow.config_base import ConfigError
+from soflow.statistics import LEVEL, detectable_effect
 
 A, B = Measured("fid", "a"), Measured("fid", "b")
 BETTER, WORSE = [0.31, 0.45, 0.38, 0.29, 0.52], [0.42, 0.55, 0.50, 0.40, 0.66]
@@ -78,7 +78,7 @@ def test_verdicts_are_students_test_of_the_logarithms():
     for verdict, difference in zip(verdicts, left - right, strict=True):
         assert verdict.quotient.value == pytest.approx(math.exp(difference.mean()), rel=1e-12)
         scatter = difference.std(ddof=1)
-        assert verdict.smallest == pytest.approx(math.exp(detectable(5, LEVEL / 5) * scatter), rel=1e-6)
+        assert verdict.smallest == pytest.approx(math.exp(detectable_effect(5, LEVEL / 5) * scatter), rel=1e-6)
     assert summary(verdicts).startswith("Of 5 hypotheses stated before the run: 1 confirmed, 3 refuted, 1 not decided")
 
 

@@ -9,8 +9,10 @@ import time
 import pytest
 from rich.console import Console
 
+from orchestration.terminal.format import format_value, short_name
 from orchestration.terminal.live_table import LiveTable
-from orchestration.terminal.progress import JsonLines, PlainLines, SweepProgress, format_value, short_name, stdout_for
+from orchestration.terminal.progress import SweepProgress
+from orchestration.terminal.views import JsonLines, PlainLines, stdout_for
 
 POINT = {"objective.flow_matching_fraction": 0.75, "objective.gap_schedule": "cosine", "optimizer.learning_rate": 0.003}
 
@@ -89,7 +91,7 @@ def test_a_file_gets_a_line_per_report_and_how_the_sweep_stands_at_each_end():
 
 def test_programs_get_an_object_per_event(capsys):
     with stdout_for("json"):
-        from orchestration.terminal.progress import make_view
+        from orchestration.terminal.views import make_view
 
         progress = SweepProgress(2, 100, 2)
         view = make_view("json", progress)

@@ -22,9 +22,9 @@ from PIL import Image
 from orchestration.tracking.environment import environment_tags, git_commit
 from orchestration.tracking.mlflow_writer import KEY_TAG
 from orchestration.tracking.recorded_runs import RecordedRuns
-from orchestration.tracking.spool import Spool, TrackingError
+from orchestration.tracking.spool import Spool
 from orchestration.tracking.tracker import Tracker
-from orchestration.tracking.uri import check_tracking
+from orchestration.tracking.uri import TrackingError, check_tracking
 
 FIRST_RUN = """
 import sys

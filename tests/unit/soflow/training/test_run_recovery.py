@@ -16,9 +16,9 @@ from helpers import CPU, REPOSITORY, relative_error, tiny_config
 
 from orchestration.config import SweepConfig
 from orchestration.storage import SWEEP_FILE, create, new_folder, sole_owner
-from orchestration.sweep.replicates import mean_interval, over_seeds
 from orchestration.sweep.resume import check_state, own_config
 from orchestration.sweep.study import SweepStudy, open_storage
+from orchestration.sweep.trial_actor import over_seeds
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.group import RequestFailed
 from orchestration.workers.mailbox import OUT_OF_MEMORY as NO_MEMORY
@@ -26,6 +26,7 @@ from orchestration.workers.training import Request, TrainingWorker
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
+from soflow.statistics import mean_interval
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
 from soflow.training.reports import recorded

@@ -1,0 +1,49 @@
+"""Names, numbers and times as terminals, reports and MLflow notes show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+SHORT_NAMES = {
+    "objective.flow_matching_fraction": "λ",
+    "objective.gap_schedule": "r(k,K)",
+    "objective.r_init": "r_init",
+    "objective.r_end": "r_end",
+    "objective.guidance_strength": "w",
+    "objective.velocity_mix": "m",
+    "objective.guidance_omega": "ω",
+    "objective.guidance_kappa": "κ",
+}
+"""Symbols of the field for searched paths; other paths show their last part."""
+
+
+def short_name(path: str) -> str:
+    return SHORT_NAMES.get(path, path.rsplit(".", 1)[-1])
+
+
+def format_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def format_point(point: dict[str, Any]) -> str:
+    return " ".join(f"{short_name(path)}={format_value(value)}" for path, value in point.items())
+
+
+def format_time(seconds: float) -> str:
+    hours, seconds = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(seconds, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def format_number(value: float, spec: str) -> str:
+    return format(value, spec) if value == value else "–"
+
+
+def table_console() -> Console:
+    """Make a console for tables, as wide as the terminal; 160 columns in files and pipes."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)

@@ -1,0 +1,133 @@
+"""Progress output of a sweep: one line per report, JSON objects, or the live table."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from typing import Any, Protocol, TextIO
+
+from orchestration.terminal.format import format_number, format_point, format_time
+from orchestration.terminal.live_table import LiveTable
+from orchestration.terminal.progress import Row, SweepProgress
+
+
+class View(Protocol):
+    """Shows a sweep's progress; told of every event after the progress was."""
+
+    def begin(self, name: str) -> None: ...
+
+    def started(self, row: Row) -> None: ...
+
+    def reported(self, row: Row, metrics: dict[str, float]) -> None: ...
+
+    def ended(self, row: Row) -> None: ...
+
+    def finish(self) -> None:
+        """No trial goes on."""
+        ...
+
+    def summarised(self, status: str, metrics: dict[str, float]) -> None: ...
+
+
+class PlainLines:
+    """A line per report, for files and terminals that cannot be drawn on."""
+
+    def __init__(self, progress: SweepProgress, output: TextIO):
+        self.progress, self.output = progress, output
+
+    def begin(self, name: str) -> None:
+        self._print("starting the training workers (about 20 s)")
+
+    def started(self, row: Row) -> None:
+        pass
+
+    def reported(self, row: Row, metrics: dict[str, float]) -> None:
+        numbers = (
+            f"step {row.step}/{self.progress.total_steps}, FID {format_number(row.fid, '.2f')}, "
+            f"{format_number(row.step_ms / 1e3, '.3f')} s/step, {format_number(row.memory_mib, '.0f')} MiB"
+        )
+        self._print(f"{self._time()} trial {row.number} {row.state}, {numbers} | {format_point(row.point)}")
+
+    def ended(self, row: Row) -> None:
+        reason = f": {row.reason}" if row.reason else f" at step {row.step} with FID {format_number(row.fid, '.2f')}"
+        self._print(f"{self._time()} trial {row.number} {row.state}{reason}")
+        best = self.progress.best
+        told = f"; best: trial {best[0].number}, FID {format_number(best[0].best_fid, '.2f')}" if best else ""
+        self._print(f"{self._time()} {self.progress.summary()}{told}")
+
+    def finish(self) -> None:
+        pass
+
+    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+        pass
+
+    def _time(self) -> str:
+        return f"[{format_time(self.progress.elapsed_s)}]"
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.output, flush=True)
+
+
+class JsonLines:
+    """One JSON object per event, for programs; what is no number is null."""
+
+    def __init__(self, progress: SweepProgress, output: TextIO):
+        self.progress, self.output = progress, output
+
+    def begin(self, name: str) -> None:
+        self._print("sweep started", sweep=name, num_trials=self.progress.num_trials)
+
+    def started(self, row: Row) -> None:
+        self._print("trial started", trial=row.number, point=row.point)
+
+    def reported(self, row: Row, metrics: dict[str, float]) -> None:
+        self._print("trial report", trial=row.number, step=row.step, metrics=metrics)
+
+    def ended(self, row: Row) -> None:
+        fields = {name: value for name, value in asdict(row).items() if name in ("step", "fid", "reason", "point")}
+        self._print(f"trial {row.state}", trial=row.number, **fields)
+
+    def finish(self) -> None:
+        pass
+
+    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+        best = self.progress.best[0].number if self.progress.best else None
+        self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
+
+    def _print(self, event: str, **fields: Any) -> None:
+        record = {"event": event, "elapsed_s": round(self.progress.elapsed_s, 3), **fields}
+        print(json.dumps(_finite(record), default=str), file=self.output, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_events: TextIO | None = None
+
+
+@contextmanager
+def stdout_for(kind: str) -> Iterator[None]:
+    """Inside, where JSON lines are wanted, stdout is theirs and other text goes to stderr."""
+    global _events
+    if kind != "json":
+        yield
+        return
+    _events = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def make_view(kind: str, progress: SweepProgress) -> View:
+    """The view of this kind: live, plain, json, or auto, which is live on a terminal and plain elsewhere."""
+    if kind == "json":
+        return JsonLines(progress, _events or sys.stdout)
+    if kind == "live" or (kind == "auto" and sys.stdout.isatty()):
+        return LiveTable(progress)
+    return PlainLines(progress, sys.stdout)

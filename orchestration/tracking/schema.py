@@ -1,0 +1,46 @@
+"""Every name under which the tracker records something in MLflow: tags, parameters and metrics.
+
+Writers and readers (orchestration, dashboards) take names from here. Metrics of a trial keep the names of its reports:
+`fid`, `fid_2nfe`, `kid`, `class_consistency`, `fid_floor`, `loss/…`, `gradient/…`, `time/…`, `throughput/…`,
+`memory/…`, `diagnostics/…`; the step is the optimizer step.
+"""
+
+from __future__ import annotations
+
+EXPERIMENT = "soflow"
+"""The MLflow experiment of all sweeps and runs."""
+
+# Tags of every run.
+KIND = "soflow.kind"
+SWEEP_KIND, TRIAL_KIND, RUN_KIND = "sweep", "trial", "run"
+COST_KIND, STEP_COST_KIND, CLAIMS_KIND = "cost study", "step cost", "claims"
+"""Values of the tag KIND."""
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+OBJECTIVE, DATASET = "objective", "dataset"
+CONFIG_HASH, FOLDER = "config_hash", "folder"
+
+# Tags of trials.
+SWEEP, TRIAL_ID, NUMBER = "sweep", "trial_id", "optuna_number"
+CASE = "case"
+STATE, FAILURE, BEST = "state", "failure", "best"
+"""How a trial ended (finished, stopped, failed), why it failed, and "true" for the best trial of a sweep."""
+MAY_CHANGE = ("num_trials", "search", "progress", "resume")
+"""Fields of a sweep that a resume may change; recorded as tags, because MLflow does not change parameters."""
+
+FID_PROTOCOL = (
+    "fid_feature_network",
+    "fid_feature_weights_sha256",
+    "fid_num_samples",
+    "fid_reference",
+    "fid_reference_fingerprint",
+    "fid_num_references",
+    "nfe",
+)
+"""Tags that must agree for two FIDs to be comparable."""
+
+# Prefixes of metrics.
+FINAL = "final/"
+"""Values of a trial's last report; also those of its logged model."""
+POINT = "point/"
+"""Searched values that change while a trial of a population trains."""
