@@ -81,7 +81,7 @@ def test_the_answer_calls_what_the_test_finds_and_nothing_else(store, parent):
     assert worse.p < 0.05 < odd.p
     assert "worse 1.38 times as high" in second
     assert "odd" not in second
-    assert "With 4 seeds a test finds effects of 2.1 standard deviations with a probability of 80%" in second
+    assert "With 4 seeds a test finds effects of 2.1 standard deviations with 80% power" in second
 
 
 def test_lost_trials_count_nowhere_and_pairs_are_of_equal_seeds(store):

@@ -17,7 +17,7 @@ from dashboards.live import findings as live_findings
 from dashboards.live.charts import front, learning_curves, pareto, thinned
 from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
 
-PAGE = str(REPOSITORY / "dashboards" / "live.py")
+PAGE = str(REPOSITORY / "dashboards" / "live" / "app.py")
 EVIL = "<script>document.title='owned'</script> ![x](http://127.0.0.1:1/x.png) $x^2$ :red[y] **z**"
 
 
