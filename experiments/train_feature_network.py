@@ -148,7 +148,7 @@ def main() -> None:
     import safetensors.torch
 
     from soflow.data.base import DataError
-    from soflow.files import write_whole
+    from soflow.files import write_atomic
 
     try:
         split = read_split(options.name, options.root)
@@ -160,7 +160,7 @@ def main() -> None:
     facts = {"test_accuracy": score, "seed": options.seed, "steps": RECIPES[options.name].steps, **split.facts}
     path = options.out / f"{options.name}.safetensors"
     # One entry of metadata, because safetensors writes several in random order and the file's hash names the yardstick.
-    write_whole(path, safetensors.torch.save(network.state_dict(), {"made": json.dumps(facts)}))
+    write_atomic(path, safetensors.torch.save(network.state_dict(), {"made": json.dumps(facts)}))
     print(f"test accuracy {score:.4f}; weights written to {path}")
 
 

@@ -91,7 +91,7 @@ class _Run:
 
     def _follow(self, group, there: Room) -> bool:
         """Ask for reports until the run is over; False if it failed."""
-        from soflow.files import write_whole
+        from soflow.files import write_atomic
 
         total = self.config.training.total_steps
         # Not the newest checkpoint: its report may have been lost with the driver and has to be made again.
@@ -111,7 +111,7 @@ class _Run:
                     return False
                 step = answer.step
                 self._record(answer, final=answer.finished)
-                write_whole(recorded, str(step).encode())
+                write_atomic(recorded, str(step).encode())
                 progress.update(task, completed=step, description=f"step {step}, FID {answer.metrics['fid']:.4g}")
                 self._say(_line(step, answer.metrics))
         self._say(f"samples: {self.folder / 'grids'}; more: python experiments/sample.py {self.folder}")

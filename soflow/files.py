@@ -1,67 +1,40 @@
-"""Files that several processes may read and write at once: hashes, whole-file replacement, a checked cache."""
+"""Files that several processes may read and write at once: checksums and atomic writes."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """Compute the file's SHA-256 in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees a part of it."""
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it to `path` when the block succeeds.
+
+    Readers see the old file or folder, or the whole new one. If the block raises, nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        partial.write_bytes(content)
+        yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
-def cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a safetensors file, computed and written first if it is missing or damaged.
-
-    A file that cannot be read or written costs time, never the result: the log says so and the tensors are computed.
-    """
-    if path.exists():
-        try:
-            return _read(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            logger.warning("%s: damaged cache file, computing it again (%s)", path, error)
-    tensors = compute()
-    try:
-        write_whole(path, safetensors.torch.save(tensors, {"sha256": _digest(tensors)}))
-    except OSError as error:
-        logger.warning("%s: cannot be written, so the next run computes it again (%s)", path, error)
-    return tensors
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        stated = (file.metadata() or {}).get("sha256")
-    if stated != _digest(tensors):
-        raise ValueError("its content does not match its checksum")
-    return tensors
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy())
-    return digest.hexdigest()
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that no reader ever sees a part of it."""
+    with atomic(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)

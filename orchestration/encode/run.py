@@ -31,7 +31,7 @@ from soflow.data.base import LATENT_FACTOR, DataError
 from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import ImageFolder, read_image
 from soflow.data.latents import write_latents
-from soflow.files import sha256
+from soflow.files import atomic, sha256
 
 IMAGES_PER_PART = 64
 """What an interruption costs: a CPU core takes 4 s per image of 256x256 pixels, a GPU milliseconds."""
@@ -211,11 +211,10 @@ def _minutes(seconds: float) -> str:
 
 def _merge(parts: Parts, source: ImageFolder, out: Path) -> None:
     """One file of all parts, whole at once; then the parts are no longer needed."""
-    merged = parts.folder / "merged.h5"
     side = parts.setup.image_size // LATENT_FACTOR
     try:
-        write_latents(merged, map(parts.read, range(len(parts))), source.labels, side, source.num_classes)
-        os.replace(merged, out)
+        with atomic(out) as merged:
+            write_latents(merged, map(parts.read, range(len(parts))), source.labels, side, source.num_classes)
     except OSError as error:
         raise EncodingFailed(f"{out} cannot be written ({error}); the parts in {parts.folder} are complete") from None
     shutil.rmtree(parts.folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import numpy as np
 from soflow.config_base import ConfigError
 from soflow.data.base import LATENT_FACTOR
 from soflow.data.latents import MOMENTS
-from soflow.files import write_whole
+from soflow.files import write_atomic
 
 SETUP_FILE = "setup.json"
 
@@ -45,7 +45,7 @@ class Parts:
         facts, path = asdict(setup), folder / SETUP_FILE
         try:
             if not path.exists():
-                write_whole(path, json.dumps(facts, indent=2).encode())
+                write_atomic(path, json.dumps(facts, indent=2).encode())
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"out: cannot keep finished parts in {folder} ({error}); choose another out") from None
@@ -98,7 +98,7 @@ class Parts:
     def write(self, number: int, moments: np.ndarray) -> None:
         content = io.BytesIO()
         np.save(content, moments)
-        write_whole(self._path(number, "npy"), content.getvalue())
+        write_atomic(self._path(number, "npy"), content.getvalue())
         self._path(number, "attempts").unlink(missing_ok=True)
 
     def _path(self, number: int, suffix: str) -> Path:

@@ -62,9 +62,9 @@ def _run(config: SweepConfig, until_the_end: ExitStack) -> str:
         _silence_libraries()
         folder = folder.absolute()
         if resuming:
-            from soflow.files import write_whole  # imports torch
+            from soflow.files import write_atomic  # imports torch
 
-            write_whole(folder / SWEEP_FILE, to_yaml(config).encode())
+            write_atomic(folder / SWEEP_FILE, to_yaml(config).encode())
         else:
             create(folder, SWEEP_FILE, to_yaml(config))
             until_the_end.enter_context(sole_owner(folder))

@@ -10,9 +10,8 @@ nothing in it is pickled code. So whoever loads it needs this package, at the co
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from soflow.config import flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 from soflow.evaluation.generated import sampler_for
+from soflow.files import atomic
 from soflow.objectives.base import normal
 from soflow.randomness import generator
 from soflow.sampling import sample
@@ -106,22 +106,17 @@ def write_model(checkpoint: Path, folder: Path) -> None:
 
     if folder.exists():
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     state = checkpoints.load(checkpoint)
-    torch.save({name: state[name] for name in NEEDED}, partial / WEIGHTS_FILE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it misses an input example; the model's description has one
+    with atomic(folder) as partial, tempfile.TemporaryDirectory() as weights, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow asks for an input example; the model's description has one
+        torch.save({name: state[name] for name in NEEDED}, Path(weights) / WEIGHTS_FILE)
         mlflow.pyfunc.save_model(
-            partial / "model",
+            partial,
             loader_module=__name__,
-            data_path=partial / WEIGHTS_FILE,
+            data_path=Path(weights) / WEIGHTS_FILE,
             signature=_signature(),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES],
         )
-    os.replace(partial / "model", folder)
-    shutil.rmtree(partial)
 
 
 def _signature():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestration.tracking.uri import TrackingError
+from soflow.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
@@ -191,10 +192,8 @@ class Spool:
 
     def _replace(self, name: str, text: str) -> bool:
         """Write a file whole; False if the disk refuses."""
-        temporary = self.folder / f"{name}.tmp"
         try:
-            temporary.write_text(text)
-            os.replace(temporary, self.folder / name)
+            write_atomic(self.folder / name, text)
         except OSError as error:
             self._warn(error)
             return False

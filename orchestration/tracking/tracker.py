@@ -9,7 +9,6 @@ small share of one core: the more there is to send, the more events wait for eac
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import uuid
@@ -21,6 +20,7 @@ from orchestration.tracking.mlflow_writer import MlflowWriter
 from orchestration.tracking.recorded_runs import RecordedRuns
 from orchestration.tracking.spool import Spool
 from orchestration.tracking.uri import root_cause, without_password
+from soflow.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
@@ -193,8 +193,6 @@ def _origin(spool_dir: Path) -> str:
     with suppress(OSError):  # missing, or on a disk that takes nothing: then this process has one of its own
         if path.exists():
             return path.read_text().strip()
-        partial = path.with_suffix(".tmp")
-        partial.write_text(made := uuid.uuid4().hex[:12])
-        os.replace(partial, path)
+        write_atomic(path, made := uuid.uuid4().hex[:12])
         return made
     return uuid.uuid4().hex[:12]

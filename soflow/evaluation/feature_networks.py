@@ -24,7 +24,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from soflow.config_base import ConfigError
 from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
-from soflow.files import write_whole
+from soflow.files import write_atomic
 
 WIDTHS = {"digits-cnn": (32, 64), "fashion-cnn": (16, 32, 64)}
 FEATURES, CLASSES = 64, 10
@@ -160,7 +160,7 @@ def _fetch_inception() -> Path:
                 content = response.read()
             if not hashlib.sha256(content).hexdigest().startswith(path.stem.rpartition("-")[2]):
                 raise OSError("the download is damaged")
-            write_whole(path, content)
+            write_atomic(path, content)
         except (OSError, HTTPException) as error:
             raise ConfigError(
                 f"evaluation.inception_weights = None: cannot fetch them to {path} ({error}); {_remedy()}"

@@ -16,10 +16,11 @@ from soflow.config import RunConfig
 from soflow.data.base import DataError, DataSource
 from soflow.data.config import DatasetConfig
 from soflow.evaluation import reference_files
+from soflow.evaluation.cache import cached
 from soflow.evaluation.metrics import fid, kid
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.evaluation.registry import FEATURE_NETWORKS
-from soflow.files import cached, sha256
+from soflow.files import sha256
 
 MANY = 10_000
 """Samples and references at most whose features themselves are kept, for KID, precision and recall."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from soflow.config_base import ConfigError
 from soflow.evaluation.registry import FEATURE_NETWORKS
-from soflow.files import write_whole
+from soflow.files import write_atomic
 
 if TYPE_CHECKING:
     from soflow.config import RunConfig
@@ -48,7 +48,7 @@ def write_npz(path: Path, statistics: dict[str, np.ndarray], facts: dict[str, An
     """Write `mu` and `sigma`, and `made`, a JSON text that says how they came about."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: statistics[name] for name in NAMES}, made=np.array(json.dumps(facts)))
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def write_torch_fidelity(root: Path, name: str, feature_network: str, statistics: dict[str, np.ndarray]) -> Path:
@@ -59,7 +59,7 @@ def write_torch_fidelity(root: Path, name: str, feature_network: str, statistics
     path = root / f"{name}-{info.extractor}-stat-fid-{info.layer}.pt"
     buffer = io.BytesIO()
     torch.save({"mu": statistics["mu"].astype(np.float32), "sigma": statistics["sigma"].astype(np.float64)}, buffer)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from soflow.evaluation.fidelity import Batch
+from soflow.files import atomic
 
 
 def write_samples(path: Path, batches: Iterable[Batch], shape: tuple[int, int, int, int]) -> None:
@@ -28,26 +28,20 @@ def write_samples(path: Path, batches: Iterable[Batch], shape: tuple[int, int, i
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
     labels: list[Tensor] = []
     written = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            # numpy writes whole arrays only; ImageNet's 50,000 images are 9 GiB.
-            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                for batch in batches:
-                    _check(batch.images, shape)
-                    file.write(batch.images.permute(0, 2, 3, 1).cpu().numpy().tobytes())
-                    written += len(batch.images)
-                    labels += [] if batch.labels is None else [batch.labels.cpu()]
-            if written != count:
-                raise ValueError(f"{written} images were given in place of {count}")
-            if labels:
-                with archive.open("arr_1.npy", "w") as file:
-                    np.lib.format.write_array(file, torch.cat(labels).numpy())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        # numpy writes whole arrays only; ImageNet's 50,000 images are 9 GiB.
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in batches:
+                _check(batch.images, shape)
+                file.write(batch.images.permute(0, 2, 3, 1).cpu().numpy().tobytes())
+                written += len(batch.images)
+                labels += [] if batch.labels is None else [batch.labels.cpu()]
+        if written != count:
+            raise ValueError(f"{written} images were given in place of {count}")
+        if labels:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, torch.cat(labels).numpy())
 
 
 def _check(images: Tensor, shape: tuple[int, int, int, int]) -> None:

@@ -11,14 +11,13 @@ import logging
 import math
 import os
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from soflow.files import write_whole
+from soflow.files import atomic, write_atomic
 
 LOG = logging.getLogger(__name__)
 
@@ -54,40 +53,21 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
         fid: of this step's report, by which the best checkpoint is known.
     """
     path = path_of(directory, step)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    for stale in directory.glob(".checkpoint-*"):  # of a process that was killed while writing
+        stale.unlink()
+    with atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
     best = _best(directory)
     if math.isfinite(fid) and (best is None or best[0] >= step or fid < best[1]):
         best = step, fid
-        write_whole(directory / BEST_FILE, json.dumps({"step": step, "fid": fid}).encode())
+        write_atomic(directory / BEST_FILE, json.dumps({"step": step, "fid": fid}).encode())
     steps = _steps(directory)
     kept = {step, max((old for old in steps if old < step), default=step), best[0] if best else step}
     for old in set(steps) - kept:
         path_of(directory, old).unlink(missing_ok=True)
     return path
-
-
-def take_over(donor: Path, recipient: Path, step: int) -> None:
-    """Put a run's checkpoint of a step in place of another run's own; no copy is made where files can be linked.
-
-    Args:
-        donor: folder of the run whose checkpoint it is.
-        recipient: folder of the run that goes on from it.
-    """
-    path = path_of(recipient, step)
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path_of(donor, step), partial)
-    except OSError:
-        shutil.copyfile(path_of(donor, step), partial)
-    os.replace(partial, path)
-    if best_step(recipient) == step:  # its own best weights are gone
-        (recipient / BEST_FILE).unlink()
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from soflow import codecs
 from soflow.codecs.base import Codec
 from soflow.config import RunConfig
 from soflow.evaluation.generated import sampler_for
+from soflow.files import atomic
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
 from soflow.sampling import sample
@@ -26,11 +26,9 @@ def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32
 
     scale = max(1, -(-smallest_side // images.shape[-1]))
     enlarged = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=96)  # RGB also for grey images
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
 
 def draw_grid(

@@ -7,14 +7,13 @@ This module does not import torch, so that the asking side stays small.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from soflow.config import RunConfig, parse
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
+from soflow.files import write_atomic
 
 CONFIG_FILE = "config.yaml"
 FOLDER = "reports"
@@ -41,19 +40,18 @@ def next_step(config: RunConfig, after: int) -> int:
     return min((after // every + 1) * every, total)
 
 
-def begin(config: RunConfig, directory: Path, start: int = 0) -> None:
-    """Make the folder that of a run of this configuration, without any reports after step `start`."""
+def begin(config: RunConfig, directory: Path) -> None:
+    """Start a run of this configuration in a folder, and delete the reports of an earlier one."""
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     for path in (directory / FOLDER).iterdir():
-        if path.name > _path(directory, start).name or not start:
-            path.unlink()
-    _write(directory / CONFIG_FILE, to_yaml(config))
+        path.unlink()
+    write_atomic(directory / CONFIG_FILE, to_yaml(config))
 
 
 def record(report: Report, directory: Path) -> None:
     grids = {name: str(path.relative_to(directory)) for name, path in report.grids.items()}
     values = asdict(report) | {"grids": grids}
-    _write(_path(directory, report.step), json.dumps(values))
+    write_atomic(_path(directory, report.step), json.dumps(values))
 
 
 def recorded(config: RunConfig, directory: Path, after: int) -> Report | None:
@@ -70,9 +68,3 @@ def recorded(config: RunConfig, directory: Path, after: int) -> Report | None:
 
 def _path(directory: Path, step: int) -> Path:
     return directory / FOLDER / f"step-{step:08d}.json"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    partial.write_text(text)
-    os.replace(partial, path)

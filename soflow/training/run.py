@@ -40,7 +40,6 @@ class TrainingRun:
         start: steps that were reported, 0 for a fresh start. The run goes on from the newest good checkpoint up to
             there and may so be some steps behind.
         evaluator: of the configured data and features, for the same rank and number of workers.
-        taken_over: step whose checkpoint is another run's, which may be of another configuration (0: none is).
 
     Raises:
         CheckpointError: if all checkpoints to start from are missing or damaged, or one is of another configuration.
@@ -57,14 +56,13 @@ class TrainingRun:
         rank: int = 0,
         world_size: int = 1,
         micro_batches: int = 1,
-        taken_over: int = 0,
     ):
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
         self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
         if start:
-            self._restore(start, taken_over)
-        if start == taken_over and rank == 0:
-            reports.begin(config, directory, start)
+            self._restore(start)
+        elif rank == 0:
+            reports.begin(config, directory)
 
     @property
     def finished(self) -> bool:
@@ -155,11 +153,11 @@ class TrainingRun:
             **{f"fid_{name}": str(value) for name, value in self.evaluator.protocol().items()},
         }
 
-    def _restore(self, start: int, taken_over: int) -> None:
+    def _restore(self, start: int) -> None:
         step, state = checkpoints.load_newest(self.directory, start, self.device)
         if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
             step, state = checkpoints.load_newest(self.directory, agreed, self.device)
-        if step != taken_over and parse(state["config"]) != self.config:
+        if parse(state["config"]) != self.config:
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
         self.trainer.load_state_dict(state)
