@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def directional_derivative(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Compute function(*inputs) and its derivative along `direction`, by one Jacobian-vector product.
+    """Compute function(*inputs) and its derivative along `direction` with one Jacobian-vector product.
 
-    Attention runs on torch's math kernel inside, because the fused kernels have no forward-mode derivative.
+    Attention uses torch's math kernel, because the fused kernels have no forward-mode derivative.
 
     Args:
         inputs, direction: tensors of equal shapes, one direction per input.

@@ -1,7 +1,7 @@
-"""The configuration of one training run: a typed tree, validated as a whole before anything starts.
+"""Configuration of one training run: a typed tree, validated as a whole before training starts.
 
-A field has one name everywhere: command-line flag, YAML key, search-space path and MLflow parameter. This module
-imports neither torch nor anything else that is slow, so that a wrong value is reported at once.
+A field has the same name everywhere: command-line flag, YAML key, search-space path and MLflow parameter. This module
+imports neither torch nor any other slow package, so that invalid values are reported immediately.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from soflow.objectives.registry import OBJECTIVES
 from soflow.training.config import OptimizerConfig, TrainingConfig
 
 GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0}
-"""The objectives' fields that guide training, and where they do not."""
+"""Guidance fields of the objectives and the value at which each switches guidance off."""
 
 
 ObjectiveConfig = Annotated[
@@ -36,10 +36,10 @@ ObjectiveConfig = Annotated[
 
 
 class RunConfig(Section):
-    """Everything that determines one training run. The defaults suit digits, a minute on one CPU core."""
+    """Complete specification of one training run. The defaults train on digits in about a minute on one CPU core."""
 
     seed: int = 0
-    """Fixes data order, noise, times, initial weights and evaluation noise."""
+    """Random seed of initial weights, data order, noise, times and evaluation noise."""
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = Field(default_factory=SoFlowConfig)
@@ -49,7 +49,7 @@ class RunConfig(Section):
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _name_is_soflow_unless_given(cls, objective: Any) -> Any:
+    def _default_name_is_soflow(cls, objective: Any) -> Any:
         return {"name": "soflow"} | objective if isinstance(objective, dict) else objective
 
     @model_validator(mode="after")
@@ -63,10 +63,10 @@ class RunConfig(Section):
         if self.network.dropout and not network.dropout:
             raise ValueError(f"network.dropout = {self.network.dropout:g}: must be 0, {self.network.name} has none")
         if self.dataset.augmentation and not network.augmentation:
-            able = ", ".join(name for name, spec in NETWORKS.items() if spec.augmentation)
+            supported = ", ".join(name for name, spec in NETWORKS.items() if spec.augmentation)
             raise ValueError(
                 f"dataset.augmentation = {self.dataset.augmentation:g}: must be 0 for network.name = "
-                f"{self.network.name}; only {able} can be told how images were augmented"
+                f"{self.network.name}; only {supported} take augmentation parameters as input"
             )
         return self
 
@@ -81,10 +81,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit_the_feature_network(self) -> RunConfig:
-        wanted = FEATURE_NETWORKS[self.feature_network].image_shape
-        if wanted not in (None, self.dataset.image_shape):
+        required_shape = FEATURE_NETWORKS[self.feature_network].image_shape
+        if required_shape not in (None, self.dataset.image_shape):
             raise ValueError(
-                f"evaluation.feature_network = {self.feature_network}: takes images of shape {wanted}, "
+                f"evaluation.feature_network = {self.feature_network}: takes images of shape {required_shape}, "
                 f"not {self.dataset.image_shape} of dataset.name = {self.dataset.name}"
             )
         return self
@@ -94,22 +94,22 @@ class RunConfig(Section):
         if "true_distance" not in self.evaluation.diagnostics:
             return self
         if not SOURCES[self.dataset.name].closed_form:
-            able = ", ".join(name for name, source in SOURCES.items() if source.closed_form)
+            supported = ", ".join(name for name, source in SOURCES.items() if source.closed_form)
             raise ValueError(
-                f"evaluation.diagnostics = true_distance: needs data whose flow is known, dataset.name = {able}, "
+                f"evaluation.diagnostics = true_distance: needs data whose flow is known, dataset.name = {supported}, "
                 f"not {self.dataset.name}"
             )
         for name, off in GUIDANCE_OFF.items() if self.dataset.conditional else ():
             if (value := getattr(self.objective, name, off)) != off:
                 raise ValueError(
                     f"objective.{name} = {value:g}: must be {off} with evaluation.diagnostics = true_distance, "
-                    "because the known flow is that without guidance"
+                    "because the exact flow is known only without guidance"
                 )
         return self
 
     @property
     def feature_network(self) -> str:
-        """Name of the network whose features FID compares."""
+        """Name of the feature network used for FID."""
         return self.evaluation.feature_network or SOURCES[self.dataset.name].feature_network
 
 
@@ -117,7 +117,7 @@ def parse(values: dict[str, Any]) -> RunConfig:
     """Build and validate a configuration from nested dictionaries.
 
     Raises:
-        ConfigError: one line per fault, naming field, value and what is allowed.
+        ConfigError: one line per error, with the field, its value and the allowed values.
     """
     try:
         return RunConfig.model_validate(values)
@@ -126,12 +126,12 @@ def parse(values: dict[str, Any]) -> RunConfig:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Pydantic's findings as one line each: dotted path, value given, what is allowed."""
+    """Format pydantic's errors, one per line: dotted path, value, allowed values."""
     return "\n".join(_describe_one(fault, model) for fault in error.errors())
 
 
 def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
-    # A tagged union puts its tag into the location; users know the path without it.
+    # Pydantic inserts the tag of a tagged union into the location; configuration paths do not contain it.
     path = [str(part) for part in fault["loc"] if part not in OBJECTIVES]
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
@@ -139,7 +139,7 @@ def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
     if fault["type"] == "union_tag_invalid":
         return f"{name}.name = {fault['ctx']['tag']}: must be one of {', '.join(sorted(OBJECTIVES))}"
     message = fault["msg"].removeprefix("Value error, ")
-    if isinstance(fault["input"], (dict, BaseModel)):  # a rule over several fields, which its message names
+    if isinstance(fault["input"], (dict, BaseModel)):  # a rule over several fields; the message already names them
         return f"{name}: {message}" if name else message
     return f"{name} = {fault['input']}: {message[0].lower()}{message[1:]}"
 
@@ -157,12 +157,12 @@ def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:
-    """Plain nested dictionaries, ready for YAML and JSON; `parse` takes them back."""
+    """Convert to plain nested dictionaries for YAML and JSON; the inverse of `parse`."""
     return config.model_dump(mode="json")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to one level with dotted paths, e.g. {"objective.r_end": 0.002}."""
+    """Flatten nested dictionaries to one level with dotted paths, e.g. {"objective.r_end": 0.002}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -170,7 +170,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of nested dictionaries with the values at some dotted paths replaced."""
+    """Copy nested dictionaries, with the values at the dotted paths in `changes` replaced."""
     result = {key: override(value, {}) if isinstance(value, dict) else value for key, value in values.items()}
     for path, value in changes.items():
         *parents, leaf = path.split(".")
@@ -182,5 +182,5 @@ def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Twelve hexadecimal digits that change whenever any field does."""
+    """Compute a hash of all fields: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

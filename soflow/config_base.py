@@ -13,15 +13,15 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PrecisionName = Literal["fp32", "tf32", "bf16"]
 InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""A file or folder to read. Made absolute, because workers run in another working directory."""
+"""Path of a file or folder to read, made absolute because workers run in another working directory."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the field, its value and what is allowed."""
+    """Invalid configuration; the message names the field, its value and the allowed values."""
 
 
 class Section(BaseModel):
-    """One group of fields: immutable, unknown keys rejected, docstrings used as help texts."""
+    """Group of configuration fields: immutable, without unknown keys, with attribute docstrings as help texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""Configurations as YAML files, including the files of the SoFlow authors."""
+"""Read and write configurations as YAML files, including those of the SoFlow authors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from soflow.interop import authors_config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, translated if the file is one of the SoFlow authors'.
+    """Read the mapping in a YAML file; translate it if it is a configuration of the SoFlow authors.
 
     Raises:
-        ConfigError: if the file cannot be read, holds something else than a mapping or cannot be translated.
+        ConfigError: if the file cannot be read, does not contain a mapping or cannot be translated.
     """
     values = _mapping(path)
     return authors_config.translate(values, path) if authors_config.is_authors(values) else values
 
 
 def unused_keys(path: str | Path) -> dict[str, str]:
-    """Keys in a file of the SoFlow authors' that mean nothing here, and why; none in other files.
+    """Return the ignored keys of a SoFlow authors' file, each with the reason; empty for other files.
 
     Raises:
-        ConfigError: if the file cannot be read or holds something else than a mapping.
+        ConfigError: if the file cannot be read or does not contain a mapping.
     """
     values = _mapping(path)
     return authors_config.ignored(values) if authors_config.is_authors(values) else {}

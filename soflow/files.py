@@ -35,6 +35,6 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that no reader ever sees a part of it."""
+    """Write a file atomically: readers see either the old or the complete new content."""
     with atomic(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

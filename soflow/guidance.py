@@ -1,4 +1,4 @@
-"""Classifier-free guidance: in training, the velocity target v_mix (SoFlow, arXiv 2512.15657); at inference."""
+"""Classifier-free guidance: the velocity target v_mix in training (SoFlow, arXiv 2512.15657), and at inference."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from soflow.conditioning import with_null
 from soflow.interpolants import per_sample
 
 DECAY_RATE = 0.025
-"""k in the decay of guidance; the paper gives no value, this one is in the authors' published code."""
+"""k in the decay of guidance. The paper gives no value; this one is from the authors' published code."""
 
 
 def decay(t: Tensor, decay_time: float, rate: float = DECAY_RATE) -> Tensor:
-    """c(t) in [0, 1]: 1 up to T = decay_time, then falling steeply (0.38 at t = 0.81 for T = 0.8) to 0 at t = 1.
+    """Compute c(t) in [0, 1]: 1 up to T = decay_time, then a steep decay to 0 at t = 1 (0.38 at t = 0.81 for T = 0.8).
 
     c(t) = 1 − exp(−k d / (1 − d)), d = (1 − t) / (1 − T) clamped to [0, 1 − 1e-6]. T = 1 switches the decay off.
     """
@@ -26,11 +26,11 @@ def decay(t: Tensor, decay_time: float, rate: float = DECAY_RATE) -> Tensor:
 def mixed_velocity(
     v_t: Tensor, v_null: Tensor, v_label: Tensor, t: Tensor, strength: float, mix: float, decay_time: float
 ) -> Tensor:
-    """v_mix = m (v_t + c(t)(w − 1)(v_t − v_θ(x_t, t, null))) + (1 − m) v_θ(x_t, t, label).
+    """Compute v_mix = m (v_t + c(t)(w − 1)(v_t − v_θ(x_t, t, null))) + (1 − m) v_θ(x_t, t, label).
 
     Args:
         v_t: conditional velocity [B, ...].
-        v_null, v_label: the network's velocities under the null label and the sample's label [B, ...].
+        v_null, v_label: network velocities [B, ...] for the null label and for the sample's label.
         t: times [B].
         strength, mix, decay_time: w ≥ 1, m in [0, 1], T in [0, 1].
     """
@@ -40,11 +40,11 @@ def mixed_velocity(
 
 
 class GuidedNetwork(nn.Module):
-    """Inference-time guidance of a network: F_θ(null) + w (F_θ(label) − F_θ(null)), two evaluations in one call.
+    """Network with inference-time guidance, F_θ(null) + w (F_θ(label) − F_θ(null)): two evaluations in one call.
 
     Args:
         strength: w ≥ 0; 1 is the network itself, 0 the network without labels.
-        null: the null label's index.
+        null: index of the null label.
     """
 
     def __init__(self, network: nn.Module, strength: float, null: int):

@@ -12,7 +12,7 @@ from torch import Tensor
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """View `value` [B] as [B, 1, ..., 1] to multiply `x` [B, ...].
 
-    A bare [B] would broadcast against the last axis of x, silently when B equals the image width.
+    A plain [B] would broadcast against the last axis of x, silently if B equals the image width.
     """
     if value.shape != x.shape[:1]:
         raise ValueError(f"expected one value per sample, shape {tuple(x.shape[:1])}, got {tuple(value.shape)}")
@@ -20,7 +20,7 @@ def per_sample(value: Tensor, x: Tensor) -> Tensor:
 
 
 class Interpolant(ABC):
-    """α, β and their time derivatives, elementwise on times in [0, 1]."""
+    """Noising schedule: α, β and their time derivatives, elementwise on times in [0, 1]."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor: ...
@@ -35,16 +35,16 @@ class Interpolant(ABC):
     def d_beta(self, t: Tensor) -> Tensor: ...
 
     def x_t(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """α_t x_0 + β_t x_1, for data and noise [B, ...] and t [B]."""
+        """Compute α_t x_0 + β_t x_1 from data and noise [B, ...] and t [B]."""
         return per_sample(self.alpha(t), data) * data + per_sample(self.beta(t), data) * noise
 
     def v_t(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The conditional velocity α'_t x_0 + β'_t x_1, for data and noise [B, ...] and t [B]."""
+        """Compute the conditional velocity α'_t x_0 + β'_t x_1 from data and noise [B, ...] and t [B]."""
         return per_sample(self.d_alpha(t), data) * data + per_sample(self.d_beta(t), data) * noise
 
 
 class Linear(Interpolant):
-    """α = 1 − t, β = t."""
+    """Linear schedule α = 1 − t, β = t."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -60,7 +60,7 @@ class Linear(Interpolant):
 
 
 class Trigonometric(Interpolant):
-    """α = cos(πt/2), β = sin(πt/2)."""
+    """Trigonometric schedule α = cos(πt/2), β = sin(πt/2)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(math.pi / 2 * t)

@@ -1,7 +1,7 @@
-"""Solution parameterisations f_θ(x, t, s) = a(t, s) x + b(t, s) F_θ(x, t, s), with a(t, t) = 1 and b(t, t) = 0.
+"""Solution parameterizations f_θ(x, t, s) = a(t, s) x + b(t, s) F_θ(x, t, s), with a(t, t) = 1 and b(t, t) = 0.
 
-They turn the backbone's output into the ODE's solution (the state at time s of the trajectory through x at time t)
-and into its velocity v_θ(x, t) = ∂_s f_θ(x, t, s) at s = t (SoFlow, arXiv 2512.15657).
+They map the backbone's output to the ODE solution (the state at time s of the trajectory through x at time t) and to
+the velocity v_θ(x, t) = ∂_s f_θ(x, t, s) at s = t (SoFlow, arXiv 2512.15657).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from soflow.interpolants import per_sample
 
 
 class Parameterization(ABC):
-    """a, b, what the losses need of them, elementwise on times in [0, 1] of one shape."""
+    """Coefficients a, b and their finite differences in t, elementwise on times in [0, 1] of one shape."""
 
     velocity_scale: float
-    """∂_s b(t, t); ∂_s a(t, t) is 0 for both parameterisations, so v_θ = velocity_scale · F_θ(x, t, t)."""
+    """∂_s b(t, t). As ∂_s a(t, t) = 0 for both parameterizations, v_θ = velocity_scale · F_θ(x, t, t)."""
 
     @abstractmethod
     def a(self, t: Tensor, s: Tensor) -> Tensor: ...
@@ -29,23 +29,23 @@ class Parameterization(ABC):
 
     @abstractmethod
     def a_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
-        """(a(t, s) − a(l, s)) / (t − l), computed without subtracting nearly equal numbers."""
+        """Compute (a(t, s) − a(l, s)) / (t − l) without subtracting nearly equal numbers."""
 
     @abstractmethod
     def b_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
-        """(b(t, s) − b(l, s)) / (t − l), computed without subtracting nearly equal numbers."""
+        """Compute (b(t, s) − b(l, s)) / (t − l) without subtracting nearly equal numbers."""
 
     def solution(self, x: Tensor, output: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """f_θ(x, t, s) from x [B, ...], output = F_θ(x, t, s) [B, ...] and times [B]."""
+        """Compute f_θ(x, t, s) from x [B, ...], output = F_θ(x, t, s) [B, ...] and times [B]."""
         return per_sample(self.a(t, s), x) * x + per_sample(self.b(t, s), x) * output
 
     def velocity(self, output: Tensor) -> Tensor:
-        """v_θ(x, t) from output = F_θ(x, t, t)."""
+        """Compute v_θ(x, t) from output = F_θ(x, t, t)."""
         return self.velocity_scale * output
 
 
 class Euler(Parameterization):
-    """a = 1, b = s − t: F_θ is the average velocity from t to s."""
+    """Euler parameterization a = 1, b = s − t: F_θ is the average velocity from t to s."""
 
     velocity_scale = 1.0
 
@@ -63,7 +63,7 @@ class Euler(Parameterization):
 
 
 class Trigonometric(Parameterization):
-    """a = cos(π(s − t)/2), b = sin(π(s − t)/2)."""
+    """Trigonometric parameterization a = cos(π(s − t)/2), b = sin(π(s − t)/2)."""
 
     velocity_scale = math.pi / 2
 

@@ -1,6 +1,6 @@
-"""Random numbers that depend on a seed, a purpose and a step, and on nothing that happened before.
+"""Stateless random numbers: they depend on a seed, a purpose and a step only.
 
-A resumed run draws what the uninterrupted one would have drawn, without any generator state in its checkpoint.
+A resumed run therefore draws the same numbers as an uninterrupted one, without generator states in its checkpoint.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 
 
 def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
-    """A fresh generator for this seed and purpose, e.g. generator("cpu", 0, "noise", step).
+    """Create a generator for this seed and purpose, e.g. generator("cpu", 0, "noise", step).
 
-    On `device`, but on the CPU for meta tensors, which have no numbers.
+    The generator is on `device`, or on the CPU if `device` is "meta".
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     device = "cpu" if torch.device(device).type == "meta" else device

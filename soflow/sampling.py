@@ -1,4 +1,4 @@
-"""Samplers: from noise at t = 1 to images at t = 0 in a given number of network evaluations (NFE)."""
+"""Samplers: from noise at t = 1 to images at t = 0 with a fixed number of function evaluations (NFE)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def renoise(solution: Solution, interpolant: Interpolant, noise: Tensor, nfe: int, fresh: Iterator[Tensor]) -> Tensor:
-    """Jump to data, noise again to the next time, and so on at t = 1, 1 − 1/n, …: the SoFlow authors' n-NFE sampler.
+    """Sample with the SoFlow authors' n-NFE sampler: jump to data, re-noise to the next time t = 1 − 1/n, 1 − 2/n, ….
 
     Args:
         noise: x at t = 1, [B, ...].
         nfe: n ≥ 1; 1 is the one-step sample f_θ(x_1, 1, 0).
-        fresh: yields n − 1 standard normal tensors shaped as noise.
+        fresh: yields n − 1 standard normal tensors shaped like noise.
     """
     zero = torch.zeros_like(noise[:, 0, 0, 0])
     x = solution(noise, zero + 1, zero)
@@ -34,7 +34,7 @@ def renoise(solution: Solution, interpolant: Interpolant, noise: Tensor, nfe: in
 
 
 def compose(solution: Solution, noise: Tensor, nfe: int) -> Tensor:
-    """Deterministic f_θ(x, t_i, t_{i+1}) over n equal steps; for a velocity's Euler step this is Euler's method."""
+    """Compose f_θ(x, t_i, t_{i+1}) over n equal steps, deterministically; for flow matching this is Euler's method."""
     x, zero = noise, torch.zeros_like(noise[:, 0, 0, 0])
     for i in range(nfe):
         x = solution(x, zero + (1 - i / nfe), zero + (1 - (i + 1) / nfe))
@@ -42,13 +42,13 @@ def compose(solution: Solution, noise: Tensor, nfe: int) -> Tensor:
 
 
 def heun(velocity: Velocity, noise: Tensor, nfe: int) -> Tensor:
-    """Heun's second-order method over n/2 equal steps of two evaluations each.
+    """Integrate with Heun's second-order method: n/2 equal steps of two evaluations each.
 
     Raises:
         ValueError: if nfe is odd.
     """
     if nfe % 2:
-        raise ValueError(f"nfe = {nfe}: must be even for the heun sampler, which takes two evaluations a step")
+        raise ValueError(f"nfe = {nfe}: must be even for the heun sampler (two evaluations per step)")
     steps = nfe // 2
     x, zero = noise, torch.zeros_like(noise[:, 0, 0, 0])
     for i in range(steps):
@@ -69,10 +69,11 @@ def sample(
     sampler: str,
     seed: torch.Generator,
 ) -> Tensor:
-    """Images [B, C, H, W], about in [−1, 1], from noise [B, C, H, W] and labels [B] (num_classes for none).
+    """Generate samples [B, C, H, W], roughly in [−1, 1], from noise [B, C, H, W] and labels [B].
 
     Args:
-        nfe: number of network evaluations.
+        labels: classes; num_classes is the null label.
+        nfe: number of function evaluations.
         sampler: "renoise", "compose" or "heun".
         seed: generator of the fresh noise of "renoise".
     """

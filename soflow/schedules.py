@@ -6,7 +6,7 @@ import math
 
 
 def gap_ratio(schedule: str, progress: float, r_init: float, r_end: float) -> float:
-    """r(k, K) in (0, 1]: the gap t − l as a share of t − s.
+    """Compute the gap ratio r(k, K) = (t − l) / (t − s), in (0, 1].
 
     Args:
         schedule: "constant", "linear", "cosine" or "exponential".
@@ -24,9 +24,9 @@ def gap_ratio(schedule: str, progress: float, r_init: float, r_end: float) -> fl
 
 
 def step_ratio(progress: float, start: float, end: float, temperature: float, clamp: float) -> float:
-    """α(k) in [0, 1]: 1 − sigmoid(γ ((k − k_s) / (k_e − k_s) − 1/2)), 1 before k_s, 0 from k_e on.
+    """Compute α(k) = 1 − sigmoid(γ ((k − k_s) / (k_e − k_s) − 1/2)), in [0, 1]; 1 before k_s, 0 from k_e on.
 
-    Within η of 0 or 1 it is 0 or 1.
+    Values within η of 0 or 1 are set to exactly 0 or 1.
 
     Args:
         progress: k / K in [0, 1].

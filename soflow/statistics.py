@@ -1,8 +1,7 @@
 """Statistics of a few seeds: means with intervals, paired ratios, Holm's correction, power, log-log slopes.
 
-Ratios are analyzed on logarithms, because FIDs, seconds and MiB differ by factors. Two configurations trained with the
-same seed share their initial weights, the order of their data and their noise, so the logarithm of the ratio is taken
-seed by seed.
+Ratios are analyzed on a logarithmic scale, because FIDs, seconds and MiB differ by factors. Two configurations trained
+with the same seed share initial weights, data order and noise, so ratios are paired by seed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from scipy import integrate, optimize, special, stats
 
 LEVEL = 0.05
-"""Family-wise error rate: probability of reporting any difference of a family where there is none."""
+"""Family-wise error rate: probability of at least one false positive in a family of tests."""
 POWER = 0.8
 ROUNDING = 1e-12
 """Largest difference between logarithms of ratios that are equal by construction."""
@@ -48,7 +47,7 @@ class Ratio:
 
 
 def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Compare measurements of equal seeds, given in the same order.
+    """Compare two lists of measurements, paired by seed in the same order.
 
     Raises:
         ValueError: if there is no pair, or a measurement is not a positive number.
@@ -70,7 +69,7 @@ def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Correct the p-values of a family of tests (Holm); NaN stays NaN and does not count as a test."""
+    """Correct the p-values of a family of tests by Holm's method; NaN stays NaN and does not count as a test."""
     order = sorted((p, index) for index, p in enumerate(ps) if not math.isnan(p))
     corrected, highest = list(ps), 0.0
     for rank, (p, index) in enumerate(order):
@@ -90,13 +89,13 @@ def detectable_effect(n: int, level: float = LEVEL, power: float = POWER) -> flo
 def power_of(effect_size: float, n: int, level: float = LEVEL) -> float:
     """Compute the probability that the two-sided paired t-test of n pairs detects an effect of this size.
 
-    By quadrature over the sample deviation: scipy's non-central t distribution returns NaN for few pairs at small
-    levels (n = 3, level 0.05 / 15).
+    Computed by quadrature over the sample deviation, because scipy's non-central t distribution returns NaN for few
+    pairs at small levels (n = 3, level 0.05 / 15).
     """
     freedom, critical, shift = n - 1, stats.t.ppf(1 - level / 2, n - 1), effect_size * math.sqrt(n)
 
     def detected(deviation: float) -> float:
-        """Power given the sample deviation, as a multiple of the true one times √freedom."""
+        """Compute the power conditional on the sample deviation (in units of the true deviation / √freedom)."""
         bound = critical * deviation / math.sqrt(freedom)
         return special.ndtr(shift - bound) + special.ndtr(-shift - bound)
 
@@ -104,7 +103,7 @@ def power_of(effect_size: float, n: int, level: float = LEVEL) -> float:
 
 
 def detectable_ratio(ratio: Ratio, level: float = LEVEL) -> float:
-    """Compute the smallest ratio above 1 that seeds with the same scatter would show with 80 % power."""
+    """Compute the minimum detectable ratio above 1 (80 % power) for the observed scatter between seeds."""
     if ratio.n < 2:
         return math.inf
     deviation = math.log(ratio.high / ratio.value) * math.sqrt(ratio.n) / stats.t.ppf(1 - LEVEL / 2, ratio.n - 1)
@@ -112,15 +111,15 @@ def detectable_ratio(ratio: Ratio, level: float = LEVEL) -> float:
 
 
 def log_log_slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Fit the slope of log y over log x by least squares."""
+    """Fit the slope of log y against log x by least squares."""
     return float(stats.linregress(np.log(xs), np.log(ys)).slope)
 
 
 def pareto_front(values: np.ndarray) -> np.ndarray:
-    """Mark the rows of [N, goals] that no other row beats in one goal without being worse in another: [N] bool.
+    """Return a mask [N] bool of the rows of [N, goals] that no other row dominates.
 
     Lower is better; rows with NaN are never on the front.
     """
     complete = np.isfinite(values).all(axis=1)
-    beaten = [((values <= row).all(axis=1) & (values < row).any(axis=1) & complete).any() for row in values]
-    return complete & ~np.array(beaten, dtype=bool)
+    dominated = [((values <= row).all(axis=1) & (values < row).any(axis=1) & complete).any() for row in values]
+    return complete & ~np.array(dominated, dtype=bool)

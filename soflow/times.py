@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 SMALLEST_GAP = 1e-4
-"""t, t − s and t − l are never smaller: below it the finite difference over t − l is rounding noise."""
+"""Lower bound of t, t − s and t − l: below it, the finite difference over t − l is rounding noise."""
 
 
 def logit_normal(mean: float, std: float, normal: Tensor) -> Tensor:
-    """sigmoid(mean + std · normal), in (0, 1), for standard normal draws of any shape."""
+    """Compute sigmoid(mean + std · normal), in (0, 1), from standard normal draws of any shape."""
     return torch.sigmoid(mean + std * normal)
 
 
 def middle_time(t: Tensor, s: Tensor, ratio: float) -> Tensor:
-    """l = t + (s − t) r, between s and t, before it is kept off t."""
+    """Compute l = t + (s − t) r, between s and t, before the lower bound on t − l is applied."""
     return t + (s - t) * ratio
 
 
 def consistency_times(t: Tensor, s: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(t, l, s) with s ≤ l ≤ t − 1e-4, from free draws of t and s in (0, 1) and the gap ratio r(k, K)."""
+    """Compute (t, l, s) with s ≤ l ≤ t − 1e-4 from independent t and s in (0, 1) and the gap ratio r(k, K)."""
     t = t.clamp(min=SMALLEST_GAP)
     s = torch.minimum(s, t - SMALLEST_GAP)
     # At ratio 1, t + (s − t) may round to just below s.

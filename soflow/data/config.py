@@ -1,4 +1,4 @@
-"""Configuration of the data set."""
+"""Configuration of the dataset."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from soflow.data.registry import SOURCES
 
 class DatasetConfig(Section):
     name: str = "digits"
-    """Where samples come from: digits (8x8, inside scikit-learn), fashion_mnist, cifar10, image_folder, latents or
-    gaussians (8x8, whose flow is known)."""
+    """Dataset: digits (8x8, included in scikit-learn), fashion_mnist, cifar10, image_folder, latents or gaussians
+    (8x8, with a flow known in closed form)."""
     root: InputPath | None = None
-    """Folder of the data set's files, for latents the HDF5 file; digits and gaussians need none, fashion_mnist finds
-    Debian's."""
+    """Folder of the dataset; for latents, the HDF5 file. Not needed for digits and gaussians. Default for
+    fashion_mnist: Debian's package."""
     conditional: bool = True
-    """Train with class labels; without them every sample gets the null label."""
+    """Train with class labels. If false, every sample gets the null label."""
     image_size: Count | None = None
-    """Side in pixels, for image_folder what it crops and resizes to, for latents that of the encoded images."""
+    """Image side in pixels. image_folder resizes and crops to it; for latents, the side of the encoded images."""
     download: bool = False
-    """Let the source fetch missing files from the internet."""
+    """Download missing files from the internet."""
     augmentation: Fraction = 0.0
-    """Probability of each of EDM's augmentations (0.12 in the CIFAR-10 experiments), of which the network is told."""
+    """Probability of each EDM augmentation (0.12 in the CIFAR-10 experiments). The network receives the augmentation
+    parameters as input."""
     augmentations: Literal["upright", "edm"] = "upright"
-    """Which: all of EDM's, or those that keep images upright, as in the SoFlow and MeanFlow experiments."""
+    """Set of augmentations: edm = all, upright = without vertical flips and rotations, as in the SoFlow and MeanFlow
+    experiments."""
     vae: str = "stabilityai/sd-vae-ft-mse"
-    """Folder or hub id of the AutoencoderKL that turns latents into images."""
+    """Folder or Hugging Face hub id of the AutoencoderKL that decodes latents to images."""
     loading_processes: Annotated[int, Field(ge=0)] = 0
-    """Processes per worker that read batches ahead; 0 reads in the worker itself, best for data in memory."""
+    """Data-loading processes per worker that prefetch batches; 0 loads in the worker, best for data in memory."""
 
     _name = field_validator("name")(one_of(SOURCES))
 
@@ -45,7 +47,7 @@ class DatasetConfig(Section):
     def _size_is_known(self) -> DatasetConfig:
         fixed = SOURCES[self.name].image_size
         if fixed is None and self.image_size is None:
-            raise ValueError(f"image_size must be given for {self.name}, a number of pixels")
+            raise ValueError(f"image_size must be set for {self.name}, in pixels")
         if fixed is not None and self.image_size not in (None, fixed):
             raise ValueError(f"image_size = {self.image_size} must be {fixed} or left out for {self.name}")
         if self.latent and self.image_size % LATENT_FACTOR:
@@ -63,7 +65,7 @@ class DatasetConfig(Section):
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the network generates: images, or latents of them."""
+        """(channels, height, width) of the samples that the network generates: images or latents."""
         channels, side, _ = self.image_shape
         return (
             (LATENT_CHANNELS, side // LATENT_FACTOR, side // LATENT_FACTOR) if self.latent else (channels, side, side)

@@ -15,28 +15,30 @@ Sampler = Literal["renoise", "compose", "heun"]
 
 class EvaluationConfig(Section):
     num_samples: Annotated[int, Field(ge=16)] = 2000
-    """Generated samples per FID."""
+    """Number of generated samples per FID."""
     nfe: tuple[Count, ...] | None = None
-    """Numbers of network evaluations to measure FID at, the first is `fid`; by default what the objective is for."""
+    """NFE values (number of function evaluations) to evaluate. The first is logged as `fid`, the others as
+    `fid_{n}nfe`. Default: the objective's own values."""
     sampler: Sampler | None = None
-    """Sampler for more than one evaluation: renoise, compose (Euler for flow matching) or heun."""
+    """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: the objective's own
+    sampler."""
     feature_network: str | None = None
-    """FID features: digits-cnn, fashion-cnn or inception; by default the data set's own."""
+    """Feature network for FID: digits-cnn, fashion-cnn or inception. Default: the one that fits the dataset."""
     inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights, for machines that cannot fetch them."""
+    """File with torch-fidelity's Inception weights, for machines that cannot download them."""
     batch_size: Count = 500
-    """Samples generated at a time."""
+    """Number of samples generated per batch."""
     reference: InputPath | None = None
-    """File of statistics for FID to compare with in place of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
+    """File of reference statistics for FID, used instead of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
     precision_recall: bool = False
-    """Also measure precision and recall."""
+    """Also compute precision and recall."""
     inception_score: bool = False
-    """Also measure the Inception score."""
+    """Also compute the Inception score."""
     diagnostics: tuple[str, ...] = ()
-    """Closer looks at the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
-    inference_guidance; with gaussians also true_distance."""
+    """Diagnostics of the trained map: ode_violation, semigroup_error, flow_distance, target_variance, fid_by_nfe,
+    inference_guidance; for gaussians also true_distance."""
     diagnose_every_report: bool = False
-    """Take them at every report; by default after the last step only."""
+    """Run the diagnostics at every report. If false, only after the last step."""
 
     @field_validator("feature_network")
     @classmethod
@@ -55,5 +57,5 @@ class EvaluationConfig(Section):
         if self.nfe is not None and (not self.nfe or len(set(self.nfe)) < len(self.nfe)):
             raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
         if self.sampler == "heun" and any(n > 1 and n % 2 for n in self.nfe or ()):
-            raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun, two evaluations a step")
+            raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun (two evaluations per step)")
         return self

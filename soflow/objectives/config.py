@@ -1,6 +1,6 @@
-"""The configuration of every objective: its hyperparameters, their ranges and defaults.
+"""Configuration of the objectives: hyperparameters, ranges and defaults.
 
-Apart from the objectives themselves, so that reading a configuration does not import torch.
+Separate from the objectives themselves, so that parsing a configuration does not import torch.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from soflow.config_base import Fraction, GapRatio, InputPath, Positive, Section
 
 class InterpolantFields(Section):
     interpolant: Literal["linear", "trigonometric"] = "linear"
-    """Noising schedule alpha, beta."""
+    """Noising schedule alpha_t, beta_t."""
     parameterization: Literal["euler", "trigonometric"] = "euler"
-    """Solution parameterisation a, b."""
+    """Solution parameterization a(t, s), b(t, s)."""
 
 
 class GuidanceFields(Section):
     guidance_strength: Annotated[float, Field(ge=1)] = 1.5
-    """w, strength of training-time classifier-free guidance; 1 switches it off."""
+    """w, scale of training-time classifier-free guidance; 1 switches it off."""
     velocity_mix: Fraction = 0.3
-    """m, share of the guided conditional velocity in the target; the rest is the network's own velocity."""
+    """m, weight of the guided conditional velocity in the target; the network's velocity gets weight 1 - m."""
     label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a sample's label is replaced by the null label."""
+    """Probability of replacing a sample's label by the null label."""
     guidance_decay_time: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """T, time above which guidance fades out; 1 switches the fading off."""
+    """T, time above which guidance decays to zero; 1 switches the decay off."""
 
     @model_validator(mode="after")
     def _guidance_needs_dropped_labels(self):
@@ -41,13 +41,13 @@ class GuidanceFields(Section):
 
 class WeightFields(Section):
     weight_power: Annotated[float, Field(ge=0)] = 1.0
-    """p, power of the adaptive loss weight."""
+    """p, exponent of the adaptive loss weight."""
     weight_eps: Positive = 0.01
-    """eps, floor inside the adaptive loss weight."""
+    """eps, constant added to the error in the adaptive loss weight."""
 
 
 class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
-    """The flow-matching baseline: SoFlow's flow-matching part alone."""
+    """Flow-matching baseline: SoFlow's flow-matching loss alone."""
 
     name: Literal["flow_matching"] = "flow_matching"
     time_mean: float = -0.2
@@ -61,17 +61,17 @@ class SoFlowConfig(WeightFields, GuidanceFields, InterpolantFields):
 
     name: Literal["soflow"] = "soflow"
     flow_matching_fraction: Fraction = 0.3
-    """lambda, share of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
+    """lambda, fraction of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
     gap_schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
-    """How r(k, K), and with it the gap t - l, shrinks over training."""
+    """Schedule of the gap ratio r(k, K) = (t - l) / (t - s) over training step k of K."""
     r_init: GapRatio = 0.1
-    """r at the first step (unused by the constant schedule)."""
+    """Gap ratio r at the first step; unused by the constant schedule."""
     r_end: GapRatio = 0.002
-    """r at the last step."""
+    """Gap ratio r at the last step."""
     time_mean: tuple[float, float, float] = (-0.2, -1.0, 0.2)
     """Means of the logit-normal draws: flow-matching t, consistency s, consistency t."""
     time_std: tuple[Positive, Positive, Positive] = (1.0, 0.8, 0.8)
-    """Standard deviations of the same three draws."""
+    """Standard deviations of the logit-normal draws: flow-matching t, consistency s, consistency t."""
 
     @model_validator(mode="after")
     def _gap_shrinks(self) -> SoFlowConfig:
@@ -85,26 +85,27 @@ class MeanFlowConfig(WeightFields):
 
     name: Literal["meanflow"] = "meanflow"
     flow_matching_fraction: Fraction = 0.4
-    """Share of the batch with r = t (paper: 0.75)."""
+    """Fraction of the batch with r = t (paper: 0.75)."""
     jvp: Literal["with_gradient", "separate", "subset"] = "subset"
-    """How du/dt is computed: in one call with u, in its own call, or in its own call where r differs from t."""
+    """Computation of du/dt: with_gradient = in one call with u, separate = in a separate call without gradient,
+    subset = in a separate call for the samples with r < t only."""
     guidance_omega: Annotated[float, Field(ge=0)] = 1.0
     """omega, weight of the conditional velocity v_t in the guided velocity."""
     guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """kappa, weight of the network's own class-conditional velocity."""
+    """kappa, weight of the network's class-conditional velocity in the guided velocity."""
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Times t between which guidance acts, both ends included."""
+    """Closed interval of times t in which guidance is active."""
     label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a sample's label is replaced by the null label."""
+    """Probability of replacing a sample's label by the null label."""
     time_mean: tuple[float, float] = (-0.4, -0.4)
-    """Means of the logit-normal draws of t and r, which are then sorted."""
+    """Means of the two logit-normal draws; the larger draw is t, the smaller r."""
     time_std: tuple[Positive, Positive] = (1.0, 1.0)
-    """Standard deviations of the same two draws."""
+    """Standard deviations of the two logit-normal draws."""
 
     @model_validator(mode="after")
     def _guidance_is_possible(self) -> MeanFlowConfig:
         if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval = {self.guidance_interval} must not end before it begins")
+            raise ValueError(f"guidance_interval = {self.guidance_interval} must not end before it starts")
         if self.label_drop == 0 and (self.guidance_omega, self.guidance_kappa) != (1, 0):
             raise ValueError(
                 f"label_drop = 0 must be above 0 when guidance is on (guidance_omega = {self.guidance_omega:g}, "
@@ -114,37 +115,37 @@ class MeanFlowConfig(WeightFields):
 
 
 class ImprovedMeanFlowConfig(MeanFlowConfig):
-    """Improved MeanFlow, a v-loss (arXiv 2512.02012)."""
+    """Improved MeanFlow with the v-loss (arXiv 2512.02012)."""
 
     name: Literal["improved_meanflow"] = "improved_meanflow"
 
 
 class DistillationConfig(SoFlowConfig):
-    """SoFlow towards a trained run's velocity in place of the conditional velocity."""
+    """SoFlow with a trained teacher's velocity in place of the conditional velocity."""
 
     name: Literal["distillation"] = "distillation"
     teacher: InputPath | None = None
-    """Trained run to distil: its folder, whose newest checkpoint is taken, or a file checkpoint-*.pt of it."""
+    """Trained run to distill: its folder (the newest checkpoint is used) or one of its checkpoint-*.pt files."""
     guidance_strength: Annotated[float, Field(ge=1)] = 1.0
-    """w, strength of classifier-free guidance by the teacher, on top of what it was trained with; 1 adds none."""
+    """w, scale of classifier-free guidance by the teacher, in addition to its training-time guidance; 1 adds none."""
     velocity_mix: Fraction = 1.0
-    """m, share of the teacher's velocity in a guided target; the rest is the network's own velocity."""
+    """m, weight of the teacher's velocity in a guided target; the student's velocity gets weight 1 - m."""
 
 
 class AlphaFlowConfig(MeanFlowConfig):
-    """alpha-Flow (arXiv 2510.20771): MeanFlow, approached from trajectory flow matching as alpha falls from 1 to 0."""
+    """alpha-Flow (arXiv 2510.20771): from trajectory flow matching (alpha = 1) to MeanFlow (alpha = 0)."""
 
     name: Literal["alpha_flow"] = "alpha_flow"
     flow_matching_fraction: Fraction = 0.4
-    """Share of the batch with r = t (authors: 0.25 to 0.5)."""
+    """Fraction of the batch with r = t (authors: 0.25 to 0.5)."""
     anneal_start: Fraction = 0.0
-    """k_s / K, where alpha begins to fall from 1 (authors: 0, their largest model 0.5)."""
+    """k_s / K, training progress at which alpha starts to decrease from 1 (authors: 0; largest model: 0.5)."""
     anneal_end: Fraction = 1.0
-    """k_e / K, where alpha is 0 at the latest (authors: 1, their largest model 0.83)."""
+    """k_e / K, training progress from which alpha is 0 (authors: 1; largest model: 0.83)."""
     anneal_temperature: Positive = 25.0
-    """gamma, steepness of the sigmoid between them (authors: 25)."""
+    """gamma, steepness of the sigmoid between anneal_start and anneal_end (authors: 25)."""
     alpha_clamp: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
-    """eta: an alpha this close to 0 or 1 is taken for it (authors: 0.005)."""
+    """eta, distance from 0 or 1 below which alpha is set to exactly 0 or 1 (authors: 0.005)."""
 
     @model_validator(mode="after")
     def _alpha_falls(self) -> AlphaFlowConfig:
@@ -158,13 +159,13 @@ class ShortcutConfig(Section):
 
     name: Literal["shortcut"] = "shortcut"
     flow_matching_fraction: Fraction = 0.5
-    """Share of the batch on the flow-matching loss; the rest is on self-consistency (paper: 0.75)."""
+    """Fraction of the batch on the flow-matching loss; the rest is on self-consistency (paper: 0.75)."""
     smallest_steps: Annotated[int, Field(ge=2)] = 16
-    """M, a power of 2: the smallest step is 1/M, and log2 M doublings of it lead to one step (paper: 128)."""
+    """M, a power of 2: the smallest step has size 1/M and is doubled log2 M times up to one step (paper: 128)."""
     guidance_strength: Annotated[float, Field(ge=1)] = 1.5
-    """w, strength of classifier-free guidance in the smallest steps; 1 switches it off (paper: 1.5)."""
+    """w, scale of classifier-free guidance in the smallest steps; 1 switches it off (paper: 1.5)."""
     label_drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Probability that a sample's label is replaced by the null label."""
+    """Probability of replacing a sample's label by the null label."""
 
     @model_validator(mode="after")
     def _steps_double(self) -> ShortcutConfig:

@@ -111,7 +111,7 @@ FAULTS = [
     ),
     (
         {"objective": MEANFLOW | {"guidance_interval": (0.8, 0.2)}},
-        r"objective: guidance_interval = \(0.8, 0.2\) must not end before it begins",
+        r"objective: guidance_interval = \(0.8, 0.2\) must not end before it starts",
     ),
     ({"objective": {"gap_schedule": "sqrt"}}, "objective.gap_schedule = sqrt: .*constant.*linear.*cosine.*exponential"),
     ({"objective": {"time_mean": [1, 2]}}, "objective.time_mean"),
@@ -129,7 +129,7 @@ FAULTS = [
     ({"training": 3}, "training = 3: "),
     ({"objective": "soflow"}, "objective = soflow: "),
     ({"dataset": {"name": "mnist"}}, "dataset.name = mnist: must be one of cifar10, digits"),
-    ({"dataset": {"name": "image_folder"}}, "dataset: image_size must be given for image_folder"),
+    ({"dataset": {"name": "image_folder"}}, "dataset: image_size must be set for image_folder"),
     ({"dataset": {"image_size": 16}}, "dataset: image_size = 16 must be 8 or left out for digits"),
     ({"network": {"name": "DiT-XXS/3"}}, "network.name = DiT-XXS/3: must be one of DiT-B/1, "),
     (
