@@ -29,6 +29,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def t_test(values: Sequence[float], expected: float) -> float:
+    """Compute the two-sided p-value of Student's test that the mean is `expected`; NaN for a single value."""
+    return float(stats.ttest_1samp(values, expected).pvalue) if len(values) > 1 else math.nan
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Geometric mean of first / second over `n` pairs, its 95 % interval, and Student's test against 1.

@@ -118,3 +118,8 @@ class SweepProgress:
         if self.over < self.num_trials and self.left_s is not None:
             text += f", at most {format_time(self.left_s)} to go"
         return text
+
+
+def time_left_s(steps_left: float, seconds_per_step: float, slots: int) -> float:
+    """Estimate the remaining seconds of a sweep whose trials run `slots` at a time."""
+    return max(0.0, steps_left) * seconds_per_step / max(1, slots)

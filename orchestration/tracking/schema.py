@@ -39,6 +39,19 @@ FID_PROTOCOL = (
 )
 """Tags that must agree for two FIDs to be comparable."""
 
+# Tags and files of how a run was made and how it failed.
+GIT_COMMIT, CPU = "git_commit", "hardware.cpu"
+TRACEBACK = "failure.txt"
+IMAGES = "images"
+"""Artifact folder of sample grids."""
+
+# Metrics that reports and figures use by name.
+FID, FID_FLOOR = "fid", "fid_floor"
+TRAIN_S, STEP_MS, PEAK_MIB = "time/train_s", "time/step_ms", "memory/peak_mib"
+CONSISTENCY_LOSS = "loss/consistency"
+TRUE_DISTANCE, TRUE_VIOLATION = "diagnostics/true_distance/rms", "diagnostics/true_distance/violation"
+FLOW_DISTANCE, ODE_VIOLATION = "diagnostics/flow_distance/rms", "diagnostics/ode_violation/mean"
+
 # Prefixes of metrics.
 FINAL = "final/"
 """Values of a trial's last report; also those of its logged model."""
