@@ -4,7 +4,7 @@ The loss is made of the quotient q = [f_θ(x_t, t, s) − f_θ⁻(x_l, l, s)] / 
 solutions is amplified by (t − s)/(t − l) = 1/r. Two ways to compute q are compared:
 
 - naive: subtract the two solutions as they stand, divide by t − l;
-- ours: SoFlow.solution_quotient, from which the terms in x that cancel are removed.
+- ours: SoFlow.solution_finite_difference, from which the terms in x that cancel are removed.
 
 Measured: ‖g − g₆₄‖ / ‖g₆₄‖ over all parameters, g being the gradient of a batch's consistency loss and g₆₄ the same
 from float64 copies of the same weights, data, noise and times. Networks are trained on digits for some steps, one per
@@ -54,7 +54,7 @@ BATCH, NUM_CLASSES = 128, 10
 class NaiveSoFlow(SoFlow):
     """SoFlow with the quotient as it is written."""
 
-    def solution_quotient(
+    def solution_finite_difference(
         self, output_t: Tensor, output_l: Tensor, x_t: Tensor, v_mix: Tensor, t: Tensor, l: Tensor, s: Tensor
     ) -> Tensor:
         x_l = x_t + per_sample(l - t, x_t) * v_mix

@@ -48,7 +48,7 @@ class TwoPassSoFlow(SoFlow):
         with torch.no_grad():
             x_l = x_t + per_sample(l - t, x_t) * v_mix
             output_l = network(x_l, l, s, given)
-            q = self.solution_quotient(output, output_l, x_t, v_mix, t, l, s)
+            q = self.solution_finite_difference(output, output_l, x_t, v_mix, t, l, s)
         error = mean_square(q)
         weight = 1 / (error + config.weight_eps) ** config.weight_power
         return torch.sign(p.b(t, s)) * weight * (output * q).flatten(1).mean(1), error

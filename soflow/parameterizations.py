@@ -28,11 +28,11 @@ class Parameterization(ABC):
     def b(self, t: Tensor, s: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def a_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def a_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         """Compute (a(t, s) − a(l, s)) / (t − l) without subtracting nearly equal numbers."""
 
     @abstractmethod
-    def b_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def b_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         """Compute (b(t, s) − b(l, s)) / (t − l) without subtracting nearly equal numbers."""
 
     def solution(self, x: Tensor, output: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ class Euler(Parameterization):
     def b(self, t: Tensor, s: Tensor) -> Tensor:
         return s - t
 
-    def a_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def a_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def b_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def b_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         return -torch.ones_like(t)
 
 
@@ -76,11 +76,11 @@ class Trigonometric(Parameterization):
     # With A = π(s − t)/2 and B = π(s − l)/2: cos A − cos B = −2 sin((A+B)/2) sin((A−B)/2), A − B = −π(t − l)/2,
     # and likewise sin A − sin B = 2 cos((A+B)/2) sin((A−B)/2). torch.sinc(x) is sin(πx)/(πx).
 
-    def a_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def a_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         middle = math.pi / 2 * (s - (t + l) / 2)
         return math.pi / 2 * torch.sin(middle) * torch.sinc((t - l) / 4)
 
-    def b_quotient(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
+    def b_finite_difference(self, t: Tensor, l: Tensor, s: Tensor) -> Tensor:
         middle = math.pi / 2 * (s - (t + l) / 2)
         return -math.pi / 2 * torch.cos(middle) * torch.sinc((t - l) / 4)
 

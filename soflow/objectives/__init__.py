@@ -1,4 +1,4 @@
-"""Training objectives behind one interface, `base.Objective`."""
+"""Training objectives with one common interface, `base.Objective`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def build(
     Args:
         num_classes: index of the null label.
         conditional: train with class labels.
-        precision: of all network calls, except those whose difference is divided by t − l.
-        quotient_precision: of the two calls of that finite difference.
-        dropout: whether the network has dropout.
+        precision: precision of all network calls except those of a finite difference over t − l.
+        quotient_precision: precision of the two calls of that finite difference.
+        dropout: true if the network has dropout.
     """
     from soflow.precision import Precision  # imports torch
 

@@ -1,24 +1,26 @@
-"""α-Flow: from trajectory flow matching to MeanFlow, annealed over training (arXiv 2510.20771).
+"""α-Flow: annealing from trajectory flow matching to MeanFlow over training (arXiv 2510.20771).
 
-The paper's r, s, z_t are written s, l, x_t here: s ≤ l ≤ t, and l = α s + (1 − α) t is the middle time of `Draws`.
+The paper's r, s, z_t are s, l, x_t here: s ≤ l ≤ t, and l = α s + (1 − α) t is the middle time of `Draws`.
 u = F_θ(x_t, t, s) is MeanFlow's average velocity and x_l = x_t − (t − l) v_g. The paper's loss
 
     L_α = α⁻¹ ‖δ‖²,    δ = u − (α v_g + (1 − α) u_l),    u_l = F_θ(x_l, l, s) without gradient,
 
 has the gradient 2 q ∂u/∂θ with q = δ / α. As (1 − α) / α = (l − s) / (t − l),
 
-    q = u − (v_g − (l − s) (u − u_l) / (t − l)),
+    q = u − (v_g − (l − s) (u − u_l) / (t − l)).
 
-which is MeanFlow's difference between u and its target, with a finite difference in place of du/dt: at α = 1 the target
-is v_g, towards α = 0 it becomes MeanFlow's. Both losses are then ‖q‖² with the target held fixed. The only nearly equal
-numbers that are subtracted are two network outputs; the division amplifies their rounding up to (1 − α) / α times, 199
-at α = 0.005.
+This is MeanFlow's difference between u and its target, with a finite difference in place of du/dt. The target is v_g at
+α = 1 and approaches MeanFlow's target as α → 0. Both losses are ‖q‖² with a detached target. The only nearly equal
+numbers that are subtracted are two network outputs. The division amplifies their rounding by up to (1 − α) / α: 199 at
+α = 0.005.
 
-Differences from the authors' public code: it weights a sample by α / (mean δ² + c), here by 1 / (Σ q² + ε)^p as in
-MeanFlow. For p = 1 the gradients differ by the floor alone, c / α² beside mean q² in theirs, which fades samples out as
-α falls to 0; here the floor does not depend on α, and the gradient goes over into MeanFlow's. Their runs with guidance
-also clamp the target to [−4, 4], which is left out. As in SoFlow, t − l is never below 1e-4, so that α is larger than
-scheduled where t − s is small.
+Differences from the authors' public code:
+
+- They weight a sample by α / (mean δ² + c); here the weight is 1 / (Σ q² + ε)^p as in MeanFlow. For p = 1 the gradients
+  differ only in the constant added to mean q². Theirs is c / α², which suppresses all samples as α → 0. Here it does
+  not depend on α, and the gradient converges to MeanFlow's.
+- Their runs with guidance clamp the target to [−4, 4]; here it is not clamped.
+- As in SoFlow, t − l is at least 1e-4, so the effective α exceeds the schedule where t − s is small.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from soflow.times import consistency_times
 
 
 class AlphaFlow(MeanFlow):
-    """MeanFlow whose du/dt is, until the schedule reaches α = 0, a difference over the gap t − l = α (t − s)."""
+    """MeanFlow with du/dt replaced by a finite difference over the gap t − l = α (t − s) until α reaches 0."""
 
     def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
         draws, config = super().draw(noise, progress, generator), self.config
@@ -47,9 +49,9 @@ class AlphaFlow(MeanFlow):
         if alpha == 0:
             return draws  # l = t
         t, l, s = consistency_times(draws.t, draws.s, alpha)
-        l = s if alpha == 1 else l  # which rounding may miss
-        equal, known = draws.t, draws.num_flow_matching
-        t, l, s = (torch.cat([equal[:known], time[known:]]) for time in (t, l, s))
+        l = s if alpha == 1 else l  # rounding may give l slightly above s
+        t_fm, n_fm = draws.t, draws.num_flow_matching
+        t, l, s = (torch.cat([t_fm[:n_fm], time[n_fm:]]) for time in (t, l, s))
         return replace(draws, t=t, l=l, s=s, gap_ratio=alpha)
 
     def in_one_call(self, draws: Draws) -> bool:
@@ -58,18 +60,18 @@ class AlphaFlow(MeanFlow):
     def average_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         if draws.gap_ratio in (0, 1):
             return super().average_velocity(network, x_t, labels, draws)
-        return self.output_of_parts(network, x_t, labels, draws, draws.num_flow_matching, self.forward_precise)
+        return self.network_output(network, x_t, labels, draws, draws.num_flow_matching, self.forward_precise)
 
     @torch.no_grad()
     def derivative(
         self, network: nn.Module, x_t: Tensor, v_g: Tensor, u: Tensor, labels: Tensor, draws: Draws
     ) -> Tensor:
-        """What stands for du/dt in MeanFlow's target, (1 − α) (u − u_l) / (t − l), and du/dt itself at α = 0.
+        """Compute the replacement of du/dt in MeanFlow's target, (1 − α) (u − u_l) / (t − l), or du/dt itself at α = 0.
 
         Args:
-            v_g: guided velocity [B, ...], along which x_l is reached.
+            v_g: guided velocity [B, ...] of the Euler step from x_t to x_l.
             u: u(x_t, t, s, label) [B, ...] without gradient.
-            labels: as the network sees them [B].
+            labels: network input [B], after label drop.
         """
         if draws.gap_ratio == 0:
             return super().derivative(network, x_t, v_g, u, labels, draws)

@@ -1,4 +1,4 @@
-"""What every objective offers: its random draws, its losses, its solution map and its velocity."""
+"""Interface of the objectives: random draws, losses, solution map and velocity."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FULL = Precision("fp32")
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one optimiser step and each sample's part in the loss.
+    """Random numbers of one optimizer step, and the weight of each sample in the loss.
 
-    Drawn for the whole batch on every worker, which then takes its share: so the numbers, and with them the run, do
-    not depend on how many workers there are. All but the noise is drawn on the host, which so knows the sizes of all
-    parts without waiting for the device. The samples of the flow-matching part (t = l = s) come first.
+    Every worker draws them for the whole batch and then takes its share, so neither the numbers nor the run depend on
+    the number of workers. All but the noise is drawn on the host, so that the numbers of flow-matching and guided
+    samples are known without waiting for the device. The flow-matching samples (t = l = s) come first.
     """
 
     noise: Tensor
@@ -35,50 +35,51 @@ class Draws:
     s: Tensor
     """Times [B], s ≤ l ≤ t. Objectives without a middle time set l = t."""
     drop: Tensor
-    """[B] bool, samples that get the null label."""
+    """[B] bool, samples whose label is replaced by the null label."""
     weight: Tensor
-    """[B]: the loss is the sum of the samples' losses with these weights, which over the whole batch sum to 1."""
+    """[B], weights of the per-sample losses; they sum to 1 over the whole batch."""
     num_flow_matching: int
-    """Size of the leading part with s = t."""
+    """Number of leading samples with s = t."""
     gap_ratio: float = 0.0
-    """(t − l) / (t − s) as scheduled in the other part, for objectives with a middle time."""
+    """Scheduled (t − l) / (t − s) of the other samples, for objectives with a middle time."""
     dropout_seed: int = 0
     """Seed of this worker's dropout masks."""
     guided: Tensor | None = None
-    """[B] bool, samples whose velocity is guided; by default all whose label is not dropped."""
+    """[B] bool, samples whose velocity is guided. Default: all samples whose label is not dropped."""
 
     def __post_init__(self) -> None:
         if self.guided is None:
             object.__setattr__(self, "guided", ~self.drop)
 
     def share(self, rank: int, world_size: int) -> Draws:
-        """Every world_size-th sample from `rank` on: an even share of both parts, still in order."""
-        own = slice(rank, None, world_size)
+        """Take every world_size-th sample starting at `rank`: an even share of both kinds of samples, in order."""
+        share = slice(rank, None, world_size)
         return Draws(
-            noise=self.noise[own],
-            t=self.t[own],
-            l=self.l[own],
-            s=self.s[own],
-            drop=self.drop[own],
-            weight=self.weight[own],
+            noise=self.noise[share],
+            t=self.t[share],
+            l=self.l[share],
+            s=self.s[share],
+            drop=self.drop[share],
+            weight=self.weight[share],
             num_flow_matching=len(range(rank, self.num_flow_matching, world_size)),
             gap_ratio=self.gap_ratio,
             dropout_seed=self.dropout_seed + rank,
-            guided=self.guided[own],
+            guided=self.guided[share],
         )
 
     @functools.cached_property
     def guided_indices(self) -> Tensor:
-        """[n] indices of the guided samples."""
+        """Indices [n] of the guided samples."""
         return self.guided.nonzero().squeeze(1)
 
     @functools.cached_property
     def num_guided_flow_matching(self) -> int:
-        """How many of the guided samples are in the flow-matching part."""
+        """Number of guided samples among the flow-matching samples."""
         return int(self.guided[: self.num_flow_matching].sum())
 
     def to(self, device: torch.device) -> Draws:
-        """The same on a device; what depends on the number of guided samples is found on the host first."""
+        """Copy to a device; compute the indices of guided samples on the host first."""
+        # Computed on the device, their number would force a synchronization.
         moved = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
@@ -95,29 +96,29 @@ class Losses:
     """Per-sample results of one batch."""
 
     loss: Tensor
-    """[B], what is minimised, before the samples' weights. Its value may mean nothing (see each objective)."""
+    """Minimized loss [B], before weighting. Only its gradient may be meaningful (see each objective)."""
     terms: dict[str, Tensor]
-    """Named quantities worth watching, each [n] over the samples that it exists for."""
+    """Named errors to log, each [n] for the samples that it is defined for."""
 
 
 class Objective(ABC):
-    """One way to train F_θ.
+    """Training objective of F_θ.
 
     Args:
-        config: the objective's section of the configuration.
-        num_classes: the null label's index.
-        conditional: whether labels are used at all; if not, guidance is off.
-        precision: of all network calls but those of a quotient.
-        quotient_precision: of the two calls whose difference is divided by t − l, where there are such.
-        dropout: whether the network has any, so that calls which belong together must share their masks.
+        config: section of the configuration for this objective.
+        num_classes: index of the null label.
+        conditional: train with labels; without them guidance is off.
+        precision: precision of all network calls except those of a finite difference.
+        quotient_precision: precision of the two calls of a finite difference over t − l, if the objective has one.
+        dropout: true if the network has dropout; calls that are compared then share their dropout masks.
     """
 
     interpolant: Interpolant
     default_nfe: tuple[int, ...] = (1, 2)
-    """Numbers of network evaluations to measure unless the configuration names others."""
+    """NFE values to evaluate unless the configuration sets others."""
     default_sampler: str = "renoise"
     attention: str = "fused where available"
-    """Which attention kernels a step uses."""
+    """Attention kernels used in an optimizer step."""
 
     def __init__(
         self,
@@ -133,44 +134,43 @@ class Objective(ABC):
 
     @abstractmethod
     def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
-        """Random numbers for a batch with this noise [B, C, H, W] at progress k/K, on the generator's device."""
+        """Draw the random numbers of a batch with noise [B, C, H, W] at progress k/K, on the generator's device."""
 
     @abstractmethod
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
-        """Per-sample losses for data [B, C, H, W] in [−1, 1] and labels [B]."""
+        """Compute per-sample losses for data [B, C, H, W] in [−1, 1] and labels [B]."""
 
     @abstractmethod
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """f_θ(x, t, s): the state at times s [B] of the trajectory through x [B, ...] at times t [B]."""
+        """Compute f_θ(x, t, s): the state at times s [B] of the trajectory through x [B, ...] at times t [B]."""
 
     @abstractmethod
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """v_θ(x, t): the marginal velocity at x [B, ...] and times t [B]."""
+        """Compute the marginal velocity v_θ(x, t) at x [B, ...] and times t [B]."""
 
     def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """The velocities [B, ...] that guidance makes of v_t, by the papers' names v_g and v_mix; without gradient."""
+        """Compute the guided target velocities [B, ...] by their names in the papers, v_g and v_mix; no gradient."""
         return {}
 
-    def output_of_parts(
-        self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, apart: int, rest: Precision
+    def network_output(
+        self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, n: int, rest: Precision
     ) -> Tensor:
-        """F_θ(x_t, t, s, label) [B, ...]: in one call, unless the rest of the batch has to be apart.
+        """Compute F_θ(x_t, t, s, label) [B, ...], in two calls if precision or dropout requires it, else in one.
 
         Args:
-            labels: as the network sees them [B].
-            apart: size of the leading part.
-            rest: precision of the other part, which shares its dropout masks with whatever is called later under
-                `same_dropout`.
+            labels: network input [B], after label drop.
+            n: number of leading samples, evaluated in the objective's precision.
+            rest: precision of the remaining samples. They share dropout masks with later calls in `same_dropout`.
         """
-        if apart < len(x_t) and self.forward.name == rest.name and not self.dropout:
-            apart = 0
+        if n < len(x_t) and self.forward.name == rest.name and not self.dropout:
+            n = 0
         t, s, outputs = draws.t, draws.s, []
         with phase("forward"):
-            if apart:
-                outputs.append(self.forward(network, x_t[:apart], t[:apart], s[:apart], labels[:apart]))
-            if apart < len(x_t):
+            if n:
+                outputs.append(self.forward(network, x_t[:n], t[:n], s[:n], labels[:n]))
+            if n < len(x_t):
                 with self.same_dropout(draws):
-                    outputs.append(rest(network, x_t[apart:], t[apart:], s[apart:], labels[apart:]))
+                    outputs.append(rest(network, x_t[n:], t[n:], s[n:], labels[n:]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @torch.no_grad()
@@ -184,45 +184,45 @@ class Objective(ABC):
         null: bool,
         label: bool,
     ) -> tuple[Tensor | float, Tensor | float]:
-        """F_θ(x_t, t, t, null) and F_θ(x_t, t, t, label) of the n guided samples, [n, ...] each, in one call.
+        """Compute F_θ(x_t, t, t, null) and F_θ(x_t, t, t, label) [n, ...] of the n guided samples in one call.
 
         Args:
-            output: F_θ(x_t, t, s, label) [B, ...] without gradient, which in the leading part, where s = t, is what is
-                wanted; None if it is not known.
-            labels: as they are [B], before any is dropped.
-            null, label: which of the two are wanted; 0 comes back for the other.
+            output: F_θ(x_t, t, s, label) [B, ...] without gradient, or None if not yet computed. It is reused for the
+                flow-matching samples, where s = t.
+            labels: original labels [B], before label drop.
+            null, label: outputs to compute; 0 is returned in place of the other.
         """
-        own, known = draws.guided_indices, 0 if output is None else draws.num_guided_flow_matching
-        wanted = [(own, self.null_labels(labels))] if null else []
+        guided, n_reused = draws.guided_indices, 0 if output is None else draws.num_guided_flow_matching
+        requests = [(guided, self.null_labels(labels))] if null else []
         if label:
-            wanted.append((own[known:], labels))
-        rows = torch.cat([indices for indices, _ in wanted])
-        found = x_t[:0]
+            requests.append((guided[n_reused:], labels))
+        rows = torch.cat([indices for indices, _ in requests])
+        outputs = x_t[:0]
         if len(rows):
-            t, given = draws.t[rows], torch.cat([values[indices] for indices, values in wanted])
+            t, network_labels = draws.t[rows], torch.cat([values[indices] for indices, values in requests])
             with phase("guidance"):
-                found = self.forward(network, x_t[rows], t, t, given)
-        of_null, of_label = found[: len(own)] if null else 0.0, found[len(own) if null else 0 :]
-        if label and known:
-            of_label = torch.cat([output[own[:known]], of_label])
+                outputs = self.forward(network, x_t[rows], t, t, network_labels)
+        of_null, of_label = outputs[: len(guided)] if null else 0.0, outputs[len(guided) if null else 0 :]
+        if label and n_reused:
+            of_label = torch.cat([output[guided[:n_reused]], of_label])
         return of_null, of_label if label else 0.0
 
     def draw_drop(self, batch: int, generator: torch.Generator) -> Tensor:
-        """[B] bool: where the label gives way to the null label."""
-        chance = self.config.label_drop if self.conditional else 0.0
-        return torch.rand(batch, generator=generator, device=generator.device) < chance
+        """Draw the mask [B] bool of samples whose label is replaced by the null label."""
+        probability = self.config.label_drop if self.conditional else 0.0
+        return torch.rand(batch, generator=generator, device=generator.device) < probability
 
-    def given_labels(self, labels: Tensor, drop: Tensor) -> Tensor:
-        """The labels that the network sees: the null label where `drop`."""
+    def drop_labels(self, labels: Tensor, drop: Tensor) -> Tensor:
+        """Replace labels [B] by the null label where the mask `drop` [B] is true."""
         return with_null(labels, self.num_classes, drop)
 
     def null_labels(self, labels: Tensor) -> Tensor:
-        """The null label for every sample."""
+        """Replace all labels [B] by the null label."""
         return with_null(labels, self.num_classes)
 
     @contextmanager
     def same_dropout(self, draws: Draws) -> Iterator[None]:
-        """Inside, the network draws the same dropout masks every time; outside, random numbers go on as before."""
+        """Draw the same dropout masks every time inside the block, without changing the random state outside."""
         if not self.dropout:
             yield
             return
@@ -233,10 +233,10 @@ class Objective(ABC):
 
 
 def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:
-    """Standard normal draws on the generator's device."""
+    """Draw standard normal numbers on the generator's device."""
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Mean of squares over each sample's elements, [B, ...] to [B]."""
+    """Compute the mean of squares over each sample's elements, [B, ...] to [B]."""
     return x.square().flatten(1).mean(1)

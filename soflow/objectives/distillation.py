@@ -1,17 +1,16 @@
-"""Distillation: SoFlow that follows a trained teacher's velocity in place of the conditional velocity.
+"""Distillation: SoFlow with a trained teacher's velocity in place of the conditional velocity.
 
-SoFlow's paper (arXiv 2512.15657) trains from scratch and leaves this open. Every target that holds v_t there, the
-flow-matching part's and the Euler step x_l = x_t + (l − t) v_mix of the consistency part, here holds v*(x_t, t, label),
-the velocity of a teacher whose weights stay fixed. It is a function of x_t: the targets have no scatter, and the
-student learns the solution map of the teacher's trajectories. x_t is still made from data and noise, so that the
-data set is needed.
+The SoFlow paper (arXiv 2512.15657) trains from scratch only. Here the teacher's velocity v*(x_t, t, label), with frozen
+weights, replaces v_t in every target: in the flow-matching loss and in the Euler step x_l = x_t + (l − t) v_mix of the
+consistency loss. As v* is a function of x_t, the targets have no variance given x_t, and the student learns the
+solution map of the teacher's trajectories. x_t is still computed from data and noise, so the dataset is required.
 
-Guidance is the teacher's own extrapolation, for a strength w > 1:
+For w > 1 the teacher's velocity is guided,
 
     v* = v*(label) + c(t)(w − 1)(v*(label) − v*(null)),
 
-which is v*(null) + w (v*(label) − v*(null)) where the decay c(t) is 1. It comes on top of the guidance that the teacher
-was trained with. Samples with dropped labels follow v*(null).
+which is v*(null) + w (v*(label) − v*(null)) where the decay c(t) is 1. This adds to the guidance that the teacher was
+trained with. Samples with dropped labels use v*(null).
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from soflow.objectives.soflow import SoFlow
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained velocity: an objective of any kind, and the network that it trained."""
+    """Trained velocity: any objective and the network trained with it."""
 
     objective: Objective
     network: nn.Module
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """v*(x_t, t, label) [B, ...], for x_t [B, ...], times and labels [B]."""
+        """Compute v*(x_t, t, label) [B, ...] for x_t [B, ...], times and labels [B]."""
         return self.objective.velocity(self.network, x_t, t, labels)
 
 
 class Distillation(SoFlow):
-    """SoFlow's losses, with the teacher's velocity for v_t.
+    """SoFlow's losses with the teacher's velocity in place of v_t.
 
     Attributes:
-        teacher: attached before training (soflow.training.teacher). It is part of neither the trained module nor the
+        teacher: attached before training (soflow.training.teacher). It belongs neither to the trained module nor to the
             student's checkpoints, so sampling does not need it.
     """
 
@@ -52,28 +51,28 @@ class Distillation(SoFlow):
     def target_velocity(
         self, network: nn.Module, x_t: Tensor, v_t: Tensor, output: Tensor, labels: Tensor, draws: Draws
     ) -> Tensor:
-        """v_mix [B, ...] without gradient.
+        """Compute v_mix [B, ...] without gradient.
 
         Args:
-            v_t: the conditional velocity, whose place the teacher's takes.
-            labels: as they are [B], before any is dropped.
+            v_t: conditional velocity, not used: the teacher's velocity replaces it.
+            labels: original labels [B], before label drop.
         """
-        return self.taught_velocity(network, x_t, labels, draws, self.config.velocity_mix)
+        return self.teacher_velocity(network, x_t, labels, draws, self.config.velocity_mix)
 
     @torch.no_grad()
     def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         mixes = {"v_g": 1.0, "v_mix": self.config.velocity_mix}
-        return {name: self.taught_velocity(network, x_t, labels, draws, mix) for name, mix in mixes.items()}
+        return {name: self.teacher_velocity(network, x_t, labels, draws, mix) for name, mix in mixes.items()}
 
-    def taught_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, mix: float) -> Tensor:
-        """The teacher's velocity [B, ...], guided where guidance is on and the label is not dropped.
+    def teacher_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, mix: float) -> Tensor:
+        """Compute the teacher's velocity [B, ...], guided if guidance is on and the label is not dropped.
 
-        With m = `mix` below 1 the student's own velocity takes the share 1 − m of a guided target, as in SoFlow.
+        If m = `mix` is below 1, the student's velocity has weight 1 − m in a guided target, as in SoFlow.
         """
-        t, given = draws.t, self.given_labels(labels, draws.drop)
+        t, network_labels = draws.t, self.drop_labels(labels, draws.drop)
         if not self.guided:
-            return self.teacher.velocity(x_t, t, given)
-        both = torch.cat([given, self.null_labels(labels)])
-        taught, taught_null = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        own = taught if mix == 1 else self.velocity(network, x_t, t, labels)
-        return self.mixed(taught, taught_null, own, draws, mix)
+            return self.teacher.velocity(x_t, t, network_labels)
+        both = torch.cat([network_labels, self.null_labels(labels)])
+        v_label, v_null = self.teacher.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        v_student = v_label if mix == 1 else self.velocity(network, x_t, t, labels)
+        return self.mixed(v_label, v_null, v_student, draws, mix)

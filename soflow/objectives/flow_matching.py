@@ -1,4 +1,4 @@
-"""Flow matching with training-time guidance: SoFlow's flow-matching part alone (arXiv 2512.15657)."""
+"""Flow matching with training-time guidance: SoFlow's flow-matching loss alone (arXiv 2512.15657)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from soflow.times import logit_normal
 
 
 class FlowMatching(Objective):
+    """Adaptively weighted squared distance of v_θ(x_t, t) to v_mix."""
+
     default_nfe = (50, 1)
     default_sampler = "compose"
 
@@ -33,14 +35,14 @@ class FlowMatching(Objective):
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
         v_t = self.interpolant.v_t(data, draws.noise, draws.t)
-        given = self.given_labels(labels, draws.drop)
-        output = self.output_of_parts(network, x_t, given, draws, len(x_t), self.forward)
+        network_labels = self.drop_labels(labels, draws.drop)
+        output = self.network_output(network, x_t, network_labels, draws, len(x_t), self.forward)
         target = self.target_velocity(network, x_t, v_t, output.detach(), labels, draws)
         loss, error = self.flow_matching_loss(output, target)
         return Losses(loss, {"flow_matching": error})
 
     def flow_matching_loss(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """weight · mean δ² and mean δ², each [B], with δ = v_θ(x_t, t, label) − v_mix.
+        """Compute weight · mean δ² and mean δ², each [B], with δ = v_θ(x_t, t, label) − v_mix.
 
         weight = 1 / (|∂_s b(t, t)| (mean δ² + ε)^p), without gradient.
 
@@ -56,23 +58,24 @@ class FlowMatching(Objective):
     def target_velocity(
         self, network: nn.Module, x_t: Tensor, v_t: Tensor, output: Tensor, labels: Tensor, draws: Draws
     ) -> Tensor:
-        """v_mix [B, ...]; plain v_t for dropped samples, or for all when guidance is off.
+        """Compute v_mix [B, ...]; plain v_t for samples with dropped labels, or for all samples without guidance.
 
         Args:
-            output: F_θ(x_t, t, s, label) [B, ...] without gradient. In the flow-matching part, where s = t, it holds
-                the conditional velocity already; only the rest needs another call.
+            output: F_θ(x_t, t, s, label) [B, ...] without gradient. For the flow-matching samples, where s = t, this is
+                already the class-conditional velocity; only the other samples need another call.
+            labels: original labels [B], before label drop.
         """
         if not self.guided or len(draws.guided_indices) == 0:
             return v_t
-        own, mix = draws.guided_indices, self.config.velocity_mix
+        guided, mix = draws.guided_indices, self.config.velocity_mix
         outputs = self.guidance_outputs(network, x_t, output, labels, draws, null=mix > 0, label=mix < 1)
         v_null, v_label = map(self.parameterization.velocity, outputs)
         strength, decay_time = self.config.guidance_strength, self.config.guidance_decay_time
-        v_mix = mixed_velocity(v_t[own], v_null, v_label, draws.t[own], strength, mix, decay_time)
-        return v_t.index_copy(0, own, v_mix)
+        v_mix = mixed_velocity(v_t[guided], v_null, v_label, draws.t[guided], strength, mix, decay_time)
+        return v_t.index_copy(0, guided, v_mix)
 
     def mixed(self, v_t: Tensor, v_null: Tensor, v_label: Tensor, draws: Draws, mix: float) -> Tensor:
-        """v_mix [B, ...] with m = `mix`, v_g for m = 1; plain v_t for dropped samples."""
+        """Compute v_mix [B, ...] with m = `mix` (v_g for m = 1); plain v_t for samples with dropped labels."""
         strength, decay_time = self.config.guidance_strength, self.config.guidance_decay_time
         v_mix = mixed_velocity(v_t, v_null, v_label, draws.t, strength, mix, decay_time)
         return torch.where(per_sample(draws.drop, v_t), v_t, v_mix)
@@ -81,14 +84,14 @@ class FlowMatching(Objective):
     def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         if not self.guided:
             return {"v_g": v_t, "v_mix": v_t}
-        v_null, v_label = (self.velocity(network, x_t, draws.t, given) for given in (self.null_labels(labels), labels))
+        v_null, v_label = (self.velocity(network, x_t, draws.t, y) for y in (self.null_labels(labels), labels))
         return {
             name: self.mixed(v_t, v_null, v_label, draws, mix)
             for name, mix in (("v_g", 1.0), ("v_mix", self.config.velocity_mix))
         }
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """One Euler step x + (s − t) v_θ(x, t): the objective learns no solution map."""
+        """Compute one Euler step x + (s − t) v_θ(x, t), as the objective learns no solution map."""
         return x + per_sample(s - t, x) * self.velocity(network, x, t, labels)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""All training objectives by name: one module each, a section in `config`, an entry here."""
+"""Registry of the training objectives: one module each, a section in `config`, an entry here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from soflow.objectives import config
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """One objective by name."""
+    """Registered objective."""
 
     implementation: str
     """Module and class, "package.module:Class"."""
     config: type[Section]
     search: tuple[str, ...]
-    """Default search space of a sweep, written like its `search` field."""
+    """Default search space of a sweep, in the syntax of its `search` field."""
 
 
 OBJECTIVES = {

@@ -155,8 +155,8 @@ def test_quotients_equal_their_definition(name, gap):
     p, (t, l, s) = PARAMETERIZATIONS[name], ordered_times(gap)
     # The plain quotient's own rounding is about 1e-16 over the gap.
     exact = {"rtol": 0, "atol": 1e-15 / gap}
-    torch.testing.assert_close(p.a_quotient(t, l, s), (p.a(t, s) - p.a(l, s)) / (t - l), **exact)
-    torch.testing.assert_close(p.b_quotient(t, l, s), (p.b(t, s) - p.b(l, s)) / (t - l), **exact)
+    torch.testing.assert_close(p.a_finite_difference(t, l, s), (p.a(t, s) - p.a(l, s)) / (t - l), **exact)
+    torch.testing.assert_close(p.b_finite_difference(t, l, s), (p.b(t, s) - p.b(l, s)) / (t - l), **exact)
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -164,7 +164,7 @@ def test_quotients_keep_their_digits_in_float32(name):
     """At t − l = 1e-4 the plain quotient has lost three digits of seven, the written one none."""
     p, (t, l, s) = PARAMETERIZATIONS[name], ordered_times(1e-4, torch.float32)
     plain_error = 0.0
-    for coefficient, quotient in ((p.a, p.a_quotient), (p.b, p.b_quotient)):
+    for coefficient, quotient in ((p.a, p.a_finite_difference), (p.b, p.b_finite_difference)):
         # float64 arithmetic on the same float32 times: its rounding is 1e-16 / 1e-4 = 1e-12.
         T, L, S = t.double(), l.double(), s.double()
         exact = (coefficient(T, S) - coefficient(L, S)) / (T - L)

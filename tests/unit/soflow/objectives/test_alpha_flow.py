@@ -166,7 +166,7 @@ def test_at_alpha_one_the_target_is_the_velocity_and_costs_no_call():
     losses = objective.losses(network, data, labels, draws)
     assert calls == [8]
     x_t = (1 - per_sample(draws.t, data)) * data + per_sample(draws.t, data) * draws.noise
-    u = network(x_t, draws.t, draws.s, objective.given_labels(labels, draws.drop))
+    u = network(x_t, draws.t, draws.s, objective.drop_labels(labels, draws.drop))
     expected = (u - (draws.noise - data)).square().flatten(1).sum(1)
     torch.testing.assert_close(losses.loss, expected, rtol=1e-12, atol=0)
 

@@ -128,7 +128,7 @@ def test_it_is_soflow_on_pairs_whose_conditional_velocity_is_the_teacher_s(inter
     losses = objective.losses(network, data, labels, draws)
 
     x_t = objective.interpolant.x_t(data, draws.noise, draws.t)
-    v = torch.pi / 2 * taught(x_t, draws.t, draws.t, objective.given_labels(labels, draws.drop)).detach()
+    v = torch.pi / 2 * taught(x_t, draws.t, draws.t, objective.drop_labels(labels, draws.drop)).detach()
     x_0, x_1 = pair(objective.interpolant, x_t, v, draws.t)
     soflow = SoFlow(objective_config("soflow", guidance_strength=1.0, **fields), NUM_CLASSES, conditional=True)
     same = given_draws(x_1, draws.t, draws.l, draws.s, draws.drop, num_flow_matching=4)

@@ -94,7 +94,7 @@ def test_the_compound_function_depends_on_the_noised_sample_alone(jvp):
     data, labels, draws = batch()
     delta = torch.randn(data.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     t = per_sample(draws.t, data)
-    given = objective.given_labels(labels, draws.drop)
+    given = objective.drop_labels(labels, draws.drop)
     results = []
     for shift in (torch.zeros_like(delta), delta):
         x_0, x_1 = data - t * shift, draws.noise + (1 - t) * shift

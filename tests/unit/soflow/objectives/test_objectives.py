@@ -141,7 +141,7 @@ def test_meanflow_equals_its_equations(name, jvp):
     v_t = stored["noise"] - stored["x_0"]
     v_g = objective.guided_velocity(network, x_t, v_t, None, stored["labels"], draws)
     assert relative_error(v_g, stored["v_g"]) < FLOAT64
-    given = objective.given_labels(stored["labels"], draws.drop)
+    given = objective.drop_labels(stored["labels"], draws.drop)
     assert torch.equal(given, stored["y_in"])
     u, du_dt = velocity_and_derivative(objective, network, x_t, v_g, given, draws)
     assert relative_error(u, stored["u"]) < FLOAT64
@@ -260,7 +260,7 @@ def test_consistency_error_is_the_mean_square_of_the_plain_quotient(interpolant,
     x_t = objective.interpolant.x_t(data, draws.noise, t)
     v_t = objective.interpolant.v_t(data, draws.noise, t)
     v_mix = defining_target(objective, network, x_t, v_t, labels, draws)
-    given = objective.given_labels(labels, draws.drop)
+    given = objective.drop_labels(labels, draws.drop)
     x_l = x_t + per_sample(l - t, x_t) * v_mix
     f_t = objective.solution(network, x_t, t, s, given)
     f_l = p.solution(x_l, network(x_l, l, s, given), l, s)
@@ -364,7 +364,7 @@ def test_dropped_samples_use_the_plain_velocity():
     draws = ordered_draws()
     x_t = objective.interpolant.x_t(data, draws.noise, draws.t)
     v_t = objective.interpolant.v_t(data, draws.noise, draws.t)
-    output = network(x_t, draws.t, draws.s, objective.given_labels(labels, draws.drop)).detach()
+    output = network(x_t, draws.t, draws.s, objective.drop_labels(labels, draws.drop)).detach()
     target = objective.target_velocity(network, x_t, v_t, output, labels, draws)
     assert torch.equal(target[draws.drop], v_t[draws.drop])
     expected = defining_target(objective, network, x_t, v_t, labels, draws)
