@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import operator
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -141,6 +142,7 @@ def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], (dict, BaseModel)):  # a rule over several fields; the message already names them
         return f"{name}: {message}" if name else message
+    message = re.sub(r"^Input should be (a valid )?", "must be ", message).partition(", unable to parse")[0]
     return f"{name} = {fault['input']}: {message[0].lower()}{message[1:]}"
 
 

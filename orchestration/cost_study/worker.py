@@ -70,7 +70,7 @@ class CostWorker:
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
             "flops": arithmetic and arithmetic.flops,
             "saved_bytes": arithmetic and arithmetic.saved_bytes,
-            "held_bytes": bytes_of(trainer.held_tensors()),
+            "held_bytes": bytes_of(trainer.persistent_tensors()),
             "peak_bytes": peak,
             "process_peak_mib": process.mib(),
             "largest_batch": memory_by_batch(config).largest_batch(request.memory_bytes),

@@ -1,1 +1,1 @@
-"""What an optimiser step costs: time, memory and arithmetic, measured part by part or predicted without running."""
+"""Cost of an optimizer step (time, memory, FLOPs), measured by phase or predicted without running."""

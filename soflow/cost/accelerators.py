@@ -1,4 +1,4 @@
-"""Accelerators by their makers' figures, and the one at hand by measurement."""
+"""Peak performance of accelerators: data-sheet values, and a measurement of the current device."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from soflow.precision import Precision
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Peaks of a device: what it could do at best."""
+    """Memory size and peak rates of a device."""
 
     memory_bytes: float
     bytes_per_s: float
-    """To and from its memory."""
+    """Peak memory bandwidth."""
     flops_per_s: dict[str, float]
-    """Of dense matrix products by precision (soflow.precision)."""
+    """Peak FLOP/s of dense matrix products by precision (soflow.precision)."""
 
 
 def _published(memory_gb: float, terabytes_per_s: float, fp32: float, tf32: float, bf16: float) -> Accelerator:
-    """From a data sheet: GB, TB/s and dense teraflops."""
+    """Build an accelerator from data-sheet values in GB, TB/s and dense TFLOP/s."""
     flops = {"fp32": fp32 * 1e12, "tf32": tf32 * 1e12, "bf16": bf16 * 1e12}
     return Accelerator(memory_gb * 1e9, terabytes_per_s * 1e12, flops)
 
@@ -36,16 +36,19 @@ ACCELERATORS = {
     "L40S": _published(48, 0.864, 91.6, 183, 362),
     "RTX-4090": _published(24, 1.008, 82.6, 82.6, 165.2),
 }
-"""SXM variants where there are several; NVIDIA's data sheets, without sparsity."""
+"""NVIDIA's data-sheet values without sparsity, for the SXM variant if several exist."""
 
 
 LARGEST, ENOUGH_S = 2048, 0.02
-"""Rows of the largest matrix products that are timed, and seconds after which larger ones are not: they would be no
-faster, and take minutes where a CPU has no instructions for bf16."""
+"""Maximum rows of the timed matrix products, and duration in seconds from which larger ones are skipped. Larger ones
+would reach no higher rate, and would take minutes on a CPU without bf16 instructions."""
 
 
 def measured(device: torch.device, memory_bytes: float) -> Accelerator:
-    """The device at hand: rates of a large matrix product and addition, the best of nine: peaks whatever else runs."""
+    """Measure the current device: rates of a large matrix product and a large addition, each the fastest of nine.
+
+    The fastest repetition approximates the peak even while other programs run.
+    """
     flops = {}
     for name in ("fp32", "tf32", "bf16"):
         with Precision(name).context(device), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Arithmetic and memory of a step, counted operation by operation; works on meta tensors, which compute nothing."""
+"""Count FLOPs and memory of a step, operation by operation; also works on meta tensors, without computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 aten = torch.ops.aten
-# torch's registry of formulas lacks the attention kernel of the CPU.
+# torch's registry of FLOP formulas lacks the CPU attention kernel.
 FORMULAS = flop_registry | {
     aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
@@ -23,18 +23,17 @@ FORMULAS = flop_registry | {
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts floating-point operations, by torch's own formulas, and bytes of live tensors.
+    """Dispatch mode that counts floating-point operations (FLOPs), by torch's formulas, and bytes of live tensors.
 
-    Products with a structural zero are left out: forward-mode differentiation of a linear layer hands the zero tangent
-    of its weight to a product that is never computed outside of such a mode.
+    Products with a structural zero are not counted: in forward-mode differentiation of a linear layer, the zero tangent
+    of the weight enters a product that torch skips outside such a mode.
 
-    Records phases (soflow.profiling.phases). Tensors that exist before it starts must be made known with `track`.
+    The mode is also a recorder of phases (soflow.profiling.phases). Register tensors that exist before with `track`.
 
     Attributes:
-        operations: of every kernel its phase, floating-point operations and bytes read and written; the phase is ""
-            outside of all phases.
-        live_bytes: bytes of all tensors that are alive now.
-        peak_bytes: the most that were alive at once since the start or the last `reset_peak`.
+        operations: for every kernel its phase ("" outside all phases), FLOPs, and bytes read and written.
+        live_bytes: bytes of all live tensors.
+        peak_bytes: maximum of live_bytes since the start or the last `reset_peak`.
     """
 
     def __init__(self):
@@ -47,7 +46,7 @@ class OperationCounter(TorchDispatchMode):
 
     @property
     def flops(self) -> dict[str, int]:
-        """Floating-point operations by phase."""
+        """FLOPs by phase."""
         total: Counter[str] = Counter()
         for name, flops, _ in self.operations:
             total[name] += flops
@@ -65,7 +64,7 @@ class OperationCounter(TorchDispatchMode):
         self.peak_bytes = self.live_bytes
 
     def track(self, *tensors: Tensor) -> None:
-        """Count these tensors' memory as long as they live; views share theirs."""
+        """Count these tensors' memory until they are freed; views of one storage count once."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -96,14 +95,14 @@ class OperationCounter(TorchDispatchMode):
         if formula is not None and any(self._is_structural_zero(value) for value in args):
             return result
         if not func.is_view:
-            given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-            moved = sum(value.numel() * value.element_size() for value in (*given, *results))
+            inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            moved = sum(value.numel() * value.element_size() for value in (*inputs, *results))
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
             self.operations.append((self._phase, flops, moved))
         return result
 
     def _is_structural_zero(self, value: Any) -> bool:
-        """Whether a tensor is one zero expanded to a shape, as differentiation rules write zeros."""
+        """Check whether a tensor is a single zero expanded to a shape, as used in differentiation rules."""
         if not isinstance(value, Tensor) or value.dim() == 0 or any(value.stride()):
             return False
         return value.untyped_storage()._cdata in self._zeros

@@ -1,4 +1,4 @@
-"""A trainer's own optimiser steps, measured: time by phase, peak memory, arithmetic, activations kept for backward."""
+"""Measure a trainer's optimizer steps: time by phase, peak memory, FLOPs, activations saved for backward."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from soflow.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What one step computes and keeps."""
+    """FLOPs and saved activations of one step."""
 
     flops: dict[str, int]
-    """Floating-point operations by phase."""
+    """FLOPs by phase."""
     saved_bytes: int
-    """Bytes of activations kept for the backward pass, weights not included."""
+    """Bytes of activations saved for the backward pass, without weights."""
 
 
 def count_step(trainer: Trainer) -> Arithmetic:
-    """Count one more step of the trainer (which takes it)."""
+    """Take one step of the trainer and count its FLOPs and saved activations."""
     weights = {parameter.untyped_storage()._cdata for parameter in trainer.network.parameters()}
     saved: dict[int, Tensor] = {}
 
@@ -44,17 +44,17 @@ def count_step(trainer: Trainer) -> Arithmetic:
 
 
 def peak_bytes(trainer: Trainer) -> int:
-    """Peak bytes of all tensors over one more step: weights, average, optimiser state and what the step adds."""
+    """Take one step and measure the peak bytes of all tensors: weights, average, optimizer state, activations."""
     trainer.optimizer.zero_grad()
-    held = bytes_of(trainer.held_tensors())
+    persistent_bytes = bytes_of(trainer.persistent_tensors())
     with AllocationPeak(trainer.device) as allocations:
         trainer.take_step()
     trainer.optimizer.zero_grad()
-    return held + allocations.peak_bytes
+    return persistent_bytes + allocations.peak_bytes
 
 
 class PhaseClock:
-    """Record the milliseconds spent in each phase (soflow.profiling.phases) without waiting for the device."""
+    """Recorder of the milliseconds in each phase (soflow.profiling.phases), without device synchronization."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -62,7 +62,7 @@ class PhaseClock:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside is one step; its phases are kept apart from those of other steps."""
+        """Record the block as one step."""
         self._steps.append([])
         with self.phase("step"):
             yield
@@ -76,16 +76,16 @@ class PhaseClock:
             self._steps[-1].append((name, begin, self._now()))
 
     def milliseconds(self) -> list[dict[str, float]]:
-        """For each step the time of every phase, and under "step" of the whole."""
+        """Return for each step the milliseconds by phase, with the total as "step"."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        found = []
+        steps = []
         for marks in self._steps:
             spent: dict[str, float] = defaultdict(float)
             for name, begin, end in marks:
                 spent[name] += begin.elapsed_time(end) if self.device.type == "cuda" else (end - begin) * 1e3
-            found.append(dict(spent))
-        return found
+            steps.append(dict(spent))
+        return steps
 
     def _now(self):
         if self.device.type == "cuda":
@@ -96,7 +96,7 @@ class PhaseClock:
 
 
 def time_steps(trainer: Trainer, steps: int, seconds: float = 0.0) -> list[dict[str, float]]:
-    """Time each of `steps` more steps, and of what fits into `seconds`: ms of the whole ("step") and of every phase."""
+    """Take at least `steps` steps, for at least `seconds`; return for each the ms by phase and in total ("step")."""
     clock = PhaseClock(trainer.device)
     began = time.perf_counter()
     with recorded_by(clock):
@@ -105,5 +105,5 @@ def time_steps(trainer: Trainer, steps: int, seconds: float = 0.0) -> list[dict[
                 trainer.take_step()
             steps -= 1
             if seconds and trainer.device.type == "cuda":
-                torch.cuda.synchronize(trainer.device)  # seconds are spent on the device, not on issuing steps
+                torch.cuda.synchronize(trainer.device)  # measure device time, not the launch of kernels
     return clock.milliseconds()

@@ -1,9 +1,8 @@
-"""What a step would cost, from a dry run on meta tensors, which have shapes and no content.
+"""Predict the cost of an optimizer step from a dry run on meta tensors, which have shapes but no content.
 
-The trainer's own step runs as it would, so that a changed objective or network is predicted as it is. Memory is that of
-all tensors that are alive at once: weights, their average, the optimiser's moments, gradients and activations. What
-kernels allocate inside themselves is not seen, nor what an allocator wastes. bf16 is predicted as fp32, an upper bound
-on its memory.
+The dry run executes the trainer's real step, so any objective and network is supported. Memory counts all live tensors:
+weights, their moving average, optimizer moments, gradients and activations. Temporary buffers inside kernels and
+allocator overhead are not included. bf16 is predicted as fp32, an upper bound on memory.
 """
 
 from __future__ import annotations
@@ -20,80 +19,80 @@ from soflow.profiling.phases import recorded_by
 from soflow.training.trainer import Trainer
 
 META = torch.device("meta")
-EVEN = 0.01
-"""By which part two increases of memory per sample may differ and count as even."""
+TOLERANCE = 0.01
+"""Relative tolerance for two slopes of memory per sample to count as equal."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One optimiser step of one worker."""
+    """Predicted cost of one optimizer step of one worker."""
 
     parameters: int
     operations: tuple[tuple[str, int, int], ...]
-    """Of every kernel its phase (soflow.profiling.phases), floating-point operations and bytes read and written."""
-    held_bytes: int
-    """Kept between steps."""
+    """For every kernel its phase (soflow.profiling.phases), FLOPs, and bytes read and written."""
+    persistent_bytes: int
+    """Bytes of the tensors kept between steps."""
     peak_bytes: int
-    """The most that is alive at once."""
+    """Peak bytes of live tensors."""
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of a step."""
+        """FLOPs of a step."""
         return sum(flops for _, flops, _ in self.operations)
 
     def arithmetic_s(self, accelerator: Accelerator, precision: str) -> float:
-        """Seconds that the products alone take at the accelerator's peak: no step is faster."""
+        """Compute the seconds of the FLOPs at the accelerator's peak: a lower bound of the step time."""
         return self.flops / accelerator.flops_per_s[precision]
 
     def roofline_s(self, accelerator: Accelerator, precision: str) -> float:
-        """Seconds with every kernel at the peak of its arithmetic or of memory, whichever binds it.
+        """Compute the roofline estimate in seconds: every kernel at its compute or memory-bandwidth limit.
 
-        A floor for a step whose kernels are not fused; a compiled one moves fewer bytes.
+        This is a lower bound for a step without fused kernels; a compiled step moves fewer bytes.
         """
         peak, bandwidth = accelerator.flops_per_s[precision], accelerator.bytes_per_s
         return sum(max(flops / peak, moved / bandwidth) for _, flops, moved in self.operations)
 
 
 def predict(config: RunConfig) -> Prediction:
-    """The cost of a step of a run on one worker; nothing is computed and next to nothing allocated.
+    """Predict the cost of a step on one worker, without computation and almost without memory.
 
-    A run on several workers costs each what one with their share of the batch costs, and buffers for the exchange of
-    gradients besides, as large as the weights.
+    With several workers, the cost per worker is that of its share of the batch, plus all-reduce buffers as large as the
+    weights.
     """
     counter = OperationCounter()
-    # What depends on pixels cannot be dry-run, and costs next to nothing beside the network.
+    # Code that depends on pixel values cannot run on meta tensors; its cost is negligible compared to the network.
     config = parse(override(to_dict(config), {"dataset.loading_processes": 0, "dataset.augmentation": 0}))
     trainer = Trainer(config, synthetic_source(config.dataset), META)
-    trainer.take_step()  # the optimiser makes its moments
+    trainer.take_step()  # creates the optimizer's moments
     trainer.optimizer.zero_grad()
-    counter.track(*trainer.held_tensors())
-    held = counter.live_bytes
+    counter.track(*trainer.persistent_tensors())
+    persistent_bytes = counter.live_bytes
     with recorded_by(counter), counter:
         trainer.take_step()
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-    return Prediction(parameters, tuple(counter.operations), held, counter.peak_bytes)
+    return Prediction(parameters, tuple(counter.operations), persistent_bytes, counter.peak_bytes)
 
 
 @dataclass(frozen=True)
 class MemoryByBatch:
-    """Peak memory of a step where it grows evenly with the batch: beyond what the optimiser needs in any case."""
+    """Linear model of a step's peak memory for large batches, where activations dominate the optimizer's buffers."""
 
     bytes_fixed: float
     bytes_per_sample: float
 
     def largest_batch(self, memory_bytes: float) -> int:
-        """Samples per worker and step that fit into memory, 0 if none does."""
+        """Compute the largest number of samples per worker and step that fits into memory; 0 if none fits."""
         return max(0, int((memory_bytes - self.bytes_fixed) // self.bytes_per_sample))
 
 
 def memory_by_batch(config: RunConfig) -> MemoryByBatch:
-    """From steps of the configured batch, twice as many samples and so on, until doubling again tells nothing new."""
+    """Fit the linear model: double the batch, starting at the configured one, until the slope no longer changes."""
     batch, per_sample = config.training.batch_size, 0.0
     before = _peak_bytes(config, batch)
     while True:
         now = _peak_bytes(config, 2 * batch)
-        known, per_sample = per_sample, (now - before) / batch
-        if per_sample > 0 and abs(per_sample - known) <= EVEN * per_sample:
+        previous, per_sample = per_sample, (now - before) / batch
+        if per_sample > 0 and abs(per_sample - previous) <= TOLERANCE * per_sample:
             return MemoryByBatch(before - batch * per_sample, per_sample)
         before, batch = now, 2 * batch
 

@@ -1,4 +1,4 @@
-"""Random stored samples of a data set's shape: a step costs the same whatever its images show."""
+"""Random samples with the shape of a dataset, as the cost of a step does not depend on image content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAMPLES, CLASSES = 256, 10
 
 
 def synthetic_source(config: DatasetConfig, num_classes: int = CLASSES) -> InMemorySource:
-    """A source that hands out noise as the configured one hands out images or latents; needs no files."""
+    """Create a source of random images or latents in the configured shape; no files are needed."""
     random = np.random.default_rng(0)
     channels, *sides = config.sample_shape
     if config.latent:  # stored as mean and standard deviation

@@ -1,4 +1,4 @@
-"""A cache of tensors in safetensors files, each verified by a checksum when it is read."""
+"""Cache of tensors in safetensors files with checksums."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 
 def cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a safetensors file, computed and written first if it is missing or damaged.
+    """Read tensors from a safetensors file; compute and write them first if the file is missing or damaged.
 
-    A file that cannot be read or written costs time, never the result: the log says so and the tensors are computed.
+    If the file cannot be read or written, log a warning and return the computed tensors.
     """
     if path.exists():
         try:
             return _read(path)
         except (SafetensorError, OSError, ValueError) as error:
-            logger.warning("%s: damaged cache file, computing it again (%s)", path, error)
+            logger.warning("%s: damaged cache file, recomputing it (%s)", path, error)
     tensors = compute()
     try:
         write_atomic(path, safetensors.torch.save(tensors, {"sha256": _digest(tensors)}))
     except OSError as error:
-        logger.warning("%s: cannot be written, so the next run computes it again (%s)", path, error)
+        logger.warning("%s: cannot be written; the next run will recompute it (%s)", path, error)
     return tensors
 
 

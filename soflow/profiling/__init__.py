@@ -1,1 +1,1 @@
-"""Time and memory of an optimizer step, measured while it runs."""
+"""Measure time and memory of optimizer steps during training."""

@@ -9,15 +9,15 @@ from itertools import pairwise
 import torch
 
 WARMUP_STEPS = 5
-"""Steps at the start of a process's run that are not counted: allocators and kernels settle in them."""
+"""Steps at the start of a process that are not counted, while allocators and kernels warm up."""
 
 
 class StepClock:
-    """Median time of the steps between `start_step` calls and `stop`, without synchronising inside the loop."""
+    """Clock for the median step time between `start_step` calls and `stop`, without synchronization in the loop."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._seen = 0
+        self._num_steps = 0
         self._marks: list = []
         self._steps_ms: list[float] = []
 
@@ -31,12 +31,12 @@ class StepClock:
             steps = [a.elapsed_time(b) for a, b in pairwise(marks)]
         else:
             steps = [(b - a) * 1e3 for a, b in pairwise(marks)]
-        settling = min(max(WARMUP_STEPS - self._seen, 0), len(steps) - 1)
-        self._seen += len(steps)
-        self._steps_ms = steps[settling:]
+        warmup = min(max(WARMUP_STEPS - self._num_steps, 0), len(steps) - 1)
+        self._num_steps += len(steps)
+        self._steps_ms = steps[warmup:]
 
     def median_ms(self) -> float:
-        """Milliseconds per step over the last stretch, its warm-up left out."""
+        """Return the median milliseconds per step up to the last `stop`, without warm-up steps."""
         return statistics.median(self._steps_ms)
 
     def _now(self):

@@ -1,4 +1,4 @@
-"""Peak memory: exact for tensors, and the resident size of the process."""
+"""Peak memory: exact for tensors, and resident memory of the process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class AllocationPeak:
-    """The most bytes of tensors that were allocated at once inside `with`, above what was there at its beginning.
+    """Context manager that measures the peak of allocated tensor memory inside the block, relative to its start.
 
-    On the CPU the profiler's record of the allocator is summed up: every allocation and release, those inside kernels
-    included, so that the figure is exact and repeatable to the byte. Releases of what was allocated before the first
-    such record in a process may be missing from it, so leave nothing around that a step releases.
+    On the CPU it sums all allocations and releases recorded by the profiler, including those inside kernels, so the
+    result is exact and reproducible to the byte. The profiler may miss releases of memory that was allocated before its
+    first use in a process; release temporary tensors before the block.
 
     Attributes:
-        peak_bytes: the result, after the block.
+        peak_bytes: the result, available after the block.
     """
 
     def __init__(self, device: torch.device):
@@ -65,32 +65,32 @@ def _peak(profile: torch.profiler.profile) -> int:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """The profiler's library writes lines of its own to the process's stderr."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Redirect stderr to the null device, because the profiler's C++ library logs to it."""
+    stderr, null_device = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null_device)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
+    """Sum the bytes of the tensors' storages, counting each storage once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 class PeakResidentMemory:
-    """Peak of this process's resident memory since `reset`: tensors, libraries and all."""
+    """Peak resident memory of this process since `reset`, including libraries."""
 
     def reset(self) -> None:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak to the current resident size
 
     def mib(self) -> float:
-        """MiB. Where the system cannot reset a process's peak, this is the peak of its whole life."""
+        """Return the peak in MiB; if the system cannot reset it, the peak since the start of the process."""
         try:
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -1,4 +1,4 @@
-"""Phases of an optimizer step, marked where they happen so that a recorder can measure each of them."""
+"""Phases of an optimizer step, marked in the code so that a recorder can measure each of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PHASES = {
     "optimizer": "the update of the weights",
     "ema": "the update of their moving average",
 }
-"""In the order in which a step goes through them."""
+"""Phases in the order of a step, with descriptions."""
 
 
 class Recorder(Protocol):
-    """Measures what happens inside each phase."""
+    """Interface of an object that measures each phase."""
 
     def phase(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -29,7 +29,7 @@ _recorder: Recorder | None = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Mark a phase of the step, a key of PHASES; costs nothing without a recorder."""
+    """Mark a phase of the step (a key of PHASES), at no cost without a recorder."""
     if _recorder is None:
         yield
         return

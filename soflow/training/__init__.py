@@ -1,0 +1,1 @@
+"""Training: the loop, runs with reports and checkpoints, and loading of trained runs."""

@@ -1,4 +1,4 @@
-"""Network, objective and optimizer of a run, from its configuration."""
+"""Build the network, objective and optimizer of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from soflow.objectives.base import Objective
 
 
 def build_network(config: RunConfig, num_classes: int) -> nn.Module:
-    """Build the configured network; its initial weights depend on the seed alone."""
+    """Build the configured network, with initial weights that depend on the seed only."""
     with torch.random.fork_rng():
         torch.random.manual_seed(config.seed)
         return networks.build(config.network, config.dataset.sample_shape, num_classes)
 
 
 def build_objective(config: RunConfig, num_classes: int) -> Objective:
-    """Build the configured objective for data with this many classes."""
+    """Build the configured objective for data with `num_classes` classes."""
     return objectives.build(
         config.objective,
         num_classes,
@@ -30,13 +30,13 @@ def build_objective(config: RunConfig, num_classes: int) -> Objective:
 
 
 def build_optimizer(config: RunConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Build the configured optimizer of a network's parameters."""
+    """Build the configured optimizer for the network's parameters."""
     kinds = {"adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
     options = config.optimizer
     if options.name == "radam":
         extra = {"decoupled_weight_decay": True}
     elif next(network.parameters()).is_meta:
-        # Meta tensors have no fused kernel. Without foreach there are as few temporaries as with it.
+        # Meta tensors have no fused kernel. Without foreach there are as few temporaries as in the fused kernel.
         extra = {"foreach": False}
     else:
         extra = {"fused": True}

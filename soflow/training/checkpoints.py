@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, checked when read, read without executing anything that they contain.
+"""Checkpoint files: written atomically, verified on reading, loaded without executing code.
 
-A run keeps its last checkpoint, the one before and that of its best report. If the last is torn or gone, the run goes
-on from the one before. torch writes a zip archive, which holds a CRC-32 of each member.
+A run keeps its last checkpoint, the one before and that of its best report. If the last one is damaged or missing, the
+run resumes from the one before. torch writes zip archives, which store a CRC-32 of each member.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from soflow.files import atomic, write_atomic
 LOG = logging.getLogger(__name__)
 
 BEST_FILE = "best.json"
-"""Step and FID of a run's best report so far, whose checkpoint is kept."""
+"""File with step and FID of the best report so far; the checkpoint of that step is kept."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or damaged; the message names its file."""
+    """Missing or damaged checkpoint; the message names its file."""
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -34,26 +34,26 @@ def path_of(directory: Path, step: int) -> Path:
 
 
 def latest_step(directory: Path) -> int:
-    """Step of the newest checkpoint in a run's directory, 0 if there is none."""
+    """Return the step of the newest checkpoint in a run's directory, or 0 without checkpoints."""
     return max(_steps(directory), default=0)
 
 
 def best_step(directory: Path) -> int | None:
-    """Step of the report with the lowest FID so far, None if no report's FID is known."""
+    """Return the step of the report with the lowest FID so far, or None without any FID."""
     best = _best(directory)
     return None if best is None else best[0]
 
 
 def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.nan) -> Path:
-    """Write atomically, then drop all checkpoints but this one, the one before and the best.
+    """Write a checkpoint atomically, then delete all but this one, the one before and the best.
 
-    Later ones go too: this run has gone back behind them and will write them again.
+    Later checkpoints are deleted too: the run was resumed from an earlier step and will write them again.
 
     Args:
-        fid: of this step's report, by which the best checkpoint is known.
+        fid: FID of this step's report, which selects the best checkpoint.
     """
     path = path_of(directory, step)
-    for stale in directory.glob(".checkpoint-*"):  # of a process that was killed while writing
+    for stale in directory.glob(".checkpoint-*"):  # left by a process that was killed while writing
         stale.unlink()
     with atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)
@@ -77,12 +77,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         CheckpointError: if the file is missing, damaged or not a checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify checksums
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(state, dict):
-            raise TypeError(f"holds a {type(state).__name__}")
+            raise TypeError(f"contains a {type(state).__name__}")
         return state
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -92,12 +92,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def load_newest(directory: Path, at_most: int, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]]:
-    """Step and content of the newest checkpoint that can be read, none newer than step `at_most`.
+    """Load the newest readable checkpoint up to step `at_most`; return its step and content.
 
-    The log names damaged ones.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
-        CheckpointError: naming every file that was tried, if there is no good one.
+        CheckpointError: if none is readable; the message names every file that was tried.
     """
     faults = []
     for step in sorted({at_most, *(step for step in _steps(directory) if step < at_most)}, reverse=True):
@@ -107,7 +107,7 @@ def load_newest(directory: Path, at_most: int, device: torch.device | str = "cpu
             faults.append(str(error))
             continue
         if faults:
-            LOG.warning("%s; going on from step %d", "; ".join(faults), step)
+            LOG.warning("%s; resuming from step %d", "; ".join(faults), step)
         return step, state
     raise CheckpointError("; ".join(faults))
 
@@ -116,7 +116,7 @@ def _best(directory: Path) -> tuple[int, float] | None:
     try:
         values = json.loads((directory / BEST_FILE).read_text())
         return int(values["step"]), float(values["fid"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: then the next report counts as best
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: the next report becomes the best
         return None
 
 

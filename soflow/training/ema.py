@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from soflow.training.config import TrainingConfig
 
 
 def moving_average(network: nn.Module, training: TrainingConfig) -> AveragedModel:
-    """Start a moving average of a network's weights, in the configured dtype and without gradient."""
+    """Create the moving average of a network's weights, in the configured dtype and without gradient."""
     average = AveragedModel(network, multi_avg_fn=_update(training.ema_decay))
     average.module.to(getattr(torch, training.ema_dtype)).requires_grad_(False)
     return average
 
 
 def _update(decay: float):
-    """average ← decay · average + (1 − decay) · weights, computed in the average's dtype."""
+    """Return the update average ← decay · average + (1 − decay) · weights, computed in the average's dtype."""
     in_place = get_ema_multi_avg_fn(decay)
 
     def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:

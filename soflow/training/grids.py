@@ -1,4 +1,4 @@
-"""Sample grids: one column per class, drawn from seeded noise."""
+"""Sample grids: one column per class, generated from seeded noise."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GRID_ROWS, GRID_COLUMNS = 8, 10
 
 
 def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32) -> None:
-    """Write uint8 images [N, C, H, W] as one PNG, atomically; small images are enlarged without smoothing."""
+    """Write uint8 images [N, C, H, W] as one PNG atomically; enlarge small images without smoothing."""
     from PIL import Image
     from torchvision.utils import make_grid
 
     scale = max(1, -(-smallest_side // images.shape[-1]))
     enlarged = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=96)  # RGB also for grey images
+    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=96)  # RGB, also for grayscale images
     with atomic(path) as partial:
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
@@ -42,10 +42,10 @@ def draw_grid(
     rows: int = GRID_ROWS,
     codec: Codec | None = None,
 ) -> Tensor:
-    """uint8 samples [rows · 10, C, H, W], row by row, one column per class (the first ten), from seeded noise.
+    """Generate uint8 samples [rows · 10, C, H, W] from seeded noise, row by row, with one column per class (0 to 9).
 
     Args:
-        codec: of the configured data, built if it is not at hand.
+        codec: codec of the configured data; built if None.
     """
     random = generator(device, seed, "grid")
     noise = normal((rows * GRID_COLUMNS, *config.dataset.sample_shape), random)

@@ -1,4 +1,4 @@
-"""Telling a lack of memory from other errors: it comes in many forms."""
+"""Detect out-of-memory errors, which torch raises in several forms."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""Parts of messages of torch's plain RuntimeErrors."""
+"""Substrings of the messages of plain RuntimeErrors that mean out of memory."""
 
 
 class StepOutOfMemory(RuntimeError):
-    """An optimiser step did not fit into memory; the message holds the numbers."""
+    """Optimizer step that does not fit into memory; the message contains batch size and number of workers."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a device or of the host, was not enough."""
+    """Check whether an error means out of memory, on the device or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

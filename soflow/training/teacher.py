@@ -1,4 +1,4 @@
-"""Loading the teacher of a distillation."""
+"""Load the teacher of a distillation."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from soflow.training.trained import load_sampler
 
 
 def attach_teacher(objective: Objective, config: RunConfig, device: torch.device) -> None:
-    """Give a distillation objective its teacher; do nothing for other objectives.
+    """Load and attach the teacher of a distillation objective; do nothing for other objectives.
 
     Raises:
-        ConfigError: as `load_teacher`.
+        ConfigError: see `load_teacher`.
     """
     if isinstance(objective, Distillation):
         objective.teacher = load_teacher(config, objective.num_classes, device)
 
 
 def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str = "cpu") -> Teacher:
-    """Load the velocity of the configured teacher's averaged weights.
+    """Load the configured teacher with its averaged weights.
 
     Args:
-        config: the student's run.
-        num_classes: of the student's data.
+        config: configuration of the student's run.
+        num_classes: number of classes of the student's data.
 
     Raises:
         ConfigError: if no teacher is configured, its checkpoint is missing or damaged, or its run does not match.
@@ -40,7 +40,7 @@ def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str
         theirs, objective, network = load_sampler(path, torch.device(device))
     except CheckpointError as error:
         raise ConfigError(f"objective.teacher = {error}") from None
-    except (ConfigError, KeyError):  # a file of torch's without a run in it, or a run with other fields
+    except (ConfigError, KeyError):  # a torch file that is not a checkpoint, or one with other configuration fields
         raise ConfigError(f"objective.teacher = {path}: is no checkpoint of a run of this version") from None
     if reason := _mismatch(config, num_classes, theirs, objective):
         raise ConfigError(f"objective.teacher = {path}: {reason}")
@@ -48,7 +48,7 @@ def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str
 
 
 def _checkpoint(path: Path | None) -> Path:
-    """Find the newest checkpoint of a run's folder; a file is returned as it is."""
+    """Return the newest checkpoint of a run's folder; return a file unchanged."""
     if path is None:
         raise ConfigError(
             "objective.teacher = None: must be a trained run to distill, its folder or one of its checkpoint-*.pt"
@@ -61,14 +61,14 @@ def _checkpoint(path: Path | None) -> Path:
 
 
 def _mismatch(ours: RunConfig, num_classes: int, theirs: RunConfig, objective: Objective) -> str | None:
-    """Explain why a run cannot teach this one; None if it can."""
-    for what, given, needed in (
+    """Return the reason why a run cannot teach this one, or None if it can."""
+    for name, actual, required in (
         ("interpolant", getattr(theirs.objective, "interpolant", "linear"), ours.objective.interpolant),
         ("shape of samples", theirs.dataset.sample_shape, ours.dataset.sample_shape),
         ("number of classes", objective.num_classes, num_classes),
     ):
-        if given != needed:
-            return f"its {what} is {given} and must be this run's, {needed}"
+        if actual != required:
+            return f"its {name} is {actual} and must be this run's, {required}"
     if ours.dataset.conditional and not theirs.dataset.conditional:
         return "was trained without labels and can only teach a run with dataset.conditional = false"
     if ours.dataset.augmentation and not theirs.dataset.augmentation:

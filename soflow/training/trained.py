@@ -1,4 +1,4 @@
-"""Loading a finished run for sampling."""
+"""Load a trained run for sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from soflow.training.build import build_network, build_objective
 
 
 def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective, nn.Module]:
-    """Load the configuration, the objective and the averaged network of a checkpoint, ready to sample.
+    """Load configuration, objective and averaged network of a checkpoint, ready for sampling.
 
     Raises:
         CheckpointError: if the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The training loop: data order, optimiser steps, moving average, measurements, and the state that a resume needs."""
+"""Training loop: data order, optimizer steps, moving average, measurements, and the state required to resume."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class NonFiniteLoss(RuntimeError):
-    """Training diverged: the loss became infinite or NaN."""
+    """Diverged training: the loss became infinite or NaN."""
 
 
 class LossModule(nn.Module):
-    """The whole loss inside one forward, so that DistributedDataParallel sees every use of the network."""
+    """Module that computes the complete loss in its forward, so that DistributedDataParallel sees all network calls."""
 
     def __init__(self, network: nn.Module, objective: Objective):
         super().__init__()
         self.network, self.objective = network, objective
 
     def forward(self, data: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The samples' weighted sum of losses and the objective's per-sample terms."""
+        """Compute the weighted sum of the per-sample losses, and the objective's per-sample terms."""
         with self.objective.same_dropout(draws):
             losses = self.objective.losses(self.network, data, labels, draws)
         return (draws.weight * losses.loss).sum(), losses.terms
 
 
 class Trainer:
-    """One training run on one of `world_size` workers, which all hold the same weights.
+    """Training state and loop on one of `world_size` data-parallel workers, which all have the same weights.
 
     Args:
-        micro_batches: in how many parts each step takes this worker's samples, one after another, adding up gradients.
-            More of them need less memory; to rounding they make the same step, dropout's masks apart.
+        micro_batches: number of micro-batches per step and worker, for gradient accumulation. More of them need less
+            memory; up to rounding and dropout masks the step is the same.
 
     Attributes:
-        step: optimiser steps done.
-        network, ema: the trained weights and their moving average (ema.module, in the configured dtype).
-        train_s: seconds spent in optimiser steps since the run began, over all resumes.
+        step: number of optimizer steps done.
+        network, ema: trained weights and their moving average (ema.module, in the configured dtype).
+        train_s: seconds spent in optimizer steps since the start of the run, including before resuming.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Trainer:
     ):
         self.config, self.source, self.device = config, source, device
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
-        with device if device.type == "meta" else nullcontext():  # weights without content need not be made first
+        with device if device.type == "meta" else nullcontext():  # skips the initialization of meta weights
             self.network = build_network(config, source.num_classes).to(device)
         self.objective = build_objective(config, source.num_classes)
         attach_teacher(self.objective, config, device)
@@ -90,14 +90,14 @@ class Trainer:
         self._clock, self._process = StepClock(device), PeakResidentMemory()
 
     def advance(self, steps: int) -> dict[str, float]:
-        """Take optimiser steps and return what was measured over them, the same on every worker but for clocks.
+        """Take optimizer steps and return metrics over them, equal on all workers except for times.
 
-        Losses are means over samples. Of the whole gradient's norms "gradient/norm" is the median over the steps and
-        "gradient/spike" the largest over the median.
+        Losses are means over samples. "gradient/norm" is the median over steps of the norm of the full gradient,
+        "gradient/spike" the maximum divided by the median.
 
         Raises:
-            NonFiniteLoss: naming the first step whose loss was infinite or NaN.
-            StepOutOfMemory: after which this trainer is of no use.
+            NonFiniteLoss: if a loss was infinite or NaN; the message names the first such step.
+            StepOutOfMemory: if a step did not fit into memory; the trainer is unusable afterwards.
         """
         try:
             return self._advance(steps)
@@ -112,7 +112,7 @@ class Trainer:
 
     @property
     def micro_batch(self) -> int:
-        """The most samples that this worker's network sees at a time."""
+        """Largest number of samples per network call on this worker."""
         return -(-self.config.training.batch_size // (self.world_size * self.micro_batches))
 
     def _advance(self, steps: int) -> dict[str, float]:
@@ -122,17 +122,17 @@ class Trainer:
         gradients: list[Tensor] = []
         first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
-        memory, held = AllocationPeak(self.device), 0
+        memory, persistent_bytes = AllocationPeak(self.device), 0
         for step in range(steps):
             self._clock.start_step()
-            measured = step == steps - 1  # the last one only: recording allocations takes time on the CPU
+            measured = step == steps - 1  # the last step only: recording allocations is slow on the CPU
             if measured:
                 self.optimizer.zero_grad()
-                held = bytes_of(self.held_tensors())
+                persistent_bytes = bytes_of(self.persistent_tensors())
             with memory if measured else nullcontext():
                 loss, terms = self.take_step()
             gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
-            # No host synchronisation in the loop: sums and the first bad step (counted from 1) stay on the device.
+            # No host synchronization in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
             for name, values in terms.items():
                 pair = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
@@ -147,12 +147,12 @@ class Trainer:
             "time/step_ms": self._clock.median_ms(),
             "time/train_s": self.train_s,
             "throughput/images_per_s": self.config.training.batch_size * 1e3 / self._clock.median_ms(),
-            "memory/peak_mib": (held + memory.peak_bytes) / 2**20,
+            "memory/peak_mib": (persistent_bytes + memory.peak_bytes) / 2**20,
             "memory/process_mib": self._process.mib(),
         }
 
     def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """One optimiser step; its loss and the objective's per-sample terms, on the device."""
+        """Take one optimizer step; return its loss and the objective's per-sample terms, on the device."""
         training = self.config.training
         with phase("batch"):
             data, labels = self._batch()
@@ -160,42 +160,43 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
-        found = []
+        results = []
         for number, draws in enumerate(shares):
-            own = slice(number, None, self.micro_batches)
-            with self._gradients_stay_here() if draws is not shares[-1] else nullcontext():
-                loss, terms = self.module(data[own], labels[own], draws)
+            rows = slice(number, None, self.micro_batches)
+            with self._without_all_reduce() if draws is not shares[-1] else nullcontext():
+                loss, terms = self.module(data[rows], labels[rows], draws)
                 with phase("backward"):
-                    # DistributedDataParallel averages over workers; the samples' weights already sum to 1 over all.
+                    # DistributedDataParallel averages gradients over workers, but the sample weights already sum to 1
+                    # over the global batch.
                     (loss * self.world_size).backward()
-            found.append((loss.detach(), terms))
+            results.append((loss.detach(), terms))
         with phase("optimizer"):
             self.optimizer.step()
         self.step += 1
         if self.step % training.ema_every == 0:
             with phase("ema"):
                 self.ema.update_parameters(self.network)
-        losses, terms = zip(*found, strict=True)
+        losses, terms = zip(*results, strict=True)
         return sum(losses), {name: torch.cat([values[name] for values in terms]) for name in terms[0]}
 
-    def _gradients_stay_here(self) -> AbstractContextManager:
-        """Inside, gradients are added up on this worker and not averaged over workers."""
+    def _without_all_reduce(self) -> AbstractContextManager:
+        """Accumulate gradients on this worker inside the block, without averaging over workers."""
         return self.module.no_sync() if self.world_size > 1 else nullcontext()
 
     def _draws(self) -> list[Draws]:
-        """This worker's share of the current step's random numbers, one micro-batch after another."""
+        """Draw this worker's share of the current step's random numbers, one item per micro-batch."""
         config = self.config
         shape = (config.training.batch_size, *config.dataset.sample_shape)
         noise = normal(shape, generator(self.device, config.seed, "noise", self.step))
         random = generator("cpu", config.seed, "step", self.step)
         draws = self.objective.draw(noise, self.step / config.training.total_steps, random)
         draws = replace(draws, dropout_seed=random.initial_seed())
-        # A micro-batch is what a worker would get if there were so many times more workers.
+        # Micro-batches are shares of world_size · micro_batches virtual workers.
         virtual = self.world_size * self.micro_batches
         return [draws.share(rank, virtual).to(self.device) for rank in range(self.rank, virtual, self.world_size)]
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """This worker's share of the current step's samples, about in [−1, 1], and labels."""
+        """Load this worker's share of the current step's samples, roughly in [−1, 1], and labels."""
         config, dataset = self.config, self.config.dataset
         if self._batches is None:
             steps = range(self.step, config.training.total_steps)
@@ -217,15 +218,15 @@ class Trainer:
         )
         return data, join(labels, parameters)
 
-    def held_tensors(self) -> list[Tensor]:
-        """What is kept between steps: weights, their average, the optimiser's moments."""
+    def persistent_tensors(self) -> list[Tensor]:
+        """Return the tensors kept between steps: weights, their moving average and optimizer moments."""
         modules = (self.network, self.ema.module)
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         return [tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor)]
 
     def averaged_network(self) -> nn.Module:
-        """The network with the averaged weights, for evaluation and sampling."""
+        """Return the network with averaged weights, for evaluation and sampling."""
         if self.config.training.ema_dtype == "float32":
             return self.ema.module.eval()
         return copy.deepcopy(self.ema.module).float().eval()
@@ -235,7 +236,7 @@ class Trainer:
         return optimizer.learning_rate * min(1.0, (self.step + 1) / (optimizer.warmup_steps + 1))
 
     def earliest(self, step: int) -> int:
-        """The smallest of the workers' steps."""
+        """Return the minimum of `step` over all workers."""
         return int(self._reduce(torch.tensor(step, device=self.device), "MIN"))
 
     def _check_finite(self, first_bad: Tensor) -> None:
@@ -253,13 +254,13 @@ class Trainer:
         return {f"loss/{name}": total / n for name, (total, n) in zip(totals, sums, strict=True) if n}
 
     def _reduce(self, value: Tensor, operation: str) -> Tensor:
-        """ "SUM" or "MIN" over the workers."""
+        """All-reduce a tensor over the workers in place, with operation "SUM" or "MIN"."""
         if self.world_size > 1:
             torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly; random numbers depend on seed and step alone."""
+        """Return the state for an exact resume; random numbers depend on seed and step only, so none are stored."""
         return {
             "step": self.step,
             "train_s": self.train_s,

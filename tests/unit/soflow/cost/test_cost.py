@@ -152,7 +152,7 @@ def test_a_prediction_is_what_is_measured(name, network):
     assert sum(arithmetic.flops.values()) == pytest.approx(prediction.flops, rel=0.01)
     peak_bytes(made)
     assert peak_bytes(made) == pytest.approx(prediction.peak_bytes, rel=0.1)
-    assert prediction.held_bytes == bytes_of(made.held_tensors())
+    assert prediction.persistent_bytes == bytes_of(made.persistent_tensors())
     assert prediction.parameters == sum(parameter.numel() for parameter in made.network.parameters())
 
 
