@@ -1,1 +1,1 @@
-"""Reports of what MLflow and a sweep's Optuna study hold; nothing here changes either, but for a report's own file."""
+"""Sweep reports, comparisons and the live view; they read MLflow and Optuna and never write to them."""

@@ -1,4 +1,4 @@
-"""Start the MLflow UI and the live view, each on a free port of this machine alone, and end both with Ctrl-C.
+"""Start the MLflow UI and the live view, each on a free port of localhost; Ctrl-C stops both.
 
 $ python -m dashboards.ui
 $ python -m dashboards.ui --storage /data/results
@@ -31,26 +31,25 @@ from soflow.config_base import ConfigError
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parents[1]
-STARTS_WITHIN_S, ENDS_WITHIN_S = 120.0, 5.0
+STARTS_WITHIN_S, STOPS_WITHIN_S = 120.0, 5.0
 QUIET = MLFLOW_SETTINGS | {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs are for what is not trained here
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs serve MLflow features that are not used here
     "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
     "DO_NOT_TRACK": "1",
-    "PYTHONWARNINGS": "ignore",  # of the two programs' own code
+    "PYTHONWARNINGS": "ignore",
 }
 
 
 @dataclass
 class UiConfig:
     storage: Path = Path("results")
-    """Folder of sweeps and runs, with mlflow.db in it; need not exist yet."""
+    """Folder of sweeps and runs, which contains mlflow.db. Need not exist yet."""
     tracking_uri: str | None = None
-    """MLflow: an http(s):// server, which is then used as it is, or a sqlite:/// database, by default mlflow.db in
-    `storage`."""
+    """MLflow: a running http(s):// server, or a sqlite:/// database. Default: mlflow.db in `storage`."""
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the two programs end first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop both programs first
     options = tyro.cli(UiConfig, description=__doc__)
     uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
     try:
@@ -65,10 +64,10 @@ def main() -> int:
 
 
 def run(uri: str) -> int:
-    """Start both, say where they are, and wait until one ends or Ctrl-C; what is started here ends here."""
+    """Start both programs, print their addresses, wait until one exits or Ctrl-C, and stop both."""
     environment = os.environ | {name: os.environ.get(name, value) for name, value in QUIET.items()}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with ExitStack() as until_the_end:
+    with ExitStack() as exit_stack:
         programs: dict[str, subprocess.Popen] = {}
 
         def start(name: str, command: list[str], **settings: str) -> None:
@@ -77,9 +76,9 @@ def run(uri: str) -> int:
                 env=environment | settings,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is ours alone, so that both end in order
+                start_new_session=True,  # only this process receives Ctrl-C, and stops both in order
             )
-            until_the_end.callback(end, process)
+            exit_stack.callback(stop, process)
 
         mlflow_url, live_port = re.sub("//[^/@]*@", "//", uri).rstrip("/"), free_port()
         if not uri.startswith("http"):
@@ -87,16 +86,16 @@ def run(uri: str) -> int:
             mlflow_url = f"http://{LOOPBACK}:{(port := free_port())}"
             start("the MLflow UI", mlflow_command(uri, port))
         live_url = f"http://{LOOPBACK}:{live_port}"
-        # In its environment, because others on this machine can read a command, and the URI may hold a password.
+        # In the environment: other users of this machine can read command lines, and the URI may contain a password.
         start("the live view", live_command(live_port), MLFLOW_TRACKING_URI=uri, SOFLOW_MLFLOW_UI=mlflow_url)
         pages = {"the MLflow UI": f"{mlflow_url}/health", "the live view": f"{live_url}/_stcore/health"}
         for name in programs:
             if not wait_for(pages[name], programs):
                 return 1
-        print(f"live view:  {live_url}\nMLflow UI:  {mlflow_url}\nCtrl-C ends both.", flush=True)
+        print(f"live view:  {live_url}\nMLflow UI:  {mlflow_url}\nCtrl-C stops both.", flush=True)
         while all(process.poll() is None for process in programs.values()):
             time.sleep(0.5)
-        say_what_ended(programs)
+        report_exits(programs)
         return 1
 
 
@@ -125,10 +124,10 @@ def live_command(port: int) -> list[str]:
 
 
 def make_database(uri: str) -> None:
-    """Make the tables, alone: two processes that do so at once, as a sweep that starts now, leave a broken database.
+    """Create MLflow's tables under a lock: two processes that do so at once, such as a sweep, break the database.
 
     Raises:
-        TrackingError: if it cannot be opened.
+        TrackingError: if the database cannot be opened.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -140,7 +139,7 @@ def make_database(uri: str) -> None:
     try:
         with FileLock(f"{database_of(uri)}.lock"):
             MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the file system's
+    except Exception as error:  # MLflow, SQLAlchemy, the file system
         raise TrackingError(f"tracking_uri = {uri}: cannot be opened ({root_cause(error)[:300]})") from None
 
 
@@ -151,9 +150,9 @@ def free_port() -> int:
 
 
 def wait_for(url: str, programs: dict[str, subprocess.Popen]) -> bool:
-    """Wait until a page answers; False, after saying why, if a program ends before or it takes too long."""
+    """Wait until a page answers; print the reason and return False if a program exits or the time is up."""
     deadline = time.monotonic() + STARTS_WITHIN_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # localhost needs no proxy
     while all(process.poll() is None for process in programs.values()):
         try:
             with opener.open(url, timeout=2):
@@ -163,22 +162,22 @@ def wait_for(url: str, programs: dict[str, subprocess.Popen]) -> bool:
                 print(f"error: {url} did not answer within {STARTS_WITHIN_S:.0f} s", file=sys.stderr)
                 return False
             time.sleep(0.2)
-    say_what_ended(programs)
+    report_exits(programs)
     return False
 
 
-def say_what_ended(programs: dict[str, subprocess.Popen]) -> None:
+def report_exits(programs: dict[str, subprocess.Popen]) -> None:
     for name, process in programs.items():
         if process.poll() is not None:
-            print(f"error: {name} has ended (exit code {process.returncode}); so does the other", file=sys.stderr)
+            print(f"error: {name} exited with code {process.returncode}; stopping the other", file=sys.stderr)
 
 
-def end(process: subprocess.Popen) -> None:
-    """End a program and all that it started."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
+def stop(process: subprocess.Popen) -> None:
+    """Stop a program and its child processes."""
+    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, how)
-            process.wait(ENDS_WITHIN_S)
+            os.killpg(process.pid, stop_signal)
+            process.wait(STOPS_WITHIN_S)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

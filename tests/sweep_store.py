@@ -1,4 +1,4 @@
-"""Sweeps in a real MLflow database with real Optuna studies, written in milliseconds because nothing is trained."""
+"""Sweeps in a real MLflow database with real Optuna studies, written in milliseconds without any training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from PIL import Image
 
-from orchestration.config import SweepConfig
 from orchestration.storage import SWEEP_FILE, trial_folder
-from orchestration.sweep.search_space import trial_config
-from orchestration.sweep.study import Exchange, SweepStudy
+from orchestration.sweep import search_space
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.study import SweepStudy
+from orchestration.sweep.ticket import trial_config
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
 
@@ -31,7 +32,7 @@ EVERY = 100
 
 
 class SweepStore:
-    """One database; each sweep in it is told by how its trials went."""
+    """An MLflow database with sweeps, each given by the outcomes of its trials."""
 
     def __init__(self, folder: Path):
         self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
@@ -44,10 +45,9 @@ class SweepStore:
         name: str,
         outcomes: list[tuple[str, list[float]]],
         images: bool = False,
-        exchanges: dict[int, Exchange] | None = None,
         **config: Any,
     ) -> str:
-        """Record a sweep whose trials ended as (state, FIDs over steps) and took over from others; its run's id."""
+        """Record a sweep whose trials ended as (state, FIDs over steps); return the id of its run."""
         values = {"name": "made", "storage": self.folder, "num_trials": len(outcomes)} | config
         config = SweepConfig.model_validate(values)
         folder = self.folder / "sweeps" / str(next(self._numbers))
@@ -60,11 +60,9 @@ class SweepStore:
         parent = self.client.create_run(self.experiment, 1_000, tags, name).info.run_id
         self.client.log_batch(parent, params=[Param(key, str(value)) for key, value in params.items()])
         self.client.log_artifact(parent, str(folder / SWEEP_FILE))
-        study = SweepStudy(config, folder)
+        study = SweepStudy(config, folder, search_space.build(config))
         for number, (state, fids) in enumerate(outcomes):
-            point = study.next_trial(set(range(number)))["point"]
-            if exchanges and number in exchanges:
-                study.exchange(number, exchanges[number])
+            point = study.next_trial(set(range(number))).point
             self._trial(study, parent, number, point, state, fids, images)
         self.client.set_terminated(parent, "FINISHED", 90_000)
         return parent
@@ -83,11 +81,8 @@ class SweepStore:
         for position, fid in enumerate(fids, 1):
             costs = {"time/train_s": position * (3 + number / 7), "memory/peak_mib": 900 + 37 / (1 + number)}
             metrics = {"fid": fid, "fid_2nfe": fid * 0.9, "kid": fid / 30, "fid_floor": 0.0407} | costs
-            if study.config.early_stopping.kind == "pbt":
-                now = study.point_at(number, position * EVERY)
-                metrics["point/objective.velocity_mix"] = now["objective.velocity_mix"]
             rows += [Metric(key, value, 3_000, position * EVERY) for key, value in metrics.items()]
-            study.report(number, position * EVERY, metrics)
+            study.report(number, position * EVERY, {"metrics": metrics})
             if images:
                 self._image(run, "samples", position * EVERY)
         if images and state == "finished":
@@ -98,12 +93,13 @@ class SweepStore:
         ended = [RunTag(key, value) for key, value in ({"state": state} | failure).items()]
         self.client.log_batch(run, metrics=rows, tags=ended)
         self.client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED", 60_000 + 1_000 * number)
+        result = {"step": len(fids) * EVERY, "metrics": metrics}
         if state == "finished":
-            study.complete(number, metrics | {"step": len(fids) * EVERY})
+            study.complete(number, result)
         elif state == "stopped":
-            study.prune(number)
+            study.prune(number, result)
         else:
-            study.fail(number, failure["failure"])
+            study.fail(number, failure["failure"], result)
 
     def _image(self, run: str, name: str, step: int) -> None:
         picture = self.folder / f"{name}+step+{step}+timestamp+1795477884997+{step:08d}.png"
@@ -113,9 +109,9 @@ class SweepStore:
         self.client.log_artifact(run, str(picture), "images")
 
     def children(self, parent: str) -> dict[int, Any]:
-        """The runs of a sweep's trials by number, read anew."""
-        found = MlflowClient(self.uri).search_runs([self.experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-        return {int(run.data.tags["optuna_number"]): run for run in found}
+        """Read the runs of a sweep's trials by number."""
+        runs = MlflowClient(self.uri).search_runs([self.experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        return {int(run.data.tags["optuna_number"]): run for run in runs}
 
     def folder_of(self, parent: str) -> Path:
         return Path(self.client.get_run(parent).data.tags["folder"])

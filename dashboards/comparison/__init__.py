@@ -1,0 +1,1 @@
+"""Comparison of cases over seeds: tests, tables, figures and claims."""

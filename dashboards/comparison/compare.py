@@ -1,189 +1,139 @@
-"""What a comparison of cases found: each case over its seeds, and seed by seed against the first one."""
+"""Comparison of a sweep's cases: over their seeds, and seed by seed with the first case."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
 import pandas as pd
 
-from dashboards.comparison.verdicts import Verdict, hypotheses_of, judge, summary
-from dashboards.reading.sweep_data import SweepRecord
-from dashboards.sweep.findings import Findings, find, is_quality, shortened, title
+from dashboards.comparison.cases import Case, Measure, build_cases
+from dashboards.comparison.exponents import Exponent, fit
+from dashboards.comparison.exponents import answer as exponents_answer
+from dashboards.comparison.verdicts import Verdict, judge, logged_hypotheses, summary, times
+from dashboards.labels import p_value, shorten, title, with_interval
+from dashboards.reading.protocols import Protocol, find_protocols, is_quality, not_comparable
+from dashboards.reading.sweep_data import SweepData
+from dashboards.sweep.answer import times_floor
 from orchestration.sweep.hypotheses import Hypothesis, Measured
-from soflow.statistics import LEVEL, POWER, Ratio, detectable_effect, holm, mean_interval, paired_ratio
+from orchestration.tracking.schema import CASE, FID, FID_FLOOR, PEAK_MIB, STEP_MS, TRAIN_S
+from soflow.statistics import LEVEL, POWER, detectable_effect
 
-COSTS = ("time/step_ms", "time/train_s", "memory/peak_mib")
-"""What is compared beside quality."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A metric of a case: its values by seed, their mean and its 95 % interval (NaN for a single seed)."""
-
-    values: dict[int, float]
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Case:
-    """One configuration over its seeds.
-
-    Attributes:
-        trials: numbers of its finished trials by seed.
-        lost: numbers of its other trials, which count nowhere.
-        measures: by metric, as far as all finished trials reported it.
-        against: by metric, this case over the first one, seed by seed; empty for that itself.
-        p: of the first goal against the first case, corrected for all cases; NaN where there is no test.
-    """
-
-    name: str
-    trials: dict[int, int]
-    lost: list[int]
-    measures: dict[str, Measure]
-    against: dict[str, Ratio]
-    p: float = math.nan
+COSTS = (STEP_MS, TRAIN_S, PEAK_MIB)
+"""Metrics that are compared besides quality."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cases, the first of which the others are held against.
+    """Analysis of a comparison; the first case is the reference.
 
     Attributes:
-        quality: metrics of quality that were reported, the first goal first; empty if they must not be compared between
-            cases.
-        verdicts: of the hypotheses that were stated before.
-        answer: what was found, in two sentences, or why nothing may be said.
+        protocols: how FIDs were measured; a single one if all are comparable.
+        quality: reported metrics of quality, the first goal first; empty if they must not be compared between cases.
+        verdicts: results of the hypotheses that were stated before the run.
+        exponents: fits of errors to what may predict them.
+        answer: the findings in a few sentences, or why cases are not compared.
     """
 
-    record: SweepRecord
-    findings: Findings
+    data: SweepData
+    protocols: list[Protocol]
     cases: list[Case]
     quality: list[str]
     verdicts: list[Verdict]
+    exponents: list[Exponent]
     answer: list[str]
 
     @property
     def metrics(self) -> list[str]:
-        """All that is told of cases: quality, costs, and what else hypotheses are about."""
+        """Reported metrics of the cases: quality, costs, and other metrics of the hypotheses."""
         stated = [term.metric for verdict in self.verdicts for term in verdict.hypothesis.terms]
-        return list(dict.fromkeys([*self.quality, *filter(is_quality, stated), *COSTS, *stated]))
+        metrics = dict.fromkeys([*self.quality, *filter(is_quality, stated), *COSTS, *stated])
+        return [metric for metric in metrics if any(metric in case.measures for case in self.cases)]
+
+    @property
+    def illustrated(self) -> dict[str, int]:
+        """Trials whose samples a report shows: the first seed of every case."""
+        return {case.name: case.trials[min(case.trials)] for case in self.cases if case.trials}
 
 
-def compare(record: SweepRecord, hypotheses: list[Hypothesis] | None = None) -> Comparison:
-    """Compare the cases of a sweep that has some.
+def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comparison:
+    """Analyze a comparison.
 
     Args:
-        hypotheses: what to test; by default what was stated with the sweep.
+        hypotheses: hypotheses to test; by default those stated with the sweep.
     """
-    findings, goal = find(record), record.goals[0]
-    table = record.trials.assign(case=record.trials["case"].map(str))  # a name may look like a number
-    table["seed"] = pd.to_numeric(table["seed"], errors="coerce")
-    quality = [name for name in table if re.fullmatch(r"fid(_\d+nfe)?", name)] if findings.comparable else []
+    protocols, goal = find_protocols(data), data.goals[0]
+    comparable = len(protocols) <= 1
+    trials = data.trials.assign(case=data.trials[CASE].map(str))  # a name may look like a number
+    trials["seed"] = pd.to_numeric(trials["seed"], errors="coerce")
+    quality = [name for name in trials if re.fullmatch(rf"{FID}(_\d+nfe)?", name)] if comparable else []
     quality.sort(key=lambda name: (name != goal, name))
     if hypotheses is None:
-        hypotheses = hypotheses_of(record.param("hypotheses"))
-    measured = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
-    metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(measured)]))
-    names = list(dict.fromkeys(table.sort_values("trial")["case"]))
-    compared = [metric for metric in metrics if findings.comparable or not is_quality(metric)]
-    cases: list[Case] = []
-    for name in names:
-        cases.append(_case(name, table[table["case"] == name], metrics, compared, cases[0] if cases else None))
-    if quality:
-        ps = holm([case.against[goal].p if goal in case.against else math.nan for case in cases])
-        cases = [Case(**vars(case) | {"p": p}) for case, p in zip(cases, ps, strict=True)]
-    values = {Measured(name, case.name): found.values for case in cases for name, found in case.measures.items()}
-    verdicts = judge(hypotheses, values, {each for each in hypotheses if not _may_be_judged(each, cases, findings)})
-    answer = _answer(record, cases, goal) if findings.comparable else findings.answer
-    if verdicts:
-        answer = [*answer, summary(verdicts)]
-    return Comparison(record, findings, cases, quality, verdicts, answer)
+        hypotheses = logged_hypotheses(data.param("hypotheses"))
+    stated = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
+    metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(stated)]))
+    compared = [metric for metric in metrics if comparable or not is_quality(metric)]
+    cases = build_cases(trials, metrics, compared, goal if quality else None)
+    values = {Measured(name, case.name): each.values for case in cases for name, each in case.measures.items()}
+    excluded = {hypothesis for hypothesis in hypotheses if _mixes_protocols(hypothesis, cases, protocols)}
+    verdicts = judge(hypotheses, values, excluded)
+    exponents = fit(data, cases)
+    answer = [
+        *exponents_answer(exponents),
+        *(
+            _answer(data, cases, goal)
+            if comparable
+            else [not_comparable(protocols, "Cases are not compared by quality")]
+        ),
+        *([summary(verdicts)] if verdicts else []),
+    ]
+    return Comparison(data, protocols, cases, quality, verdicts, exponents, answer)
 
 
-def _may_be_judged(hypothesis: Hypothesis, cases: list[Case], findings: Findings) -> bool:
-    """Whether all FIDs that it is about were measured in one way."""
-    about = {term.case for term in hypothesis.terms}
-    trials = {number for case in cases if case.name in about for number in case.trials.values()}
-    ways = sum(bool(trials & set(protocol.trials)) for protocol in findings.protocols)
-    return ways <= 1 or not any(is_quality(term.metric) for term in hypothesis.terms)
+def _mixes_protocols(hypothesis: Hypothesis, cases: list[Case], protocols: list[Protocol]) -> bool:
+    """Check whether a hypothesis is about FIDs of more than one protocol."""
+    names = {term.case for term in hypothesis.terms}
+    trials = {number for case in cases if case.name in names for number in case.trials.values()}
+    used = [protocol for protocol in protocols if trials & set(protocol.trials)]
+    return len(used) > 1 and any(is_quality(term.metric) for term in hypothesis.terms)
 
 
-def _case(name: str, rows: pd.DataFrame, metrics: list[str], compared: list[str], first: Case | None) -> Case:
-    finished = rows[(rows["state"] == "finished") & rows["seed"].notna()]
-    trials = {int(row["seed"]): int(row["trial"]) for _, row in finished.iterrows()}
-    lost = [int(number) for number in rows["trial"] if number not in trials.values()]
-    measures = {}
-    for metric in metrics:
-        values = {
-            int(row["seed"]): float(row[metric])
-            for _, row in finished.iterrows()
-            if metric in row and math.isfinite(row[metric])
-        }
-        if values:
-            measures[metric] = _measure(values)
-    against = {}
-    for metric in compared if first else ():
-        ours, theirs = measures.get(metric), first.measures.get(metric)
-        shared = sorted(set(ours.values) & set(theirs.values)) if ours and theirs else []
-        pairs = [(ours.values[seed], theirs.values[seed]) for seed in shared]
-        if pairs and all(value > 0 for pair in pairs for value in pair):
-            against[metric] = paired_ratio(*zip(*pairs, strict=True))
-    return Case(name, trials, lost, measures, against)
-
-
-def _measure(values: dict[int, float]) -> Measure:
-    numbers = list(values.values())
-    if len(numbers) == 1:
-        return Measure(values, numbers[0], math.nan, math.nan)
-    return Measure(values, *mean_interval(numbers))
-
-
-def _answer(record: SweepRecord, cases: list[Case], goal: str) -> list[str]:
+def _answer(data: SweepData, cases: list[Case], goal: str) -> list[str]:
     measured = [case for case in cases if goal in case.measures]
     if not measured:
-        return ["No case has a trial that reached its last step."]
+        return ["No case has a finished trial."]
     best = min(measured, key=lambda case: case.measures[goal].mean)
-    measure = best.measures[goal]
-    floor = record.trials["fid_floor"].dropna() if "fid_floor" in record.trials else pd.Series(dtype=float)
-    above = f", {measure.mean / floor.iloc[0]:.1f} times the real data's own {floor.iloc[0]:.3g}" if len(floor) else ""
-    seeds = len(measure.values)
-    several = f"{interval(measure)} over {seeds} seed{'s' if seeds > 1 else ''}{above}."
-    if len(cases) == 1:
-        return [f"{shortened(best.name)} has a mean {title(goal)} of {several}"]
-    first = f"{shortened(best.name)} has the lowest mean {title(goal)} of {len(measured)} cases: {several}"
-    found = [case for case in cases if case.p < LEVEL]
-    reference = shortened(cases[0].name)
-    told = [f"{shortened(case.name)} {_times(case.against[goal])}, p = {case.p:.2g}" for case in found]
-    if found:
-        second = f"Against {reference}, seed by seed and corrected for {len(cases) - 1} tests: {'; '.join(told)}."
-    else:
-        second = f"No case differs from {reference} beyond what seeds explain."
+    measure, seeds = best.measures[goal], len(best.measures[goal].values)
+    floors = data.trials[FID_FLOOR].dropna() if FID_FLOOR in data.trials else ()
+    floor = times_floor(measure.mean, floors.iloc[0]) if len(floors) and goal == FID else ""
+    lowest = (
+        f"{'Lowest mean' if len(cases) > 1 else 'Mean'} {title(goal)}: {shorten(best.name)}, {interval(measure)} "
+        f"({seeds} seed{'s' if seeds > 1 else ''}{f', {len(measured)} cases' if len(cases) > 1 else ''})"
+        f"{f'; {floor}' if floor else ''}."
+    )
+    return [lowest, _differences(cases, goal)] if len(cases) > 1 else [lowest]
+
+
+def _differences(cases: list[Case], goal: str) -> str:
+    """Word the significant differences from the first case, and the power of the test."""
+    first = shorten(cases[0].name)
+    significant = [case for case in cases if case.p < LEVEL]
+    listed = "; ".join(
+        f"{shorten(case.name)} {times(case.against[goal])}, p = {p_value(case.p)}" for case in significant
+    )
+    tests = f"{len(cases) - 1} test{'s' if len(cases) > 2 else ''}"
+    sentence = f"Ratio to {first}, paired by seed, p corrected for {tests}: {listed}."
+    if not significant:
+        sentence = f"No case differs significantly from {first}."
     n = min((case.against[goal].n for case in cases if goal in case.against), default=1)
     if n > 1:
-        second += (
-            f" With {n} seeds a test finds effects of {detectable_effect(n):.2g} standard deviations with "
-            f"{POWER:.0%} power; smaller ones may exist."
+        sentence += (
+            f" With {n} seeds, the test detects effects of {detectable_effect(n):.2g} standard deviations with "
+            f"{100 * POWER:.0f} % power; smaller effects remain possible."
         )
-    return [first, second]
-
-
-def _times(found: Ratio) -> str:
-    return f"{found.value:.3g} times as high [{found.low:.3g}, {found.high:.3g}]"
+    return sentence
 
 
 def interval(measure: Measure) -> str:
-    """A mean with its interval."""
-    if math.isnan(measure.low):
-        return f"{measure.mean:.4g}"
-    return f"{measure.mean:.4g} [{measure.low:.4g}, {measure.high:.4g}]"
-
-
-def times(found: Ratio) -> str:
-    """A quotient with its interval."""
-    if math.isnan(found.low):
-        return f"× {found.value:.3g}"
-    return f"× {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    """Format a mean with its interval."""
+    return with_interval(measure.mean, measure.low, measure.high, digits=4)

@@ -1,127 +1,113 @@
-"""The report of a comparison of cases: one HTML file, and its tables as Markdown and LaTeX."""
+"""The report of a comparison: one HTML page, and its tables as Markdown and LaTeX files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from dashboards.comparison import exponents, published
-from dashboards.comparison.compare import Comparison, compare
+from dashboards.comparison import published
+from dashboards.comparison.compare import Comparison
+from dashboards.comparison.figures import panels
 from dashboards.comparison.tables import (
+    EXPONENTS_NOTE,
     VERDICTS_NOTE,
-    Table,
     as_latex,
     as_markdown,
-    how_to_read,
-    measured,
+    exponent_table,
+    measured_note,
+    measured_table,
     published_table,
     stacked,
     verdict_table,
 )
-from dashboards.reading.mlflow_runs import KIND, PARENT
-from dashboards.reading.sweep_data import SweepRecord
-from dashboards.sweep.findings import shortened, thousands
-from dashboards.sweep.samples import Picture, data_uri
+from dashboards.html.facts import shared_values
+from dashboards.html.page import render_panels
+from dashboards.html.pictures import Picture, pictures
+from dashboards.labels import shorten, thousands
+from dashboards.reading.cost_study import CostStudy
+from dashboards.reading.images import TrialImages
+from orchestration.tracking.schema import PEAK_MIB, STEP_MS
 
 COST_COLUMNS = {
     "variant": "variant",
     "network": "network",
     "batch": "batch",
     "precision": "precision",
-    "time/step_ms": "step [ms]",
+    STEP_MS: "step [ms]",
     "time/to_flow_matching": "× flow matching",
-    "memory/peak_mib": "peak [MiB]",
-    "flops/step": "operations",
+    PEAK_MIB: "peak memory [MiB]",
+    "flops/step": "FLOPs",
 }
 
 
-def build_comparison(record: SweepRecord, **shared: Any) -> str:
-    """The report as HTML.
+def comparison_page(comparison: Comparison, images: dict[int, TrialImages], costs: CostStudy | None) -> str:
+    """Render the report.
 
     Args:
-        shared: what every report of a sweep tells: `name`, `told`, `notes`, `facts`, `configuration`, `command`.
+        images: sample grids of the illustrated trials.
+        costs: the newest cost study in the same MLflow.
     """
-    from dashboards.comparison.figures import panels  # imports plotly
-    from dashboards.html.page import HEIGHT, render
-
-    comparison = compare(record)
-    drawn, fitted = panels(comparison), exponents.fit(comparison)
-    if fitted:
-        drawn.insert(0, exponents.panel(fitted))
-    return render(
+    return render_panels(
         "comparison.html.j2",
-        [figure for panel in drawn for figure in panel.figures],
-        answer=[*exponents.answer(fitted), *comparison.answer],
-        how_to_read=how_to_read(comparison).replace("\\", ""),
+        panels(comparison),
+        answer=comparison.answer,
+        notes=comparison.data.notes,
         verdicts=verdict_table(comparison),
         verdicts_note=VERDICTS_NOTE,
-        exponents=exponents.table(fitted),
-        exponents_note=exponents.NOTE,
-        measured=stacked(measured(comparison)),
+        exponents=exponent_table(comparison.exponents),
+        exponents_note=EXPONENTS_NOTE,
+        measured=stacked(measured_table(comparison)),
+        measured_note=measured_note(comparison),
         lost=_lost(comparison),
-        panels=drawn,
-        height=HEIGHT,
-        pictures=_pictures(comparison),
-        costs=_costs(record),
+        pictures=_pictures(comparison, images),
+        costs=_costs(costs) if costs else None,
         published=published_table(),
         published_note=published.NOTE,
-        cases=record.param("cases"),
-        **shared,
+        cases=comparison.data.param("cases"),
+        **shared_values(comparison.data, comparison.protocols),
     )
 
 
-def write_tables(record: SweepRecord, folder: Path) -> list[Path]:
-    """Write comparison.md and comparison.tex; their paths."""
-    comparison = compare(record)
-    paths = [folder / "comparison.md", folder / "comparison.tex"]
-    for path, text in zip(paths, (as_markdown(comparison), as_latex(comparison)), strict=True):
+def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.md and comparison.tex and return their paths."""
+    texts = {folder / "comparison.md": as_markdown(comparison), folder / "comparison.tex": as_latex(comparison)}
+    for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
-    return paths
+    return list(texts)
 
 
 def _lost(comparison: Comparison) -> list[str]:
-    rows = comparison.record.trials.set_index("trial")
+    """List excluded trials with their states and reasons."""
+    rows = comparison.data.trials.set_index("trial")
     return [
-        f"{shortened(case.name)}, seed {rows.loc[number, 'seed']:.0f} (trial {number}): {rows.loc[number, 'state']}"
-        + (f", {shortened(str(rows.loc[number, 'reason']), 200)}" if rows.loc[number, "reason"] else "")
+        f"{shorten(case.name)}, seed {rows.loc[number, 'seed']:.0f} (trial {number}): {rows.loc[number, 'state']}"
+        + (f", {shorten(rows.loc[number, 'reason'], 200)}" if rows.loc[number, "reason"] else "")
         for case in comparison.cases
         for number in case.lost
     ]
 
 
-def _pictures(comparison: Comparison) -> list[Picture]:
-    found = []
-    for case in comparison.cases:
-        if not case.trials:
-            continue
-        seed = min(case.trials)
-        images = comparison.record.images(case.trials[seed]).get("samples", {})
-        content = images and comparison.record.artifact(comparison.record.runs[case.trials[seed]], images[max(images)])
-        if uri := content and data_uri(content):
-            found.append(Picture(f"{shortened(case.name)}, seed {seed}, step {max(images):,}", uri))
-    return found
+def _pictures(comparison: Comparison, images: dict[int, TrialImages]) -> list[Picture]:
+    seed_of = {number: seed for case in comparison.cases for seed, number in case.trials.items()}
+    return pictures(
+        {
+            f"{shorten(name)}, seed {seed_of[number]}, step {step:,}": png
+            for name, number in comparison.illustrated.items()
+            for step, png in images[number].over_steps.items()
+        }
+    )
 
 
-def _costs(record: SweepRecord) -> dict[str, Any] | None:
-    """The figures of the newest cost study in the same MLflow, if there is one."""
-    client = record.client
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    finished = f"tags.`{KIND}` = 'cost study' and status = 'FINISHED'"
-    studies = client.search_runs(experiments, finished, order_by=["start_time DESC"], max_results=1)
-    if not studies:
-        return None
-    steps = client.search_runs(experiments, f"tags.`{PARENT}` = '{studies[0].info.run_id}'", max_results=1000)
-    rows: Table = [list(COST_COLUMNS.values())]
-    for run in sorted(steps, key=lambda run: run.info.start_time):
-        rows.append([_shown(run.data.params.get(name, run.data.metrics.get(name))) for name in COST_COLUMNS])
-    device = studies[0].data.tags.get("hardware.cpu", "")
-    caption = f"The cost study {shortened(studies[0].info.run_name or studies[0].info.run_id)}"
-    return {"rows": rows, "caption": caption + (f", measured on {shortened(device)}." if device else ".")}
+def _costs(study: CostStudy) -> dict[str, Any]:
+    rows = [[_cost_cell(step.get(name)) for name in COST_COLUMNS] for step in study.steps]
+    measured_on = f", measured on {shorten(study.cpu)}" if study.cpu else ""
+    caption = f"Cost study {shorten(study.name)}{measured_on}."
+    return {"rows": [list(COST_COLUMNS.values()), *rows], "caption": caption}
 
 
-def _shown(value: str | float | None) -> str:
+def _cost_cell(value: str | float | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return shortened(value)
+        return shorten(value)
     return thousands(f"{value:.0f}") if value >= 1e4 else f"{value:.3g}"

@@ -1,6 +1,6 @@
-"""Figures of the papers, to be shown beside measured ones and never mixed with them.
+"""Published FIDs, shown beside measured ones but never mixed with them.
 
-FID of 50,000 samples with Inception's features: SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447.
+FID of 50,000 samples with Inception features: SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ ROWS = (
     ("CIFAR-10, U-Net, unconditional", "2.86", "2.28", "2.92"),
 )
 NOTE = (
-    "Published, not measured here: FID of 50,000 samples with Inception's features. Comparable with none of the values "
-    "above unless these were measured so, on the same data."
+    "Published, not measured here: FID of 50,000 samples with Inception features. Not comparable with values measured "
+    "by another protocol or on other data."
 )

@@ -1,129 +1,144 @@
-"""A comparison's tables, for the page and as Markdown and LaTeX to paste into a paper."""
+"""A comparison's tables, for the page, the terminal, and as Markdown and LaTeX for papers."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
-from dashboards.comparison import exponents, published
-from dashboards.comparison.compare import Case, Comparison, interval, times
-from dashboards.comparison.verdicts import COLUMNS
-from dashboards.sweep.findings import title
+from dashboards.comparison import published
+from dashboards.comparison.cases import Case
+from dashboards.comparison.compare import Comparison, interval
+from dashboards.comparison.exponents import MARGIN, PREDICTED, Exponent
+from dashboards.comparison.results import COLUMNS
+from dashboards.comparison.verdicts import times
+from dashboards.labels import p_value, title
 
 Table = list[list[str]]
 """Rows of text, the first one the headings."""
-QUOTIENT = "to the first"
+RATIO = "ratio to first"
+RATIO_NOTE = (
+    "Ratios are geometric means over pairs of equal seeds with 95 % intervals; p is from the paired t-test of their "
+    "logarithms, Holm-corrected for all {family}; d is the mean of these logarithms over their standard deviation"
+)
+VERDICTS_NOTE = (
+    f"Stated before the run. {RATIO_NOTE.format(family='hypotheses')}. The last column is the smallest ratio above 1, "
+    "or its inverse, that these seeds would have shown."
+)
+EXPONENT_COLUMNS = ("error ~ δ", "case", "exponent k [95 % CI]", "verdict", "p", "seeds", "span of δ")
+EXPONENTS_NOTE = (
+    "Exponents k of error ~ δ^k over the reports of each trial except the first: means over seeds with 95 % intervals "
+    f"(Student). p tests k = {PREDICTED:g}, Holm-corrected for all rows. k counts as {PREDICTED:g} if its interval is "
+    f"within ± {MARGIN:g} of it. δ is the training loss (consistency, mean q² over the steps since the last report) or "
+    "the squared ODE violation. The last column is the largest over the smallest δ (geometric mean over seeds): a δ "
+    "that hardly changes predicts nothing."
+)
 
 
-def measured(comparison: Comparison) -> Table:
-    """A row per case: means with intervals, quotients to the first case, p of the first goal."""
+def measured_table(comparison: Comparison) -> Table:
+    """Build a row per case: means with intervals, ratios to the first case, the test of the first goal."""
     goal = comparison.quality[0] if comparison.quality else None
     rows = [["case", "seeds"]]
-    for metric in _reported(comparison):
-        rows[0] += [title(metric), QUOTIENT] + (["p", "d"] if metric == goal else [])
+    for metric in comparison.metrics:
+        rows[0] += [title(metric), RATIO] + (["p", "d"] if metric == goal else [])
     for case in comparison.cases:
         row = [case.name, f"{len(case.trials)}" + (f" ({len(case.lost)} lost)" if case.lost else "")]
-        for metric in _reported(comparison):
-            row += [interval(case.measures[metric]) if metric in case.measures else "–", _quotient(case, metric)]
-            row += _test(case, metric) if metric == goal else []
+        for metric in comparison.metrics:
+            row.append(interval(case.measures[metric]) if metric in case.measures else "–")
+            row.append(times(case.against[metric]) if metric in case.against else "–")
+            row += _test_cells(case, metric) if metric == goal else []
         rows.append(row)
     return rows
 
 
+def _test_cells(case: Case, metric: str) -> list[str]:
+    return ["–", "–"] if math.isnan(case.p) else [p_value(case.p), f"{case.against[metric].effect_size:.2g}"]
+
+
 def stacked(rows: Table) -> Table:
-    """The same with every quotient under its value, which a screen has the width for."""
-    kept = [column for column, heading in enumerate(rows[0]) if heading != QUOTIENT]
-    found = [[row[column] for column in kept] for row in rows]
-    for cells, lines in zip(rows[1:], found[1:], strict=True):
-        for place, column in enumerate(kept):
-            if rows[0][column + 1 : column + 2] == [QUOTIENT]:
-                lines[place] += f"\n{cells[column + 1]}"
-    return found
-
-
-def _reported(comparison: Comparison) -> list[str]:
-    return [metric for metric in comparison.metrics if any(metric in case.measures for case in comparison.cases)]
-
-
-def _quotient(case: Case, metric: str) -> str:
-    return times(case.against[metric]) if metric in case.against else "–"
-
-
-def _test(case: Case, metric: str) -> list[str]:
-    if math.isnan(case.p):
-        return ["–", "–"]
-    return [f"{case.p:.2g}", f"{case.against[metric].effect_size:.2g}"]
+    """Move every ratio below its value, to fit a screen's width."""
+    headings = rows[0]
+    kept = [column for column, heading in enumerate(headings) if heading != RATIO]
+    has_ratio = {column for column in kept if headings[column + 1 : column + 2] == [RATIO]}
+    stack = [[f"{row[i]}\n{row[i + 1]}" if i in has_ratio else row[i] for i in kept] for row in rows[1:]]
+    return [[headings[column] for column in kept], *stack]
 
 
 def verdict_table(comparison: Comparison) -> Table:
     return [list(COLUMNS), *(verdict.row() for verdict in comparison.verdicts)] if comparison.verdicts else []
 
 
-VERDICTS_NOTE = (
-    "Stated before the run. Left over right is a geometric mean over pairs of equal seeds with its 95 % interval; p is "
-    "that of the paired t-test of the logarithms, corrected by Holm for all hypotheses, d the mean of these logarithms "
-    "over their standard deviation. The last column says which quotient, or one over it, such seeds would have shown."
-)
+def exponent_table(exponents: Sequence[Exponent]) -> Table:
+    """Build a row per fit under EXPONENT_COLUMNS; empty without fits."""
+    rows = [
+        [
+            exponent.relation.name,
+            exponent.case,
+            exponent.interval,
+            exponent.conclusion,
+            p_value(exponent.p),
+            str(len(exponent.by_seed)),
+            f"× {exponent.span:.3g}",
+        ]
+        for exponent in exponents
+    ]
+    return [list(EXPONENT_COLUMNS), *rows] if rows else []
 
 
 def published_table() -> Table:
     return [list(published.COLUMNS), *map(list, published.ROWS)]
 
 
+def measured_note(comparison: Comparison) -> str:
+    """Explain the measured table."""
+    first = comparison.cases[0].name if comparison.cases else "the first case"
+    return f"Means over seeds with 95 % intervals. {RATIO_NOTE.format(family='cases')}. The first case is {first}."
+
+
+def annotated_tables(comparison: Comparison) -> list[tuple[Table, str]]:
+    """List all tables that are not empty with their notes."""
+    tables = [
+        (verdict_table(comparison), VERDICTS_NOTE),
+        (exponent_table(comparison.exponents), EXPONENTS_NOTE),
+        (measured_table(comparison), measured_note(comparison)),
+        (published_table(), published.NOTE),
+    ]
+    return [(rows, note) for rows, note in tables if rows]
+
+
 def as_markdown(comparison: Comparison) -> str:
-    """Both tables, measured and published ones apart."""
-    parts = [f"# {_plain(comparison.record.name)}", *map(_plain, comparison.answer), how_to_read(comparison)]
-    if protocols := comparison.findings.protocols:
-        parts.append("; ".join(f"FID measured with {_plain(str(protocol))}" for protocol in protocols) + ".")
-    if comparison.verdicts:
-        parts += [as_markdown_table(verdict_table(comparison)), VERDICTS_NOTE]
-    if fitted := exponents.table(exponents.fit(comparison)):
-        parts += [as_markdown_table(fitted), exponents.NOTE]
-    parts += [as_markdown_table(measured(comparison)), published.NOTE, as_markdown_table(published_table())]
+    """Format the answer and all tables as a Markdown page."""
+    protocols = "; ".join(f"FID protocol: {protocol}" for protocol in comparison.protocols)
+    parts = [f"# {_escape_markdown(comparison.data.name)}", *map(_escape_markdown, comparison.answer)]
+    parts += [f"{_escape_markdown(protocols)}."] if protocols else []
+    for rows, note in annotated_tables(comparison):
+        parts += [as_markdown_table(rows), _escape_markdown(note)]
     return "\n\n".join(parts) + "\n"
 
 
-def how_to_read(comparison: Comparison) -> str:
-    first = _plain(comparison.cases[0].name) if comparison.cases else "the first case"
-    return (
-        f"Means over seeds with their 95 % interval. Quotients to {first} are geometric means over pairs of equal "
-        "seeds with theirs; p is that of the paired t-test of their logarithms, corrected by Holm for all cases, d the "
-        "mean of these logarithms over their standard deviation."
-    )
-
-
 def as_markdown_table(rows: Table) -> str:
-    """Foreign text shows as it is."""
-    lines = ["| " + " | ".join(map(_plain, row)) + " |" for row in rows]
+    """Format rows as a Markdown table, with all text escaped."""
+    lines = ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split())).replace("\\[", "[").replace("\\]", "]")
+def _escape_markdown(text: str) -> str:
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("\\[", "[").replace("\\]", "]")
 
 
 def as_latex(comparison: Comparison) -> str:
-    """Tabular environments, for booktabs."""
-    parts = []
-    tables = [(measured(comparison), how_to_read(comparison)), (published_table(), published.NOTE)]
-    if fitted := exponents.table(exponents.fit(comparison)):
-        tables.insert(0, (fitted, exponents.NOTE))
-    if comparison.verdicts:
-        tables.insert(0, (verdict_table(comparison), VERDICTS_NOTE))
-    for rows, note in tables:
-        lines = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
-        body = "\n".join(lines[1:])
-        spec = "l" + "r" * (len(rows[0]) - 1)
-        parts.append(
-            f"% {note}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n"
-            "\\end{tabular}\n"
-        )
-    return "\n".join(parts)
+    """Format all tables as tabular environments for booktabs."""
+    tables = []
+    for rows, note in annotated_tables(comparison):
+        head, *body = [" & ".join(map(_escape_latex, row)) + r" \\" for row in rows]
+        lines = [f"% {' '.join(note.split())}", rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", head]
+        tables.append("\n".join([*lines, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]))
+    return "\n".join(tables)
 
 
-_LATEX = {
+LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -138,5 +153,5 @@ _LATEX = {
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))

@@ -1,42 +1,38 @@
-"""A comparison's verdicts on the terminal."""
+"""A comparison's tables on the terminal."""
 
 from __future__ import annotations
 
 from rich.markup import escape
-from rich.table import Table as View
+from rich.table import Table as RichTable
 
-from dashboards.comparison import exponents
-from dashboards.comparison.compare import compare
-from dashboards.comparison.tables import Table, measured, verdict_table
-from dashboards.reading.sweep_data import SweepRecord
+from dashboards.comparison.compare import Comparison
+from dashboards.comparison.tables import Table, exponent_table, measured_table, verdict_table
 from orchestration.terminal.format import table_console
 
-GOAL_ENDS = 6
-"""Columns of the measured table up to the first goal's test; the report has the others."""
+FIRST_GOAL = 6
+"""Columns of the measured table up to the first goal's test; the report contains the others."""
 
 
-def show_comparison(record: SweepRecord) -> None:
-    """Print the first goal's means over seeds, the verdicts on what was stated before, and the answer."""
-    comparison = compare(record)
-    fitted = exponents.fit(comparison)
+def show_comparison(comparison: Comparison) -> None:
+    """Print the first goal's means over seeds, the verdicts, the exponents and the answer."""
     for title, rows in (
-        ("measured", [row[:GOAL_ENDS] for row in measured(comparison)]),
+        ("measured", [row[:FIRST_GOAL] for row in measured_table(comparison)]),
         ("hypotheses", verdict_table(comparison)),
-        ("exponents", exponents.table(fitted)),
+        ("exponents", exponent_table(comparison.exponents)),
     ):
         if rows:
             show_table(rows, title)
-    for sentence in (*exponents.answer(fitted), *comparison.answer):
+    for sentence in comparison.answer:
         print(sentence)
 
 
 def show_table(rows: Table, title: str = "", lines: bool = False) -> None:
-    """Print rows of text, of which the first has the headings.
+    """Print rows of text, the first one as headings.
 
     Args:
-        lines: whether rows have lines between them.
+        lines: draw lines between rows.
     """
-    view = View(*map(escape, rows[0]), title=title or None, title_justify="left", show_lines=lines)
+    table = RichTable(*map(escape, rows[0]), title=title or None, title_justify="left", show_lines=lines)
     for row in rows[1:]:
-        view.add_row(*map(escape, row))
-    table_console().print(view)
+        table.add_row(*map(escape, row))
+    table_console().print(table)

@@ -1,8 +1,7 @@
-"""A comparison's hypotheses, each with what its seeds say of it.
+"""Verdicts on a comparison's hypotheses, by paired t-tests.
 
-The logarithm of left / right is taken seed by seed and Student's test asks whether its mean is 0; a plain number on the
-right is a constant. Holm's correction holds the probability of calling any difference that is not there below 5 % for
-all hypotheses of a comparison together.
+The test of left < right is Student's, on the logarithm of left / right of each seed; a plain number on the right is a
+constant. Holm's correction keeps the family-wise error rate of all hypotheses of a comparison below 5 %.
 """
 
 from __future__ import annotations
@@ -12,125 +11,112 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import yaml
-from scipy import stats
 
+from dashboards.comparison.results import CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, with_holm
+from dashboards.labels import p_value, with_interval
 from orchestration.sweep.hypotheses import Hypothesis, Measured, read_hypothesis
-from soflow.statistics import LEVEL, POWER, Ratio, detectable_effect, holm, paired_ratio
-
-CONFIRMED, REFUTED, UNDECIDED = OUTCOMES = ("confirmed", "refuted", "not decided")
-COLUMNS = ("hypothesis", "verdict", "left / right", "p", "d", "seeds", f"found with {POWER:.0%} from")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the seeds say of left < right.
-
-    Attributes:
-        quotient: left / right; None if no seed has both.
-        p: of the quotient being 1, corrected for all hypotheses; NaN where there is no test.
-        smallest: how many times larger left or right must be for the test to find it with 80 %, by the seeds' scatter.
-        reason: why there is no test, if there is none.
-    """
-
-    hypothesis: Hypothesis
-    quotient: Ratio | None
-    p: float
-    smallest: float
-    reason: str = ""
-
-    @property
-    def uncorrected_p(self) -> float:
-        return self.quotient.p if self.quotient else math.nan
-
-    @property
-    def outcome(self) -> str:
-        if self.quotient is None or not self.p < LEVEL:
-            return UNDECIDED
-        return CONFIRMED if self.quotient.value < 1 else REFUTED
-
-    def among(self, p: float, ps: list[float]) -> Verdict:
-        """The verdict with its p as one of several corrected ones, those without a test NaN."""
-        level = LEVEL / max(1, sum(not math.isnan(other) for other in ps))
-        return replace(self, p=p, smallest=_smallest(self.quotient, level))
-
-    def figures(self) -> dict[str, float]:
-        """What was found, by short names; empty if nothing was."""
-        if self.quotient is None:
-            return {}
-        return {"quotient": self.quotient.value, "p": self.p, "seeds": self.quotient.n}
-
-    def row(self) -> list[str]:
-        """Under COLUMNS."""
-        text, found = self.hypothesis.text, self.quotient
-        if found is None:
-            return [text, f"{self.outcome}: {self.reason}", "–", "–", "–", "0", "–"]
-        outcome = f"{self.outcome}: {self.reason}" if self.reason else self.outcome
-        if found.n == 1:
-            return [text, outcome, f"× {found.value:.3g}", "–", "–", "1", "–"]
-        return [
-            text,
-            outcome,
-            f"× {found.value:.3g} [{found.low:.3g}, {found.high:.3g}]",
-            f"{self.p:.2g}",
-            f"{found.effect_size:.2g}",
-            str(found.n),
-            f"× {self.smallest:.3g}",
-        ]
-
+from soflow.statistics import LEVEL, Ratio, detectable_ratio, paired_ratio
 
 Values = dict[Measured, dict[int, float]]
 """Measurements by seed."""
 
 
-def hypotheses_of(text: str) -> list[Hypothesis]:
-    """Those of a sweep, from the parameter that MLflow holds of them; none if it cannot be read."""
+@dataclass(frozen=True)
+class Verdict:
+    """Result of testing left < right.
+
+    Attributes:
+        ratio: left / right; None if no seed has both.
+        p: p-value of the ratio being 1, corrected for all hypotheses; NaN without a test.
+        detectable_ratio: smallest ratio above 1 that the test detects with 80 % power, given the scatter of the seeds.
+        reason: why no test was possible; else empty.
+    """
+
+    hypothesis: Hypothesis
+    ratio: Ratio | None
+    p: float = math.nan
+    detectable_ratio: float = math.inf
+    reason: str = ""
+
+    @property
+    def uncorrected_p(self) -> float:
+        return self.ratio.p if self.ratio else math.nan
+
+    @property
+    def outcome(self) -> str:
+        if self.ratio is None or not self.p < LEVEL:
+            return UNDECIDED
+        return CONFIRMED if self.ratio.value < 1 else REFUTED
+
+    def with_corrected_p(self, p: float, num_tests: int) -> Verdict:
+        level = LEVEL / max(1, num_tests)
+        return replace(self, p=p, detectable_ratio=detectable_ratio(self.ratio, level) if self.ratio else math.inf)
+
+    def figures(self) -> dict[str, float]:
+        if self.ratio is None:
+            return {}
+        return {"ratio": self.ratio.value, "p": self.p, "seeds": self.ratio.n}
+
+    def row(self) -> list[str]:
+        outcome = f"{self.outcome}: {self.reason}" if self.reason else self.outcome
+        cells = [self.hypothesis.text, outcome]
+        if self.ratio is None:
+            return [*cells, "–", "–", "–", "0", "–"]
+        cells.append(times(self.ratio))
+        if self.ratio.n == 1:
+            return [*cells, "–", "–", "1", "–"]
+        effect, detectable = f"{self.ratio.effect_size:.2g}", f"× {self.detectable_ratio:.3g}"
+        return [*cells, p_value(self.p), effect, str(self.ratio.n), detectable]
+
+
+def times(ratio: Ratio) -> str:
+    """Format a ratio with its interval."""
+    return f"× {with_interval(ratio.value, ratio.low, ratio.high)}"
+
+
+def logged_hypotheses(text: str) -> list[Hypothesis]:
+    """Parse the hypotheses from a sweep's parameter in MLflow; none if it cannot be parsed."""
     try:
-        found = yaml.safe_load(text)
-        return [read_hypothesis(str(each)) for each in found] if isinstance(found, list) else []
+        texts = yaml.safe_load(text)
+        return [read_hypothesis(str(each)) for each in texts] if isinstance(texts, list) else []
     except (yaml.YAMLError, ValueError):
         return []
 
 
-def judge(hypotheses: Iterable[Hypothesis], values: Values, refused: Collection[Hypothesis] = ()) -> list[Verdict]:
-    """Test all hypotheses of a comparison together, but for those that are about values which must not be compared."""
-    return together([_refused(each) if each in refused else _test(each, values) for each in hypotheses])
+def judge(hypotheses: Iterable[Hypothesis], values: Values, excluded: Collection[Hypothesis] = ()) -> list[Verdict]:
+    """Test all hypotheses of a comparison together.
+
+    Args:
+        excluded: hypotheses about FIDs of different protocols, which are not tested.
+    """
+    return with_holm([_test(each, values, each in excluded) for each in hypotheses])
 
 
-def together(verdicts: list[Verdict]) -> list[Verdict]:
-    """The same verdicts, corrected for all of these, whatever they were corrected for before."""
-    ps = holm([verdict.uncorrected_p for verdict in verdicts])
-    return [verdict.among(p, ps) for verdict, p in zip(verdicts, ps, strict=True)]
-
-
-def _refused(hypothesis: Hypothesis) -> Verdict:
-    return Verdict(hypothesis, None, math.nan, math.inf, "its FIDs were measured in different ways")
-
-
-def _test(hypothesis: Hypothesis, values: Values) -> Verdict:
+def _test(hypothesis: Hypothesis, values: Values, excluded: bool) -> Verdict:
+    if excluded:
+        return Verdict(hypothesis, None, reason="FIDs were measured by different protocols")
     left = values.get(hypothesis.left, {})
     right = values.get(hypothesis.right, {}) if hypothesis.right else dict.fromkeys(left, 1.0)
     pairs = [(left[seed], hypothesis.factor * right[seed]) for seed in sorted(set(left) & set(right))]
     if not pairs:
-        return Verdict(hypothesis, None, math.nan, math.inf, "no seed has both values")
+        return Verdict(hypothesis, None, reason="no seed has both values")
     if any(value <= 0 for pair in pairs for value in pair):
-        return Verdict(hypothesis, None, math.nan, math.inf, "a value is not above 0")
-    found = paired_ratio(*zip(*pairs, strict=True))
-    return Verdict(hypothesis, found, found.p, math.inf, "one seed has no scatter" if found.n == 1 else "")
+        return Verdict(hypothesis, None, reason="a value is not positive")
+    ratio = paired_ratio(*zip(*pairs, strict=True))
+    return Verdict(hypothesis, ratio, ratio.p, reason="a single seed" if ratio.n == 1 else "")
 
 
-def _smallest(found: Ratio | None, level: float) -> float:
-    """The quotient, or one over it, that the test would find with POWER if the logarithms scatter as they do."""
-    if found is None or found.n < 2:
-        return math.inf
-    deviation = math.log(found.high / found.value) * math.sqrt(found.n) / stats.t.ppf(1 - LEVEL / 2, found.n - 1)
-    return math.exp(detectable_effect(found.n, level) * deviation)
+def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:
+    """Count how many tests ended with each outcome."""
+    outcomes = list(outcomes)
+    return {outcome: outcomes.count(outcome) for outcome in OUTCOMES}
 
 
 def summary(verdicts: list[Verdict]) -> str:
-    """How many of each, and how sure that is."""
-    counts = {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    several = "1 hypothesis" if len(verdicts) == 1 else f"{len(verdicts)} hypotheses"
-    seeds = sorted({verdict.quotient.n for verdict in verdicts if verdict.quotient})
-    power = f", with {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds" if seeds else ""
-    return f"Of {several} stated before the run: {told}{power} (a false call in any of them: at most {LEVEL:.0%})."
+    """Word the number of verdicts by outcome."""
+    counts = count_outcomes(verdict.outcome for verdict in verdicts)
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    number = "1 hypothesis" if len(verdicts) == 1 else f"{len(verdicts)} hypotheses"
+    seeds = sorted({verdict.ratio.n for verdict in verdicts if verdict.ratio})
+    with_seeds = f", with {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds" if seeds else ""
+    return f"Of {number} stated before the run: {listed}{with_seeds} (family-wise error rate {LEVEL:.0%})."

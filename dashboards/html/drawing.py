@@ -1,27 +1,30 @@
-"""What all figures of reports share: panels, colours for light and dark, axes."""
+"""Figure style shared by all reports: panels, colors for light and dark pages, axes."""
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 
+from dashboards.labels import shorten
+
 BLUE, ORANGE, GREEN, RED, GREY = "#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a929c"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#8a63b8", GREY, "#b8860b", "#4aa3a3")
-"""Of cases and trials, in this order."""
+"""Colors of cases, in this order."""
 SCALE = [[0, "#5b8fc7"], [0.5, "#9b7fb8"], [1, "#d9622b"]]
-"""Of lines and dots; to be seen on a light and on a dark page."""
+"""Color scale of lines and dots, visible on light and dark pages."""
 LOG_RATIO = 30
-"""A goal whose largest value is this many times its smallest is drawn on a logarithmic axis."""
-
+"""Ratio of largest to smallest value above which an axis is logarithmic."""
 FEW = 20
-"""Trials that each get a tick."""
+"""Most trials that each get an axis tick."""
 
 
 @dataclass
 class Panel:
-    """Figures under one heading with how to read them; if there are none, `missing` says why."""
+    """Figures under one heading with a caption; without figures, `missing` gives the reason."""
 
     id: str
     heading: str
@@ -31,34 +34,40 @@ class Panel:
 
 
 def without(panel: Panel, need: str) -> Panel:
-    """The panel without figures, and what they would take."""
-    panel.missing = f"takes {need}"
+    """Mark a panel as not drawn, with what it needs."""
+    panel.missing = f"needs {need}"
     return panel
 
 
+def label(text: str) -> str:
+    """Shorten and escape user input, which plotly would take for markup."""
+    return html.escape(shorten(text))
+
+
 def name_trials(trace: go.Scatter, numbers: list[int] | None, x: str = "") -> None:
-    """Hovering over a dot names its trial."""
+    """Show the trial's number when hovering over a dot."""
     if numbers is not None and len(numbers) == len(trace.x or ()):
         trace.update(customdata=numbers, hovertemplate=f"trial %{{customdata}}<br>{x} → %{{y:.4g}}<extra></extra>")
 
 
-def count_trials(figure: go.Figure, several: int) -> None:
-    """An axis of trial numbers."""
-    figure.update_layout(xaxis={"title": "trial", "dtick": 1 if several <= FEW else None})
+def number_axis(figure: go.Figure, num_trials: int) -> None:
+    """Make x an axis of trial numbers."""
+    figure.update_layout(xaxis={"title": "trial", "dtick": 1 if num_trials <= FEW else None})
 
 
-def axis_of(figure: go.Figure, axis: str, values) -> go.Figure:
-    """Logarithmic where values span orders of magnitude."""
+def scale_axis(figure: go.Figure, axis: str, values: Iterable[float]) -> go.Figure:
+    """Make an axis logarithmic if its values span orders of magnitude."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > LOG_RATIO * min(finite):
-        figure.update_layout({f"{axis}axis": {"type": "log"}})
-        log_ticks(figure, axis, finite)
+        log_axis(figure, axis, finite)
     return figure
 
 
-def log_ticks(figure: go.Figure, axis: str, values) -> None:
-    """A few round numbers, where plotly writes every digit of every decade."""
+def log_axis(figure: go.Figure, axis: str, values: Iterable[float]) -> None:
+    """Make an axis logarithmic with a few round ticks; plotly's default labels every digit of every decade."""
+    values = list(values)
     low, high = math.log10(min(values)), math.log10(max(values))
     leading = (1,) if high - low > 3 else (1, 3) if high - low > 1.2 else (1, 2, 5)
     ticks = [digit * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for digit in leading]
-    figure.update_layout({f"{axis}axis": {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}})
+    ticks_and_labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    figure.update_layout({f"{axis}axis": {"type": "log", **ticks_and_labels}})

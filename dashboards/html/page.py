@@ -1,4 +1,4 @@
-"""One self-contained HTML page: templates, plotly and figures in one file that needs no network."""
+"""Rendering of a self-contained HTML page: template, plotly.js and figures in one file that works offline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import functools
 import gzip
 import json
-from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -15,35 +14,36 @@ import plotly.io
 import plotly.offline
 from markupsafe import Markup
 
-from dashboards.html.drawing import COLORS
+from dashboards.html.drawing import COLORS, Panel
 
 HEIGHT = 340
-"""Of figures that do not say theirs, in pixels."""
+"""Default height of a figure in pixels."""
 
 
-def render(template: str, figures: Iterable[Any], **values: Any) -> str:
-    """A page from a template that extends base.html.j2; all text in `values` is escaped.
-
-    Args:
-        figures: plotly's, drawn in this order into the template's elements of class `figure`.
-    """
+def render_panels(template: str, panels: list[Panel], **values: Any) -> str:
+    """Render a page from a template that extends base.html.j2; all text in `values` is escaped."""
     loader = jinja2.FunctionLoader(lambda name: files("dashboards.html").joinpath("templates", name).read_text())
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(
-        plotly=_plotly(), themes=_in_script(_themes()), figures=_in_script([_plain(f) for f in figures]), **values
+        plotly=_plotly(),
+        themes=_in_script(_themes()),
+        figures=_in_script([_without_theme(figure) for panel in panels for figure in panel.figures]),
+        panels=panels,
+        height=HEIGHT,
+        **values,
     )
 
 
 @functools.cache
 def _plotly() -> str:
-    """plotly.js, gzipped and in base64: two fifths of its size."""
+    """Compress plotly.js with gzip and base64, to 40 % of its size."""
     return base64.b64encode(gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _plain(figure: Any) -> dict[str, Any]:
-    """A figure without what all figures share."""
+def _without_theme(figure: Any) -> dict[str, Any]:
+    """Convert a figure to JSON values without the layout that all figures share."""
     values = json.loads(plotly.io.to_json(figure, validate=False))
     layout = values["layout"]
     for name in ("template", "title", "width"):
@@ -53,7 +53,7 @@ def _plain(figure: Any) -> dict[str, Any]:
 
 
 def _themes() -> dict[str, Any]:
-    """plotly's templates by the reader's colour scheme."""
+    """Build plotly's templates for the light and the dark color scheme."""
     shared = {
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -74,6 +74,6 @@ def _themes() -> dict[str, Any]:
 
 
 def _in_script(values: Any) -> Markup:
-    """JSON that nothing in it can end as a script element."""
+    """Serialize to JSON that cannot close its script element."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

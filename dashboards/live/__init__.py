@@ -1,0 +1,1 @@
+"""Live view of a running sweep, a Streamlit page."""

@@ -1,8 +1,8 @@
-"""Reads a sweep from MLflow again and again, each time only what is new.
+"""Incremental reader of a sweep in MLflow: each refresh reads only what is new.
 
-A refresh asks for the sweep's own run, for trials that began since, and for those that run or did so the last time. A
-trial's history is asked for when its latest values have changed. All of it stops when the time of a refresh is over
-and goes on with the next, so that a sweep of any size shows at once and fills up.
+A refresh reads the sweep's run, trials started since the last refresh, and trials that run or ran at the last refresh.
+It reads a trial's history only if its latest values have changed. It stops at a time limit, and the next refresh
+continues, so that a sweep of any size appears at once and fills up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dashboards.reading.mlflow_runs import KIND, PARENT
-from dashboards.reading.sweep_data import ENDS, NUMBER, READERS
+from dashboards.reading.mlflow_runs import RUN_STATES, all_experiments, concurrent_readers, param_of
+from orchestration.tracking.schema import (
+    FINAL,
+    KIND,
+    NUMBER,
+    PARENT,
+    RUN_KIND,
+    STATE,
+    SWEEP_KIND,
+    TRAIN_S,
+)
 from orchestration.tracking.uri import root_cause, without_password
 
 if TYPE_CHECKING:
@@ -24,15 +33,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 100
-"""Runs a request."""
+"""Runs per request."""
 REFRESH_S = 2.0
-"""How long a refresh may read before it leaves the rest to the next one."""
+"""Time limit of a refresh."""
 REREAD_S = 300.0
-"""How often all trials are read again, for what changed after their end: tags, deletions."""
+"""Interval between full re-reads, which find changes after a trial's end: tags, deletions."""
 FRESH_S = 1.0
+"""Age up to which a snapshot is returned without reading."""
 NEWEST_SWEEPS = 200
-CHANGING = "time/train_s"
-"""A metric that differs from report to report, whatever the others do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as MLflow had it last."""
+    """One trial at its last reading."""
 
     run_id: str
     number: int
@@ -59,38 +67,36 @@ class Trial:
     end_ms: int | None
 
     def value(self, metric: str) -> float:
-        """Its last value, NaN if it has none."""
-        return self.metrics.get(f"final/{metric}", self.metrics.get(metric, math.nan))
+        """Get a metric's last value; NaN if it was not reported."""
+        return self.metrics.get(f"{FINAL}{metric}", self.metrics.get(metric, math.nan))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known of a sweep; never changed, only replaced."""
+    """Everything read of a sweep so far; replaced, never changed."""
 
     sweep: Run | None = None
     trials: tuple[Trial, ...] = ()
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
     """By metric and run id."""
     complete: bool = False
-    """Whether all trials have been read, and all curves of the metrics asked for."""
+    """All trials and all curves of the requested metrics have been read."""
     problem: str = ""
-    """Why it cannot be read at present; the rest is then of the last time that it could."""
+    """Why the last refresh failed; the rest is then from the last successful one."""
 
     def curve(self, trial: Trial, metric: str) -> Curve:
         return self.curves.get(metric, {}).get(trial.run_id, Curve())
 
     def param(self, name: str, default: str = "") -> str:
-        """Of the sweep; some are kept as tags, because a resume may change them."""
-        data = self.sweep.data if self.sweep else None
-        return (data.params.get(name) or data.tags.get(name) or default) if data else default
+        return param_of(self.sweep, name, default)
 
 
 class LiveSweep:
-    """One sweep, or one training run by itself; may be shared by threads.
+    """Reader of one sweep or one standalone training run; threads may share it.
 
     Args:
-        run_id: of the sweep's own run in MLflow.
-        fresh_s: a second caller within this time, another browser window, gets what the first one got.
+        run_id: the sweep's run in MLflow.
+        fresh_s: within this time after a refresh, further callers (other browser windows) get the same snapshot.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, fresh_s: float = FRESH_S):
@@ -98,20 +104,20 @@ class LiveSweep:
         self.snapshot = Snapshot()
         self._trials: dict[str, Trial] = {}
         self._curves: dict[str, dict[str, Curve]] = {}
-        self._read_at: dict[str, dict[str, str]] = {}  # by metric and run, the latest values when its curve was read
+        self._read_at: dict[str, dict[str, str]] = {}  # by metric and run: its latest values when the curve was read
         self._lock, self._refreshed, self._reread = threading.Lock(), -math.inf, -math.inf
         self._pages: Iterator[Iterable[Run]] | None = None
         self._newest_ms, self._seen = 0, set()
 
     def refresh(self, metrics: tuple[str, ...]) -> Snapshot:
-        """Read what is new of the trials and of their curves of these metrics, as far as time allows."""
+        """Read new trials and new points of these metrics, up to the time limit."""
         with self._lock:
             known = all(metric in self._curves for metric in metrics)
             if time.monotonic() - self._refreshed < self.fresh_s and known:
                 return self.snapshot
             try:
                 self.snapshot = self._read(metrics, time.monotonic() + REFRESH_S)
-            except Exception as error:  # MLflow's, the network's, the database's: told, and tried again
+            except Exception as error:  # MLflow, the network, the database: shown, and retried at the next refresh
                 self._pages = None
                 reason = f"{without_password(self.client.tracking_uri)}: {root_cause(error)[:300]}"
                 self.snapshot = replace(self.snapshot, problem=reason)
@@ -123,19 +129,19 @@ class LiveSweep:
         before = self.snapshot.sweep
         if before is not None and before.info.status != sweep.info.status:
             self._reread = -math.inf
-        if sweep.data.tags.get(KIND) == "run":
+        if sweep.data.tags.get(KIND) == RUN_KIND:
             self._take([sweep])
-            all_there = True
+            all_read = True
         else:
             self._read_running(sweep)
-            all_there = self._read_new(sweep, deadline)
-        complete = all(self._read_curves(metric, deadline) for metric in metrics) and all_there
+            all_read = self._read_new(sweep, deadline)
+        complete = all(self._read_curves(metric, deadline) for metric in metrics) and all_read
         trials = tuple(sorted(self._trials.values(), key=lambda trial: (trial.number, trial.start_ms)))
         curves = {metric: dict(curves) for metric, curves in self._curves.items()}
         return Snapshot(sweep, trials, curves, complete)
 
     def _search(self, sweep: Run, condition: str) -> Iterator[Iterable[Run]]:
-        """Pages of the sweep's trials, oldest first."""
+        """Yield pages of the sweep's trials, oldest first."""
         token = None
         while True:
             page = self.client.search_runs(
@@ -150,7 +156,7 @@ class LiveSweep:
                 return
 
     def _read_running(self, sweep: Run) -> None:
-        """Trials that run, and those that did and no longer do."""
+        """Read running trials, and those that stopped running since the last refresh."""
         ran = {trial.run_id for trial in self._trials.values() if trial.end_ms is None}
         for page in self._search(sweep, "attributes.status = 'RUNNING'"):
             self._take(page)
@@ -165,7 +171,7 @@ class LiveSweep:
             del self._trials[deleted]
 
     def _read_new(self, sweep: Run, deadline: float) -> bool:
-        """Trials that began since; a sweep's one writer begins them in order. False if time was not enough."""
+        """Read trials started since the last refresh, which the tracker creates in order; False at the time limit."""
         if self._pages is None:
             if time.monotonic() - self._reread > REREAD_S:
                 self._newest_ms, self._reread, self._seen = 0, time.monotonic(), set()
@@ -184,11 +190,11 @@ class LiveSweep:
         for run in runs:
             self._seen.add(run.info.run_id)
             tags, number = run.data.tags, run.data.tags.get(NUMBER, "")
-            state = tags.get("state") if run.info.status != "RUNNING" else None
+            state = tags.get(STATE) if run.info.status != "RUNNING" else None
             self._trials[run.info.run_id] = Trial(
                 run.info.run_id,
                 int(number) if number.isdecimal() else 0,
-                state if state in ("finished", "stopped", "failed") else ENDS.get(run.info.status, "interrupted"),
+                state if state in ("finished", "stopped", "failed") else RUN_STATES.get(run.info.status, "interrupted"),
                 run.data.metrics,
                 run.data.params,
                 tags,
@@ -197,24 +203,24 @@ class LiveSweep:
             )
 
     def _read_curves(self, metric: str, deadline: float) -> bool:
-        """Curves of trials that have reported since theirs was read: running ones, the best, then the others."""
+        """Read curves of trials that reported since the last refresh: running ones, the best, then the others."""
         curves, read_at = self._curves.setdefault(metric, {}), self._read_at.setdefault(metric, {})
-        now = {
-            run_id: repr((trial.metrics[metric], trial.metrics.get(CHANGING), trial.state))
+        latest_of = {
+            run_id: repr((trial.metrics[metric], trial.metrics.get(TRAIN_S), trial.state))
             for run_id, trial in self._trials.items()
             if metric in trial.metrics
         }
-        stale = [run_id for run_id, latest in now.items() if read_at.get(run_id) != latest]
+        stale = [run_id for run_id, latest in latest_of.items() if read_at.get(run_id) != latest]
         stale.sort(key=lambda run_id: self._urgency(self._trials[run_id], metric))
-        readers = READERS if self.client.tracking_uri.startswith("http") else 1
+        readers = concurrent_readers(self.client)
         with ThreadPoolExecutor(readers) as pool:
             for start in range(0, len(stale), 4 * readers):
                 if time.monotonic() > deadline:
                     return False
                 some = stale[start : start + 4 * readers]
-                found = pool.map(lambda run_id: self.client.get_metric_history(run_id, metric), some)
-                for run_id, rows in zip(some, found, strict=True):
-                    curves[run_id], read_at[run_id] = _curve(rows), now[run_id]
+                histories = pool.map(lambda run_id: self.client.get_metric_history(run_id, metric), some)
+                for run_id, points in zip(some, histories, strict=True):
+                    curves[run_id], read_at[run_id] = _curve(points), latest_of[run_id]
         return True
 
     def _urgency(self, trial: Trial, metric: str) -> tuple[bool, float]:
@@ -222,18 +228,21 @@ class LiveSweep:
         return trial.state != "running", value if value == value else math.inf
 
 
-def _curve(rows: Iterable[Any]) -> Curve:
-    by_step = {row.step: row for row in rows}  # the last value of a step that was repeated
+def _curve(points: Iterable[Any]) -> Curve:
+    by_step = {point.step: point for point in points}  # the last value of a step that was repeated
     ordered = [by_step[step] for step in sorted(by_step)]
-    return Curve(*zip(*((row.step, row.value, row.timestamp) for row in ordered), strict=True)) if ordered else Curve()
+    return (
+        Curve(*zip(*((point.step, point.value, point.timestamp) for point in ordered), strict=True))
+        if ordered
+        else Curve()
+    )
 
 
 def newest_sweeps(client: MlflowClient) -> list[Run]:
-    """Sweeps and training runs of their own, the newest first."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = []
-    for kind in ("sweep", "run"):
+    """List sweeps and standalone training runs, newest first."""
+    experiments, runs = all_experiments(client), []
+    for kind in (SWEEP_KIND, RUN_KIND):
         condition, order = f"tags.`{KIND}` = '{kind}'", ["attributes.start_time DESC"]
-        found += client.search_runs(experiments, condition, max_results=NEWEST_SWEEPS, order_by=order)
-    alone = [run for run in found if PARENT not in run.data.tags]
-    return sorted(alone, key=lambda run: run.info.start_time or 0, reverse=True)
+        runs += client.search_runs(experiments, condition, max_results=NEWEST_SWEEPS, order_by=order)
+    top_level = [run for run in runs if PARENT not in run.data.tags]
+    return sorted(top_level, key=lambda run: run.info.start_time or 0, reverse=True)

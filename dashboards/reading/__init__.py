@@ -1,0 +1,1 @@
+"""Readers of MLflow and of Optuna studies."""

@@ -1,4 +1,4 @@
-"""A sweep's Optuna study: from the sweep's folder, from a database, or from the copy attached to its run."""
+"""A sweep's Optuna study, read from the sweep's folder, from a database, or from the copy attached to its run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
 from orchestration.sweep.study import STUDY, STUDY_FILE, open_journal
+from orchestration.tracking.schema import FOLDER
 from orchestration.tracking.uri import root_cause
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Studies = tuple[optuna.Study | None, optuna.Study | None, str | None]
 
-
-def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) -> Studies:
-    """Copies in memory of a sweep's study and of that with its reports, and why there are none, if so."""
+def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) -> tuple[optuna.Study | None, str]:
+    """Copy a sweep's study into memory; None and the reason if it cannot be read."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder, url = _folder(parent, children), parent.data.params.get("study_storage") if parent else None
     name = parent.info.run_name if parent else ""
@@ -30,38 +29,32 @@ def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) ->
         if url not in (None, "", "None"):
             database = re.fullmatch(r"sqlite:///(.+)", url)
             if database and not Path(database[1]).exists():
-                return None, None, f"The Optuna study is not at {url}; figures that need it are missing."
-            return *_copies(RDBStorage(url), folder.name if folder else name), None
+                return None, f"Optuna study not found at {url}; figures that need it are missing."
+            return _copy(RDBStorage(url), folder.name if folder else name), ""
         if folder and (folder / STUDY_FILE).exists():
-            return *_copies(open_journal(folder / STUDY_FILE), STUDY), None
+            return _copy(open_journal(folder / STUDY_FILE), STUDY), ""
         if parent and any(item.path == STUDY_FILE for item in client.list_artifacts(parent.info.run_id)):
             with tempfile.TemporaryDirectory() as temporary:
                 journal = client.download_artifacts(parent.info.run_id, STUDY_FILE, temporary)
-                return *_copies(open_journal(Path(journal)), STUDY), None
-    except Exception as error:  # Optuna's, SQLAlchemy's, each driver's own, and those of damaged files
-        return None, None, f"The Optuna study cannot be read ({root_cause(error)[:200]})."
-    return None, None, "There is no Optuna study in the sweep's folder or attached to its run; its figures are missing."
+                return _copy(open_journal(Path(journal)), STUDY), ""
+    except Exception as error:  # Optuna, SQLAlchemy and the drivers have no common base class; files may be damaged
+        return None, f"The Optuna study cannot be read ({root_cause(error)[:200]})."
+    return None, "No Optuna study in the sweep's folder or attached to its run; figures that need it are missing."
 
 
 def _folder(parent: Run | None, children: list[Run]) -> Path | None:
-    """The sweep's folder, as its run tells it, or those of its trials."""
-    if parent and parent.data.tags.get("folder"):
-        return Path(parent.data.tags["folder"])
+    """Find the sweep's folder from the tags of its run or of its trials."""
+    if parent and parent.data.tags.get(FOLDER):
+        return Path(parent.data.tags[FOLDER])
     for run in children:
-        if folder := run.data.tags.get("folder"):
+        if folder := run.data.tags.get(FOLDER):
             return Path(folder).parents[1] if len(Path(folder).parents) > 2 else None
     return None
 
 
-def _copies(storage: BaseStorage, name: str) -> tuple[optuna.Study, optuna.Study]:
-    study = copied(optuna.load_study(study_name=name, storage=storage))
-    if len(study.directions) == 1:
-        return study, study
-    return study, copied(optuna.load_study(study_name=f"{name}-stopping", storage=storage))
-
-
-def copied(study: optuna.Study) -> optuna.Study:
-    """In memory, without trials that are only planned."""
+def _copy(storage: BaseStorage, name: str) -> optuna.Study:
+    """Copy a study into memory, without its enqueued trials."""
+    study = optuna.load_study(study_name=name, storage=storage)
     copy = optuna.create_study(directions=study.directions)
     copy.add_trials([trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING])
     return copy

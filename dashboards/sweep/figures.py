@@ -1,4 +1,4 @@
-"""A sweep's figures: Optuna's where it has them, from values as MLflow holds them, in one style for light and dark."""
+"""A search's figures, Optuna's where it provides them, in one style for light and dark pages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import optuna
 import optuna.visualization as draw
 import pandas as pd
 import plotly.graph_objects as go
-from optuna.trial import create_trial
 from plotly.colors import sample_colorscale
 
 from dashboards.html.drawing import (
@@ -21,79 +21,78 @@ from dashboards.html.drawing import (
     RED,
     SCALE,
     Panel,
-    axis_of,
-    count_trials,
-    log_ticks,
+    log_axis,
     name_trials,
+    number_axis,
+    scale_axis,
     without,
 )
-from dashboards.reading.sweep_data import SweepRecord
-from dashboards.sweep.findings import Findings, is_quality, shortened, title
-from dashboards.sweep.plottable import SPREAD, complete, dimensions, evenly, first_goal, only_some, spread, study_of
-from dashboards.sweep.population import exchanges_figures
+from dashboards.labels import one_line_reason, title
+from dashboards.reading.images import evenly
+from dashboards.reading.protocols import is_quality
+from dashboards.reading.sweep_data import SweepData
+from dashboards.sweep.findings import Findings
+from dashboards.sweep.plottable import MOST_LINES, complete, dimensions, first_goal, plottable_study, thinned
+from orchestration.tracking.schema import FID, PEAK_MIB, TRAIN_S
+from soflow.statistics import pareto_front
+
+STATE_COLORS = {"finished": BLUE, "stopped": ORANGE, "failed": RED, "running": GREEN}
+HOVER = "trial %{customdata}<br>%{x}: %{y:.4g}<extra></extra>"
 
 
-def panels(record: SweepRecord, findings: Findings) -> list[Panel]:
-    """All of the report's figures; one that cannot be drawn is a panel that says why."""
-    makers: list[Callable[[SweepRecord, optuna.Study | None], Panel]] = [_costs]
-    if findings.comparable:
-        makers = [_history, _values_over_steps, *_SEARCHES, _pareto, *makers]
-        if record.param("early_stopping.kind") == "pbt":
-            makers.insert(2, _population)
-    study, found = study_of(record), []
-    for make in makers:
+def panels(findings: Findings) -> list[Panel]:
+    """Draw all figures; a figure that fails becomes a panel with the reason."""
+    study, drawn = plottable_study(findings.data), []
+    for draw_panel in ALL if findings.comparable else (_costs,):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna's are for those who write code with it
-                panel = make(record, study)
-        except Exception as error:  # one figure must not take the report with it, whatever the records hold
-            reason = shortened(" ".join(str(error).split()) or type(error).__name__)
-            panel = Panel(make.__name__.strip("_"), make.__doc__.rstrip("."), "", missing=f"failed: {reason}")
-        found.append(panel)
-    return found
+                warnings.simplefilter("ignore")  # Optuna's warnings are for authors of code that uses it
+                panel = draw_panel(findings.data, study)
+        except Exception as error:  # a report must not fail with one figure
+            name, heading = draw_panel.__name__.strip("_"), draw_panel.__doc__.removeprefix("Draw ").rstrip(".")
+            panel = Panel(name, heading.capitalize(), "", missing=f"failed: {one_line_reason(error)}")
+        drawn.append(panel)
+    return drawn
 
 
-def _history(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Optimisation history."""
-    panel = Panel("history", "Optimisation history", "One dot per finished trial; the line is the best so far.")
-    if study is None or not complete(study):
+def _history(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw optimization history."""
+    panel = Panel("history", "Optimization history", "One dot per finished trial; the line is the best value so far.")
+    if not (trials := complete(study)):
         return without(panel, "a finished trial in the Optuna study")
-    figure = draw.plot_optimization_history(study, target=first_goal(study), target_name=title(record.goals[0]))
-    name_trials(figure.data[0], [trial.number for trial in complete(study)])
+    figure = draw.plot_optimization_history(study, target=first_goal(study), target_name=title(data.goals[0]))
+    name_trials(figure.data[0], [trial.number for trial in trials])
     figure.data[0].update(name="finished trial", marker={"color": BLUE, "size": 6})
-    if len(study.directions) > 1:  # Optuna draws no line where a target is given
-        values = pd.Series({trial.number: trial.values[0] for trial in complete(study)})
+    if len(study.directions) > 1:  # Optuna draws no line if a target is given
+        values = pd.Series({trial.number: trial.values[0] for trial in trials})
         figure.add_scatter(x=values.index, y=values.cummin(), mode="lines")
     line = {"color": ORANGE, "width": 2, "shape": "hv"}
     figure.update_traces(name="best so far", line=line, selector={"mode": "lines"})
-    count_trials(figure, len(record.trials))
-    panel.figures = [axis_of(figure, "y", [trial.values[0] for trial in complete(study)])]
+    number_axis(figure, len(data.trials))
+    panel.figures = [scale_axis(figure, "y", [trial.values[0] for trial in trials])]
     return panel
 
 
-def _values_over_steps(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Values over steps."""
-    goal = record.goals[0]
-    panel = Panel(
-        "steps",
-        f"{title(goal)} over steps",
-        _LINES,
-    )
-    history = record.history(goal)
+def _values_over_steps(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw the goal over steps."""
+    goal, history = data.goals[0], data.histories[data.goals[0]]
+    caption = "One line per trial. Crosses: stopped early. Bold: best trial."
+    panel = Panel("steps", f"{title(goal)} over steps", caption)
     if history.empty:
         return without(panel, f"a trial that reported {title(goal)}")
     figure = go.Figure()
-    states = record.trials.set_index("trial")["state"]
-    finished = record.trials[record.trials["state"] == "finished"]
-    for state, color in (("finished", BLUE), ("stopped", ORANGE), ("failed", RED), ("running", GREEN), ("other", GREY)):
-        of_state = states.index[states == state] if state != "other" else states.index[~states.isin(_DRAWN)]
-        last = history[history["trial"].isin(of_state)].groupby("trial")["value"].last().sort_values()
-        if len(last) > SPREAD:
-            panel.caption = f"{_LINES} Lines of {SPREAD} trials of each state, spread evenly over their last values."
+    states = data.trials.set_index("trial")["state"]
+    groups = {state: states.index[states == state] for state in STATE_COLORS}
+    groups["other"] = states.index[~states.isin(list(STATE_COLORS))]
+    for state, trials in groups.items():
+        last = history[history["trial"].isin(trials)].groupby("trial")["value"].last().sort_values()
+        if len(last) > MOST_LINES:
+            panel.caption = f"{caption} {MOST_LINES} trials per state, evenly spaced by their last values."
         if len(last):
-            rows = history[history["trial"].isin(evenly(list(last.index)))]
-            figure.add_scatter(**_lines(rows), name=state, line={"color": color, "width": 1}, opacity=0.7)
-    stops = history[history["trial"].isin(states.index[states == "stopped"])].groupby("trial").last().reset_index()
+            rows = history[history["trial"].isin(evenly(list(last.index), MOST_LINES))]
+            line = {"color": STATE_COLORS.get(state, GREY), "width": 1}
+            figure.add_scatter(**_lines(rows), name=state, line=line, opacity=0.7)
+    stops = history[history["trial"].isin(groups["stopped"])].groupby("trial").last().reset_index()
     if len(stops):
         figure.add_scatter(
             x=stops["step"],
@@ -102,25 +101,20 @@ def _values_over_steps(record: SweepRecord, study: optuna.Study | None) -> Panel
             mode="markers",
             marker={"symbol": "x", "color": ORANGE, "size": 6},
             name="stopped here",
-            hovertemplate=_HOVER,
+            hovertemplate=HOVER,
         )
+    finished = data.trials[data.trials["state"] == "finished"]
     if goal in finished and finished[goal].notna().any():
         best = finished.loc[finished[goal].idxmin(), "trial"]
-        figure.add_scatter(
-            **_lines(history[history["trial"] == best]), name=f"best, trial {best}", line={"color": GREEN, "width": 3}
-        )
-    figure.update_layout(xaxis_title="optimiser step", yaxis_title=title(goal))
-    panel.figures = [axis_of(figure, "y", history["value"])]
+        rows = history[history["trial"] == best]
+        figure.add_scatter(**_lines(rows), name=f"best, trial {best}", line={"color": GREEN, "width": 3})
+    figure.update_layout(xaxis_title="optimizer step", yaxis_title=title(goal))
+    panel.figures = [scale_axis(figure, "y", history["value"])]
     return panel
 
 
-_LINES = "One line per trial. A cross marks where early stopping ended one; the best trial is drawn bold."
-_DRAWN = ("finished", "stopped", "failed", "running")
-_HOVER = "trial %{customdata}<br>%{x}: %{y:.4g}<extra></extra>"
-
-
 def _lines(rows: pd.DataFrame) -> dict:
-    """All lines as one trace, which a browser draws a hundred times faster than a trace per trial."""
+    """Join all lines into one trace, which browsers draw a hundred times faster than a trace per trial."""
     ends = rows.groupby("trial").tail(1).assign(value=math.nan)
     rows = pd.concat([rows, ends]).sort_values(["trial", "step"], kind="stable")
     return {
@@ -129,34 +123,30 @@ def _lines(rows: pd.DataFrame) -> dict:
         "customdata": rows["trial"].to_numpy(),
         "mode": "lines",
         "connectgaps": False,
-        "hovertemplate": _HOVER,
+        "hovertemplate": HOVER,
     }
 
 
-def _importances(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Parameter importances."""
-    panel = Panel(
-        "importances",
-        "Parameter importances",
-        "Share of each parameter in what sets the best trials apart (PED-ANOVA); with few trials it says little.",
-    )
-    if study is None or len({trial.values[0] for trial in complete(study)}) < 2:
-        return without(panel, "two finished trials or more")
-    figure = draw.plot_param_importances(study, target=first_goal(study), target_name=title(record.goals[0]))
+def _importances(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw parameter importances."""
+    caption = "Share of each parameter in what distinguishes the best trials (PED-ANOVA); unreliable for few trials."
+    panel = Panel("importances", "Parameter importances", caption)
+    if len({trial.values[0] for trial in complete(study)}) < 2:
+        return without(panel, "two or more finished trials")
+    figure = draw.plot_param_importances(study, target=first_goal(study), target_name=title(data.goals[0]))
     figure.update_traces(marker_color=BLUE)
-    figure.update_layout(xaxis_title="importance", yaxis_title=None, height=120 + 34 * len(record.paths))
+    figure.update_layout(xaxis_title="importance", yaxis_title=None, height=120 + 34 * len(data.paths))
     panel.figures = [figure]
     return panel
 
 
-def _slices(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Slices."""
-    panel = Panel("slices", "Slices", "Finished trials by one parameter at a time; the later a trial, the more orange.")
-    if study is None or not complete(study):
+def _slices(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw slices."""
+    panel = Panel("slices", "Slices", "Finished trials against one parameter at a time; later trials are more orange.")
+    if not (trials := complete(study)):
         return without(panel, "a finished trial")
-    values = [trial.values[0] for trial in complete(study)]
     for name in dimensions(study):
-        figure = draw.plot_slice(study, [name], target=first_goal(study), target_name=title(record.goals[0]))
+        figure = draw.plot_slice(study, [name], target=first_goal(study), target_name=title(data.goals[0]))
         for trace in figure.data:
             numbers = list(trace.marker.color) if isinstance(trace.marker.color, (list, tuple)) else None
             name_trials(trace, numbers, x="%{x}")
@@ -167,22 +157,23 @@ def _slices(record: SweepRecord, study: optuna.Study | None) -> Panel:
             order = [value.strip("'\"") for value in figure.layout.xaxis.categoryarray]
             figure.update_xaxes(categoryarray=order, range=[-0.5, len(order) - 0.5])
         elif figure.layout.xaxis.type == "log":
-            log_ticks(figure, "x", [value for trace in figure.data for value in trace.x or ()])
+            log_axis(figure, "x", [value for trace in figure.data for value in trace.x or ()])
         figure.update_layout(height=280)
-        panel.figures.append(axis_of(figure, "y", values))
+        panel.figures.append(scale_axis(figure, "y", [trial.values[0] for trial in trials]))
     return panel
 
 
-def _parallel(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Parallel coordinates."""
-    panel = Panel("parallel", "Parallel coordinates", "One line per finished trial, the better the more orange.")
-    if study is None or len(complete(study)) < 2:
-        return without(panel, "two finished trials or more")
-    panel.caption += only_some(study)
-    figure = draw.plot_parallel_coordinate(spread(study), target=first_goal(study), target_name=title(record.goals[0]))
+def _parallel(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw parallel coordinates."""
+    panel = Panel("parallel", "Parallel coordinates", "One line per finished trial; better trials are more orange.")
+    if len(complete(study)) < 2:
+        return without(panel, "two or more finished trials")
+    some, note = thinned(study)
+    panel.caption += note
+    figure = draw.plot_parallel_coordinate(some, target=first_goal(study), target_name=title(data.goals[0]))
     figure.update_layout(plot_bgcolor=None, height=420)
-    for note in figure.layout.annotations:
-        note.font.color = GREY
+    for annotation in figure.layout.annotations:
+        annotation.font.color = GREY
     for line in figure.data:
         if line.mode == "lines" and line.y[0] is not None:  # the first axis is the goal, from 0 for the best to 1
             line.update(line_color=sample_colorscale(SCALE, 1 - line.y[0])[0], line_width=1.5, opacity=0.7)
@@ -192,86 +183,92 @@ def _parallel(record: SweepRecord, study: optuna.Study | None) -> Panel:
     return panel
 
 
-def _contour(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Gap schedule's ends."""
-    panel = Panel(
-        "contour",
-        "The gap schedule's ends",
-        "Finished trials, interpolated in between; orange is good.",
-    )
+def _contour(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw gap schedule."""
+    panel = Panel("contour", "Gap schedule", "Finished trials by r_init and r_end, interpolated; orange is better.")
     ends = ["r_init", "r_end"]
-    having = [trial for trial in complete(study) if set(ends) <= set(trial.params)] if study else []
-    if len({tuple(trial.params[name] for name in ends) for trial in having}) < 4:
-        return without(panel, "four finished trials or more with different r_init and r_end")
-    panel.caption += only_some(study)
-    figure = draw.plot_contour(spread(study), ends, target=first_goal(study), target_name=title(record.goals[0]))
+    trials = [trial for trial in complete(study) if set(ends) <= set(trial.params)]
+    if len({tuple(trial.params[name] for name in ends) for trial in trials}) < 4:
+        return without(panel, "four or more finished trials with different r_init and r_end")
+    some, note = thinned(study)
+    panel.caption += note
+    figure = draw.plot_contour(some, ends, target=first_goal(study), target_name=title(data.goals[0]))
     for trace in figure.data:
         if trace.type == "contour":
             trace.update(colorscale=SCALE, reversescale=True, line={"width": 0.5})
         else:
             trace.marker.update(color="white", size=7, line={"color": "black", "width": 1})
     for axis in "xy":
-        of_axis = figure.layout[f"{axis}axis"]
-        if of_axis.type == "log":
-            log_ticks(figure, axis, [trial.params[of_axis.title.text] for trial in having])
+        settings = figure.layout[f"{axis}axis"]
+        if settings.type == "log":
+            log_axis(figure, axis, [trial.params[settings.title.text] for trial in trials])
     panel.figures = [figure]
     return panel
 
 
-_SEARCHES = (_importances, _slices, _parallel, _contour)
-
-
-def _pareto(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Pareto fronts."""
-    quality = next((goal for goal in record.goals if is_quality(goal)), "fid")
-    panel = Panel("pareto", "Pareto fronts", "Finished trials; no other trial beats an orange one in both directions.")
-    finished = record.trials[record.trials["state"] == "finished"]
-    others = [goal for goal in record.goals if goal != quality]
-    for cost in dict.fromkeys(["time/train_s", "memory/peak_mib", *others]):
+def _pareto(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw Pareto fronts."""
+    quality = next((goal for goal in data.goals if is_quality(goal)), FID)
+    panel = Panel("pareto", "Pareto fronts", "Finished trials; orange ones are on the Pareto front of both axes.")
+    finished = data.trials[data.trials["state"] == "finished"]
+    for cost in dict.fromkeys([TRAIN_S, PEAK_MIB, *(goal for goal in data.goals if goal != quality)]):
         if {quality, cost} <= set(finished):
             rows = finished[finished[[quality, cost]].map(math.isfinite).all(axis=1)]
             if len(rows):
                 panel.figures.append(_front(rows, cost, quality))
-    return panel if panel.figures else without(panel, "a finished trial with FID, seconds and memory")
+    return panel if panel.figures else without(panel, "a finished trial with FID, training time and memory")
 
 
 def _front(rows: pd.DataFrame, cost: str, quality: str) -> go.Figure:
-    study = optuna.create_study(directions=["minimize", "minimize"])
-    numbers = rows["trial"].tolist()
-    study.add_trials([create_trial(values=values) for values in rows[[cost, quality]].to_numpy().tolist()])
-    figure = draw.plot_pareto_front(study, target_names=[title(cost), title(quality)])
-    for trace, color, name in zip(figure.data, (BLUE, ORANGE), ("finished trial", "Pareto front"), strict=True):
-        name_trials(trace, [numbers[position] for position in trace.marker.color or ()], x="%{x:.4g}")
-        trace.update(text=None, name=name, showlegend=True, marker={"color": color, "size": 8, "showscale": False})
-        trace.marker.line.width = 0
-    return axis_of(axis_of(figure, "y", rows[quality]), "x", rows[cost])
+    on_front, figure = pareto_front(rows[[cost, quality]].to_numpy(np.float64)), go.Figure()
+    for name, color, shown in (
+        ("finished trial", BLUE, rows[~on_front]),
+        ("Pareto front", ORANGE, rows[on_front]),
+    ):
+        figure.add_scatter(
+            x=shown[cost],
+            y=shown[quality],
+            customdata=shown["trial"],
+            mode="markers",
+            name=name,
+            showlegend=True,
+            marker={"color": color, "size": 8},
+            hovertemplate="trial %{customdata}<br>%{x:.4g} → %{y:.4g}<extra></extra>",
+        )
+    figure.update_layout(xaxis_title=title(cost), yaxis_title=title(quality))
+    return scale_axis(scale_axis(figure, "y", rows[quality]), "x", rows[cost])
 
 
-def _costs(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Wall-clock and memory."""
-    panel = Panel("costs", "Wall-clock and memory", "By trial; wall-clock beyond training is evaluation and waiting.")
-    table = record.trials
-    bars = (("wall_s", GREY), ("time/train_s", BLUE)), (("memory/peak_mib", GREEN),)
+def _costs(data: SweepData, study: optuna.Study | None) -> Panel:
+    """Draw time and memory."""
+    caption = "Per trial. Wall-clock time beyond training is evaluation and waiting."
+    panel = Panel("costs", "Time and memory", caption)
+    bars = (("wall_s", GREY), (TRAIN_S, BLUE)), ((PEAK_MIB, GREEN),)
     for group, unit in zip(bars, ("seconds", "MiB"), strict=True):
         figure = go.Figure()
         for metric, color in group:
-            if metric in table and table[metric].notna().any():
+            if metric in data.trials and data.trials[metric].notna().any():
                 figure.add_bar(
-                    x=table["trial"],
-                    y=table[metric],
+                    x=data.trials["trial"],
+                    y=data.trials[metric],
                     name=title(metric).partition(" [")[0],
                     marker={"color": color, "line": {"width": 0}},
                     hovertemplate="trial %{x}: %{y:.4g}<extra></extra>",
                 )
         if figure.data:
             figure.update_layout(barmode="overlay", bargap=0.15, yaxis_title=unit, height=300, showlegend=True)
-            count_trials(figure, len(table))
+            number_axis(figure, len(data.trials))
             panel.figures.append(figure)
-    return panel if panel.figures else without(panel, "seconds or memory in MLflow")
+    return panel if panel.figures else without(panel, "reported time or memory")
 
 
-def _population(record: SweepRecord, study: optuna.Study | None) -> Panel:
-    """Guidance over steps."""
-    caption = "What changed during training. A dotted line leads from the trial whose weights were taken over."
-    panel = Panel("population", "Guidance over steps", caption, exchanges_figures(record))
-    return panel if panel.figures else without(panel, "the trials' m and w over steps")
+ALL: tuple[Callable[[SweepData, optuna.Study | None], Panel], ...] = (
+    _history,
+    _values_over_steps,
+    _importances,
+    _slices,
+    _parallel,
+    _contour,
+    _pareto,
+    _costs,
+)

@@ -1,4 +1,4 @@
-"""A comparison of cases: its numbers are MLflow's, its tests are paired, and what must not be compared is refused."""
+"""Comparison of cases: numbers equal MLflow's, tests are paired, and FIDs of different protocols are not compared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scipy import stats
 from sweep_store import SweepStore
 
 from dashboards.comparison.compare import compare, interval
-from dashboards.comparison.page import write_tables
-from dashboards.comparison.tables import _latex, _plain, measured, stacked
+from dashboards.comparison.page import comparison_page, write_tables
+from dashboards.comparison.results import CONFIRMED, UNDECIDED
+from dashboards.comparison.tables import _escape_latex, _escape_markdown, measured_table, stacked
 from dashboards.comparison.terminal import show_comparison
-from dashboards.comparison.verdicts import CONFIRMED, UNDECIDED
 from dashboards.reading.sweep_data import read_sweep
-from dashboards.report import build, leave_report
+from dashboards.report import leave_report, read_attachments
 from soflow.statistics import paired_ratio
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
@@ -28,11 +28,16 @@ LAST = ([0.50, 0.70, 0.52], [0.46, 0.66, 0.44], [0.58, 0.75, 0.60], [0.49, 0.69,
 WITHIN_COST = "memory/peak_mib(plain) < 2 * memory/peak_mib(worse)"
 
 
-def record(store: SweepStore, lost: tuple[int, ...] = (), **settings) -> str:
+def write_sweep(store: SweepStore, lost: tuple[int, ...] = (), **settings) -> str:
     outcomes = [("finished", [9.0, 3.0, fid]) for of_seed in LAST for fid in of_seed]
     for number in lost:
         outcomes[number] = ("failed", [9.0])
     return store.sweep("cmp", outcomes, images=True, **SETTINGS | settings)
+
+
+def page_of(store: SweepStore, parent: str) -> str:
+    comparison = compare(read_sweep(store.uri, parent))
+    return comparison_page(comparison, *read_attachments(comparison))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def store(tmp_path_factory) -> SweepStore:
 
 @pytest.fixture(scope="module")
 def parent(store) -> str:
-    return record(store)
+    return write_sweep(store)
 
 
 def test_every_number_is_mlflows(store, parent):
@@ -76,52 +81,52 @@ def test_the_answer_calls_what_the_test_finds_and_nothing_else(store, parent):
     comparison = compare(read_sweep(store.uri, parent))
     first, second = comparison.answer
     best = comparison.cases[0]
-    assert first.startswith("plain has the lowest mean FID of 3 cases: " + interval(best.measures["fid"]))
+    assert first.startswith(f"Lowest mean FID: plain, {interval(best.measures['fid'])} (4 seeds, 3 cases); ")
     worse, odd = comparison.cases[1:]
     assert worse.p < 0.05 < odd.p
-    assert "worse 1.38 times as high" in second
+    assert "worse × 1.38 [" in second
     assert "odd" not in second
-    assert "With 4 seeds a test finds effects of 2.1 standard deviations with 80% power" in second
+    assert "With 4 seeds, the test detects effects of 2.1 standard deviations with 80 % power" in second
 
 
 def test_lost_trials_count_nowhere_and_pairs_are_of_equal_seeds(store):
-    parent = record(store, lost=(0, 4))  # the first seed of the first case, the second of the second
+    parent = write_sweep(store, lost=(0, 4))  # the first seed of the first case, the second of the second
     comparison = compare(read_sweep(store.uri, parent))
     plain, worse, odd = comparison.cases
     assert (sorted(plain.trials), sorted(worse.trials)) == ([1, 2, 3], [0, 2, 3])
     assert worse.against["fid"] == paired_ratio([LAST[2][1], LAST[3][1]], [LAST[2][0], LAST[3][0]])
     assert odd.against["fid"].n == 3
-    page = build(read_sweep(store.uri, parent))
+    page = page_of(store, parent)
     assert "plain, seed 0 (trial 0): failed, the loss became NaN" in page
 
 
 def test_fids_measured_in_different_ways_are_not_compared(store):
-    parent = record(store)
+    parent = write_sweep(store)
     run = store.children(parent)[5].info.run_id
     store.client.set_tag(run, "nfe", "50")
     comparison = compare(read_sweep(store.uri, parent))
     assert comparison.quality == []
     assert "must not be compared" in " ".join(comparison.answer)
     assert all(math.isnan(case.p) and "fid" not in case.measures for case in comparison.cases)
-    page = build(read_sweep(store.uri, parent))
+    page = page_of(store, parent)
     assert "must not be compared" in page
     assert "time per step" in page or "peak memory" in page  # costs are
 
 
 def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(store):
     texts = ("fid(plain) < 20", "fid(worse) < 20 * fid_floor(worse)", "fid(plain) < fid(worse)", WITHIN_COST)
-    parent = record(store, hypotheses=texts)
+    parent = write_sweep(store, hypotheses=texts)
     for number, run in store.children(parent).items():
         if number % 3 == 1:  # all of "worse"
             store.client.set_tag(run.info.run_id, "fid_feature_network", "fashion-cnn")
     comparison = compare(read_sweep(store.uri, parent))
     worse = comparison.cases[1]
     verdicts = dict(zip(texts, comparison.verdicts, strict=True))
-    assert verdicts[texts[0]].quotient == paired_ratio([fids[0] for fids in LAST], [20.0] * 4)
-    assert verdicts[texts[1]].quotient == paired_ratio([fids[1] for fids in LAST], [20 * 0.0407] * 4)
-    assert (verdicts[texts[2]].quotient, verdicts[texts[2]].outcome) == (None, UNDECIDED)
-    assert "measured in different ways" in verdicts[texts[2]].reason
-    assert verdicts[WITHIN_COST].quotient.n == 4
+    assert verdicts[texts[0]].ratio == paired_ratio([fids[0] for fids in LAST], [20.0] * 4)
+    assert verdicts[texts[1]].ratio == paired_ratio([fids[1] for fids in LAST], [20 * 0.0407] * 4)
+    assert (verdicts[texts[2]].ratio, verdicts[texts[2]].outcome) == (None, UNDECIDED)
+    assert "measured by different protocols" in verdicts[texts[2]].reason
+    assert verdicts[WITHIN_COST].ratio.n == 4
     assert worse.measures["fid"].mean == pytest.approx(statistics.fmean(fids[1] for fids in LAST))
     assert "fid" not in worse.against
     assert "must not be compared" in " ".join(comparison.answer)
@@ -130,21 +135,20 @@ def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(st
 @pytest.mark.parametrize(("lost", "seeds"), [(tuple(range(12)), 4), ((), 1)])
 def test_failed_and_single_trials_give_a_report(store, lost, seeds):
     if seeds == 4:
-        parent = record(store, lost=lost)
+        parent = write_sweep(store, lost=lost)
     else:
         outcomes = [("finished", [9.0, fid]) for fid in LAST[0]]
         parent = store.sweep("single", outcomes, **SETTINGS | {"case_seeds": 1})
-    page = build(read_sweep(store.uri, parent))
-    assert ("No case has a trial that reached its last step." in page) == (seeds == 4)
+    page = page_of(store, parent)
+    assert ("No case has a finished trial." in page) == (seeds == 4)
 
 
 def test_the_page_shows_the_table_and_takes_names_as_text(store, parent):
-    sweep = read_sweep(store.uri, parent)
-    page = build(sweep)
+    comparison, page = compare(read_sweep(store.uri, parent)), page_of(store, parent)
     assert "<i>" not in page
     table = re.search(r'<table id="measured">.*?</table>', page, re.DOTALL)[0]
     cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
-    rows = measured(compare(sweep))
+    rows = measured_table(comparison)
     assert cells == [cell for row in stacked(rows)[1:] for cell in row]
     assert sorted(line for cell in cells for line in cell.split("\n")) == sorted(
         cell for row in rows[1:] for cell in row
@@ -156,12 +160,12 @@ def test_the_page_shows_the_table_and_takes_names_as_text(store, parent):
 
 
 def test_tables_for_papers(store, parent, tmp_path):
-    sweep = read_sweep(store.uri, parent)
-    markdown, latex = (path.read_text() for path in write_tables(sweep, tmp_path))
-    rows = measured(compare(sweep))
+    comparison = compare(read_sweep(store.uri, parent))
+    markdown, latex = (path.read_text() for path in write_tables(comparison, tmp_path))
+    rows = measured_table(comparison)
     for row in rows:
-        assert "| " + " | ".join(map(_plain, row)) + " |" in markdown
-        assert " & ".join(map(_latex, row)) + r" \\" in latex
+        assert "| " + " | ".join(map(_escape_markdown, row)) + " |" in markdown
+        assert " & ".join(map(_escape_latex, row)) + r" \\" in latex
     assert r"odd\_\<i\>\_\&\_$x$" in markdown
     assert r"odd\_\textless{}i\textgreater{}\_\&\_\$x\$" in latex
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
@@ -170,9 +174,11 @@ def test_tables_for_papers(store, parent, tmp_path):
 
 def test_the_terminal_shows_verdicts_and_takes_names_as_text(store, capsys):
     cases = ("plain", "[red]worse[/red]:objective.guidance_strength=2", "other:objective.guidance_strength=3")
-    parent = record(store, cases=cases, hypotheses=("fid(plain) < fid([red]worse[/red])", "fid(plain) < fid(other)"))
+    parent = write_sweep(
+        store, cases=cases, hypotheses=("fid(plain) < fid([red]worse[/red])", "fid(plain) < fid(other)")
+    )
     comparison = compare(read_sweep(store.uri, parent))
-    show_comparison(comparison.record)
+    show_comparison(comparison)
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.endswith(" ".join(comparison.answer))
     for verdict, outcome in zip(comparison.verdicts, (CONFIRMED, UNDECIDED), strict=True):
@@ -183,8 +189,8 @@ def test_the_terminal_shows_verdicts_and_takes_names_as_text(store, capsys):
 
 
 def test_a_comparison_leaves_its_report_and_tables(store, parent, capsys):
-    folder = store.folder_of(parent)
-    leave_report(store.uri, folder)
-    for name in ("report.html", "comparison.md", "comparison.tex"):
-        assert (folder / name).exists(), capsys.readouterr().out
-        assert name in {item.path for item in store.client.list_artifacts(parent)}
+    folder, attached = store.folder_of(parent), []
+    leave_report(store.uri, folder, attached.append)
+    names = ("report.html", "comparison.md", "comparison.tex")
+    assert attached == [folder / name for name in names], capsys.readouterr().out
+    assert all(path.exists() for path in attached)

@@ -9,10 +9,11 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED, hypotheses_of, judge, summary, together
-from orchestration.config import SweepConfig
+from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED, with_holm
+from dashboards.comparison.verdicts import judge, logged_hypotheses, summary
+from orchestration.sweep.checks import check_study
+from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.hypotheses import Measured, read_hypothesis
-from orchestration.sweep.study import check_study
 from soflow.config_base import ConfigError
 from soflow.statistics import LEVEL, detectable_effect
 
@@ -40,12 +41,12 @@ def test_hypotheses_read_as_they_are_written():
 def test_what_reads_otherwise_is_refused(text):
     with pytest.raises(ValueError, match="must"):
         read_hypothesis(text)
-    assert hypotheses_of(str([text])) == []
+    assert logged_hypotheses(str([text])) == []
 
 
 def test_hypotheses_must_be_about_the_sweeps_cases_and_metrics(tmp_path):
     values = {"cases": ("a", "b"), "early_stopping": {"kind": "none"}}
-    with pytest.raises(ValidationError, match=r"hypotheses = fid\(a\) < fid\(c\): c is no case; there are a, b"):
+    with pytest.raises(ValidationError, match=r"hypotheses = fid\(a\) < fid\(c\): c "):
         SweepConfig.model_validate(values | {"hypotheses": ("fid(a) < fid(c)",)})
     config = SweepConfig.model_validate(values | {"hypotheses": ("fidd(a) < fid(b)",)})
     with pytest.raises(ConfigError, match=r"hypotheses = fidd\(a\) < fid\(b\): fidd is no metric"):
@@ -76,22 +77,22 @@ def test_verdicts_are_students_test_of_the_logarithms():
     assert [verdict.p for verdict in verdicts] == pytest.approx(holm, rel=1e-9)
     assert [verdict.outcome for verdict in verdicts] == [CONFIRMED, REFUTED, REFUTED, REFUTED, UNDECIDED]
     for verdict, difference in zip(verdicts, left - right, strict=True):
-        assert verdict.quotient.value == pytest.approx(math.exp(difference.mean()), rel=1e-12)
+        assert verdict.ratio.value == pytest.approx(math.exp(difference.mean()), rel=1e-12)
         scatter = difference.std(ddof=1)
-        assert verdict.smallest == pytest.approx(math.exp(detectable_effect(5, LEVEL / 5) * scatter), rel=1e-6)
+        assert verdict.detectable_ratio == pytest.approx(math.exp(detectable_effect(5, LEVEL / 5) * scatter), rel=1e-6)
     assert summary(verdicts).startswith("Of 5 hypotheses stated before the run: 1 confirmed, 3 refuted, 1 not decided")
 
 
 def test_pairs_are_of_equal_seeds_and_without_them_nothing_is_called():
     values = {A: {0: 1.0, 1: 1.1, 2: 0.9, 7: 5.0}, B: {1: 2.1, 0: 2.0, 2: 1.9, 9: 0.1}}
     (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
-    assert verdict.quotient.n == 3
-    assert verdict.quotient.value == pytest.approx((1.0 * 1.1 * 0.9 / (2.1 * 2.0 * 1.9)) ** (1 / 3), rel=1e-12)
+    assert verdict.ratio.n == 3
+    assert verdict.ratio.value == pytest.approx((1.0 * 1.1 * 0.9 / (2.1 * 2.0 * 1.9)) ** (1 / 3), rel=1e-12)
     for values, reason in (
         ({A: {0: 1.0}}, "no seed has both values"),
         ({A: {0: 1.0}, B: {1: 1.0}}, "no seed has both values"),
-        ({A: {0: 1.0}, B: {0: 9.0}}, "one seed has no scatter"),
-        ({A: {0: 1.0, 1: 0.0}, B: {0: 9.0, 1: 9.0}}, "a value is not above 0"),
+        ({A: {0: 1.0}, B: {0: 9.0}}, "a single seed"),
+        ({A: {0: 1.0, 1: 0.0}, B: {0: 9.0, 1: 9.0}}, "a value is not positive"),
     ):
         (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
         assert (verdict.outcome, verdict.reason) == (UNDECIDED, reason)
@@ -115,7 +116,7 @@ def test_no_true_equality_is_called_more_often_than_stated():
 def test_verdicts_of_several_sweeps_are_corrected_for_all():
     values = {A: by_seed(BETTER), B: by_seed(WORSE)}
     apart = [judge([read_hypothesis("fid(a) < fid(b)")], values)[0] for _ in range(3)]
-    joined = together(apart)
+    joined = with_holm(apart)
     assert [verdict.p for verdict in joined] == pytest.approx([3 * apart[0].p] * 3, rel=1e-12)
-    assert [verdict.p for verdict in together(joined)] == [verdict.p for verdict in joined]
-    assert joined[0].smallest > apart[0].smallest
+    assert [verdict.p for verdict in with_holm(joined)] == [verdict.p for verdict in joined]
+    assert joined[0].detectable_ratio > apart[0].detectable_ratio

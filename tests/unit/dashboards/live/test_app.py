@@ -1,4 +1,4 @@
-"""The live view: reads only what is new, reckons as the sweep does, and shows what others wrote as text."""
+"""Live view: incremental reading, the sweep's time-left formula, user input shown as text."""
 
 import html
 import math
@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from sweep_store import SweepStore
 
-from dashboards.live import findings as live_findings
+from dashboards.live import findings
 from dashboards.live.charts import front, learning_curves, pareto, thinned
 from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
 
@@ -22,7 +22,7 @@ EVIL = "<script>document.title='owned'</script> ![x](http://127.0.0.1:1/x.png) $
 
 
 class CountingClient(MlflowClient):
-    """MLflow's own client, which counts what is asked of it."""
+    """MLflow client that counts requests."""
 
     def __init__(self, uri):
         super().__init__(uri)
@@ -39,7 +39,7 @@ class CountingClient(MlflowClient):
 
 
 class RunningSweep:
-    """A sweep in a real database that goes on as a test tells it."""
+    """A sweep in a real database that advances as a test requires."""
 
     def __init__(self, folder, name="running"):
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -70,7 +70,7 @@ class RunningSweep:
         self.client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED")
 
     def refresh(self, *metrics):
-        """As the page's next refresh."""
+        """Refresh as the page does."""
         self.client.asked.clear()
         return self.live.refresh(metrics or ("fid",))
 
@@ -122,29 +122,29 @@ def test_what_is_shown_is_what_mlflow_holds(tmp_path):
         rows = store.client.get_metric_history(trial.run_id, "fid")
         assert snapshot.curve(trial, "fid").steps == tuple(row.step for row in rows)
         assert snapshot.curve(trial, "fid").values == tuple(row.value for row in rows)
-    assert live_findings.current_best(snapshot).number == 0
-    assert dict(live_findings.counts(snapshot)) == {"finished": 1, "stopped": 1, "failed": 1}
-    assert live_findings.table(snapshot)["fid"].tolist()[:2] == [1.0, 5.5]
-    assert live_findings.share_done(snapshot) == 1.0
+    assert findings.current_best(snapshot).number == 0
+    assert dict(findings.counts(snapshot)) == {"finished": 1, "stopped": 1, "failed": 1}
+    assert findings.table(snapshot)["fid"].tolist()[:2] == [1.0, 5.5]
+    assert findings.share_done(snapshot) == 1.0
 
 
-def test_the_time_left_is_reckoned_as_by_the_sweep(sweep):
+def test_the_time_left_is_the_sweeps_formula(sweep):
     first, second = sweep.start(0), sweep.start(1)
     for report in (1, 2, 3):  # 10 steps in 5 s
         sweep.report(first, 10 * report, 1.0, after_s=5 * report)
         sweep.report(second, 10 * report, 1.0, after_s=5 * report)
     snapshot = sweep.refresh()
     # 6 trials of 100 steps to start, 70 steps left of each of two, two at a time, half a second a step.
-    assert live_findings.left_s(snapshot) == pytest.approx((6 * 100 + 2 * 70) * 0.5 / 2)
-    assert live_findings.share_done(snapshot) == pytest.approx(60 / 800)
-    assert live_findings.silent_s(snapshot) is None
+    assert findings.left_s(snapshot) == pytest.approx((6 * 100 + 2 * 70) * 0.5 / 2)
+    assert findings.share_done(snapshot) == pytest.approx(60 / 800)
+    assert findings.silent_s(snapshot) is None
     sweep.client.set_terminated(sweep.id, "KILLED")
-    assert live_findings.left_s(sweep.refresh()) is None
+    assert findings.left_s(sweep.refresh()) is None
 
 
 def test_half_written_runs_and_strange_values_are_shown_as_far_as_they_go(sweep):
     empty = sweep.refresh()
-    assert (empty.trials, live_findings.left_s(empty), live_findings.current_best(empty)) == ((), None, None)
+    assert (empty.trials, findings.left_s(empty), findings.current_best(empty)) == ((), None, None)
     bare = sweep.client.create_run(sweep.experiment, tags={"mlflow.parentRunId": sweep.id})
     odd = sweep.start(1, 1, **{"objective.name": EVIL})
     for step, fid in ((1, math.nan), (2, math.inf), (3, 4.0), (3, 5.0), (4, -1.0)):
@@ -161,8 +161,8 @@ def test_half_written_runs_and_strange_values_are_shown_as_far_as_they_go(sweep)
     ):
         assert "<script>" not in figure.to_json()
     assert learning_curves(snapshot, EVIL, None).layout.yaxis.title.text.startswith(html.escape(EVIL[:37]))
-    assert len(live_findings.table(snapshot)) == 2
-    assert "fid" in live_findings.metrics_of(snapshot)
+    assert len(findings.table(snapshot)) == 2
+    assert "fid" in findings.metrics_of(snapshot)
 
 
 def test_deleted_trials_go_and_a_deleted_sweep_is_told(sweep):
@@ -194,7 +194,7 @@ def test_the_front_is_what_no_other_beats_in_both():
 
 @contextmanager
 def page(tracking_uri):
-    """The page as Streamlit runs it, without a browser."""
+    """Run the page in Streamlit without a browser."""
     from streamlit.testing.v1 import AppTest
 
     before = dict(os.environ)
@@ -206,18 +206,18 @@ def page(tracking_uri):
         os.environ.update(before)
 
 
-def test_an_empty_store_and_one_that_is_away_are_told_kindly(tmp_path):
+def test_an_empty_store_and_one_that_is_away_are_reported(tmp_path):
     empty = f"sqlite:///{tmp_path / 'empty.db'}"
     MlflowClient(empty).search_experiments()
-    for uri, told in (
-        (empty, "There is no sweep yet"),
-        (f"sqlite:///{tmp_path / 'none.db'}", "there is no such database"),
+    for uri, message in (
+        (empty, "No sweeps yet"),
+        (f"sqlite:///{tmp_path / 'none.db'}", "database not found"),
         ("http://127.0.0.1:9", "cannot be reached"),
     ):
         with page(uri) as shown:
             assert not shown.exception
-            said = " ".join(box.value for box in (*shown.info, *shown.warning)).replace("\\", "")
-            assert told in said, uri
+            shown_text = " ".join(box.value for box in (*shown.info, *shown.warning)).replace("\\", "")
+            assert message in shown_text, uri
 
 
 def test_the_page_of_a_trial_that_failed_before_its_first_time(tmp_path):
@@ -228,8 +228,8 @@ def test_the_page_of_a_trial_that_failed_before_its_first_time(tmp_path):
     with page(sweep.uri) as shown:
         assert not shown.exception
         said = " ".join(box.value for box in shown.info).replace("\\", "")
-        assert "No trial has told its training time [s] yet." in said
-        assert "No trial has told its peak memory [MiB] yet." in said
+        assert "No training time [s] reported yet." in said
+        assert "No peak memory [MiB] reported yet." in said
         assert "of memory" in [box.value for box in shown.code]
 
 
@@ -245,7 +245,7 @@ def test_the_page_shows_a_sweep_and_keeps_foreign_text_from_markdown(tmp_path):
         figures = {box.label: box.value for box in shown.metric}
         assert figures["running"] == "2"
         assert figures["best FID"] == "2"
-        assert figures["by trial"] == "1"
+        assert figures["best trial"] == "1"
         assert shown.title[0].value.replace("\\", "") == EVIL
         for box in (*shown.title, *shown.markdown, *shown.caption, *shown.warning):
             assert "<script" not in box.value.replace("\\<", "")

@@ -1,4 +1,4 @@
-"""The sweep report: its numbers are MLflow's, unlike FIDs are not ranked, and whatever records hold, there is one."""
+"""Sweep report: numbers equal MLflow's, FIDs of different protocols are not ranked, damaged data is reported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import yaml
 from sweep_store import PROTOCOL, SweepStore
 
 from dashboards.report import leave_report, main
-from orchestration.config import SweepConfig
-from orchestration.sweep.study import Exchange
+from orchestration.sweep.config import SweepConfig
 from soflow.config import to_dict
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -29,7 +28,7 @@ GOOD = [
 
 
 class Page(HTMLParser):
-    """A report as a reader has it: the trials' table, the text, the elements, the figures."""
+    """A parsed report: the trials' table, the text, the elements, the figures."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -84,7 +83,7 @@ def store(tmp_path_factory) -> SweepStore:
 
 @pytest.fixture
 def report(store, tmp_path):
-    """Builds the report of a sweep by the command."""
+    """Build the report of a sweep with the command."""
 
     def build(name_or_id: str) -> Page:
         path = tmp_path / "report.html"
@@ -96,7 +95,7 @@ def report(store, tmp_path):
 
 @pytest.fixture(scope="module")
 def good(store, tmp_path_factory) -> tuple[str, Page]:
-    """A sweep as it should be: its run's id, and its report."""
+    """A typical sweep: the id of its run, and its report."""
     parent, path = store.sweep("good", GOOD, images=True, seed=7), tmp_path_factory.mktemp("good") / "report.html"
     assert main(["good", "--tracking-uri", store.uri, "--output", str(path)]) == 0
     return parent, Page(path)
@@ -129,9 +128,9 @@ def test_every_number_of_the_table_is_mlflows(store, good):
 
 def test_the_answer_names_the_best_how_it_was_measured_the_default_and_the_floor(good):
     text = good[1].text
-    assert "Trial 1 is the best of 4 finished and 6 begun: FID 0.75 at 1 NFE, measured with digits-cnn features" in text
-    assert "(weights 32fbca5906c8), 1,024 samples at 1, 2 NFE against 1,797 real images" in text
-    assert "40% below the default configuration, trial 0, with 1.25; the best is 18.4 times the floor of 0.0407" in text
+    assert "Best trial: 1 (FID 0.75 at 1 NFE), of 6 started, 4 finished." in text
+    assert "digits-cnn features (weights 32fbca5906c8), 1,024 samples at 1, 2 NFE, against 1,797 real images" in text
+    assert "40% below the default configuration (trial 0, FID 1.25); 18.4 times the floor of 0.0407" in text
 
 
 def test_every_figure_is_there(good):
@@ -160,13 +159,13 @@ def test_unlike_fids_are_not_ranked(store, report):
     for tag, value in (("fid_num_samples", "50000"), ("fid_feature_network", "inception")):
         store.client.set_tag(other, tag, value)
         page = report("mixed")
-        assert "These trials are not ranked: their FIDs were measured in 2 different ways" in page.text
+        assert "Trials are not ranked: their FIDs were measured by 2 different protocols" in page.text
         assert not any(row["rank"] for row in page.table)
         assert {row["protocol"] for row in page.table} == {"A", "B"}
         assert not {"history", "steps", "slices", "parallel", "contour", "pareto", "importances"} & page.ids
-        assert "is the best" not in page.text
+        assert "Best trial" not in page.text
         store.client.set_tag(other, tag, PROTOCOL[tag])
-    assert "is the best" in report("mixed").text
+    assert "Best trial: 1 " in report("mixed").text
 
 
 def test_text_of_others_is_text(store, report):
@@ -201,19 +200,16 @@ def test_what_is_missing_is_missing_and_the_rest_is_there(store, report):
         store.sweep(name, outcomes)
         page = report(name)
         assert len(page.table) == len(outcomes), name
-        assert "MLflow holds no pictures" in page.text
-        assert ("is the best" in page.text) == (name in ("one", "not a number")), name
-    assert "Trial 1 is the best" in report("not a number").text
-    assert (
-        "No trial reached its last step with a finite FID, so there is no answer (2 failed)"
-        in report("all failed").text
-    )
+        assert "No sample grids of ranked trials in MLflow." in page.text
+        assert ("Best trial" in page.text) == (name in ("one", "not a number")), name
+    assert "Best trial: 1 " in report("not a number").text
+    assert "No trial finished with a finite FID (2 failed)." in report("all failed").text
 
 
 @pytest.mark.slow
 def test_a_sweep_without_trials_or_with_bare_runs(store, report):
     empty = store.client.create_run(store.experiment, 1, {"soflow.kind": "sweep"}, "empty").info.run_id
-    assert "MLflow holds no trial of this sweep" in report("empty").text
+    assert "MLflow contains no trial of this sweep" in report("empty").text
     store.client.create_run(store.experiment, 1, {"mlflow.parentRunId": empty}, "bare")
     page = report("empty")
     assert len(page.table) == 1
@@ -227,15 +223,15 @@ def test_a_deleted_parent(store, report):
     for key in ("deleted", parent):
         page = report(key)
         assert "marked as deleted" in page.text
-        assert "Trial 1 is the best" in page.text
+        assert "Best trial: 1 " in page.text
     import sqlite3
 
     with sqlite3.connect(store.folder / "mlflow.db") as database:  # as `mlflow gc` leaves it
         for table in ("params", "tags", "latest_metrics", "metrics", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (parent,))
     page = report(parent)
-    assert "own run is gone" in page.text
-    assert "Trial 1 is the best" in page.text
+    assert "run was deleted from MLflow" in page.text
+    assert "Best trial: 1 " in page.text
 
 
 @pytest.mark.slow
@@ -258,7 +254,7 @@ def test_the_study_comes_from_the_run_where_the_folder_is_gone(store, report, tm
     there = report("moved")
     assert there.figures == here.figures
     assert there.ids == here.ids
-    assert "no Optuna study" not in there.text
+    assert "No Optuna study" not in there.text
 
 
 @pytest.mark.slow
@@ -266,10 +262,10 @@ def test_without_a_study_mlflow_is_enough_for_a_table(store, report):
     parent = store.sweep("no study", GOOD)
     shutil.rmtree(store.folder_of(parent))
     page = report("no study")
-    assert "There is no Optuna study" in page.text
+    assert "No Optuna study" in page.text
     assert {"steps", "pareto", "costs"} <= page.ids
     assert not {"history", "slices"} & page.ids
-    assert "Trial 1 is the best" in page.text
+    assert "Best trial: 1 " in page.text
 
 
 @pytest.mark.slow
@@ -279,23 +275,8 @@ def test_several_goals_and_constraints(store, report):
     page = report("goals")
     assert [int(row["trial"]) for row in page.table][:4] == [0, 1, 5, 3]  # only trial 0 keeps the constraint
     assert [row["feasible"] for row in page.table][:2] == ["yes", "no"]
-    assert "on the Pareto front of all: trial 0." in page.text
+    assert "Pareto front of FID, training time [s]: trial 0 " in page.text
     assert {"history", "importances", "slices", "parallel", "pareto"} <= page.ids
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("goals", [["fid"], ["fid", "time/train_s"]])  # of several, reports are in another study
-def test_a_population_shows_who_took_over_from_whom(store, report, goals):
-    search = ["objective.velocity_mix=0.1:0.9", "objective.guidance_strength=1:3"]
-    kind = {"kind": "pbt", "grace_reports": 1}
-    took = {3: Exchange(100, 0, {"objective.velocity_mix": 0.36, "objective.guidance_strength": 1.5})}
-    outcomes = [("finished", [5.0, 4.0, 3.0 + number]) for number in range(4)]
-    parent = store.sweep("population", outcomes, exchanges=took, search=search, early_stopping=kind, goals=goals)
-    page = report(parent)
-    assert "population" in page.ids
-    texts = [text for figure in page.figures for trace in figure["data"] for text in trace.get("text") or []]
-    assert "step 100: trial 3 went on from trial 0" in texts
-    assert "which changed while it trained" in page.text
 
 
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys):
@@ -304,11 +285,11 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys
     run = next(iter(store.children(store.sweep("single", GOOD[:1])).values())).info.run_id
     for arguments, words in (
         (["x", "--tracking-uri", "http://127.0.0.1:9"], "tracking_uri = http://127.0.0.1:9: cannot be reached"),
-        (["x", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"], "there is no such database"),
+        (["x", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"], "database not found"),
         (["x", "--tracking-uri", "ftp://somewhere"], "must be http://HOST:PORT"),
-        (["nobody", "--tracking-uri", store.uri], "run nobody: no sweep has this name or id; there are "),
-        (["twice", "--tracking-uri", store.uri], "2 sweeps have this name; give an id: "),
-        ([run, "--tracking-uri", store.uri], f"run {run}: is no sweep"),
+        (["nobody", "--tracking-uri", store.uri], "run nobody: no sweep has this name or id; sweeps: "),
+        (["twice", "--tracking-uri", store.uri], "2 sweeps have this name; pass an id: "),
+        ([run, "--tracking-uri", store.uri], f"run {run}: is not a sweep"),
         (["single", "--tracking-uri", store.uri, "--output", str(tmp_path / "no" / "x.html")], "cannot be written"),
     ):
         assert main(arguments) == 2
@@ -319,16 +300,14 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys
 
 
 def test_a_report_that_fails_at_a_sweeps_end_is_one_line(store, tmp_path, capsys):
-    leave_report("http://127.0.0.1:9", tmp_path)
-    said = capsys.readouterr().out
-    assert said.startswith("the report is not complete (tracking_uri = http://127.0.0.1:9: cannot be reached")
-    assert said.count("\n") == 1
+    attached = []
+    leave_report("http://127.0.0.1:9", tmp_path, attached.append)
+    printed = capsys.readouterr().out
+    assert printed.startswith("the report is incomplete (tracking_uri = http://127.0.0.1:9: cannot be reached")
+    assert printed.count("\n") == 1
+    assert attached == []
     folder = store.folder_of(store.sweep("left", GOOD))
-    leave_report(store.uri, folder)
+    leave_report(store.uri, folder, attached.append)
     assert (folder / "report.html").stat().st_size > 1e6
-    assert "report.html" in {item.path for item in store.client.list_artifacts(report_run(store, folder))}
-
-
-def report_run(store: SweepStore, folder: Path) -> str:
-    runs = store.client.search_runs([store.experiment], f"tags.folder = '{folder}'")
-    return runs[0].info.run_id
+    assert attached == [folder / "report.html"]
+    assert capsys.readouterr().out == f"report:      {folder / 'report.html'}\n"

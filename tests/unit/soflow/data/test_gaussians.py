@@ -19,13 +19,14 @@ from scipy.integrate import solve_ivp
 from sweep_store import EVERY, SweepStore
 from torch import Tensor
 
-from dashboards.comparison import exponents
 from dashboards.comparison.claims import judge_claims, read_claims
 from dashboards.comparison.compare import compare
-from dashboards.comparison.page import write_tables
-from dashboards.comparison.verdicts import CONFIRMED, REFUTED, UNDECIDED
-from dashboards.reading.sweep_data import SweepRecord, read_sweep
-from dashboards.report import build
+from dashboards.comparison.exponents import answer
+from dashboards.comparison.page import comparison_page, write_tables
+from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED
+from dashboards.comparison.tables import exponent_table
+from dashboards.reading.sweep_data import SweepData, read_sweep
+from dashboards.report import read_attachments
 from soflow.config import parse
 from soflow.config_base import ConfigError
 from soflow.data import open_source
@@ -200,7 +201,7 @@ def store(tmp_path_factory) -> SweepStore:
 
 
 @pytest.fixture(scope="module")
-def sweep(store) -> SweepRecord:
+def sweep(store) -> SweepData:
     """Trials whose distance is a power of the loss but for a scatter of 1 %, and in the first report anything."""
     random = np.random.default_rng(0)
     cases = tuple(f"{name}:objective.guidance_strength={1 + power}" for name, power in POWERS.items())
@@ -219,8 +220,11 @@ def sweep(store) -> SweepRecord:
 
 
 def test_a_known_exponent_is_found(sweep):
-    fitted = exponents.fit(compare(sweep))
-    assert [(each.case, each.told) for each in fitted] == [("faster", "falls faster than √δ"), ("bound", "as √δ")]
+    fitted = compare(sweep).exponents
+    assert [(each.case, each.conclusion) for each in fitted] == [
+        ("faster", "decreases faster than √δ"),
+        ("bound", "as √δ"),
+    ]
     xs = np.log(0.7) * np.arange(1, REPORTS)
     deviation = SCATTER / math.sqrt(np.square(xs - xs.mean()).sum())  # of a least-squares slope
     for each in fitted:
@@ -243,32 +247,33 @@ def test_claims_about_exponents_are_judged_together_with_the_others(sweep, tmp_p
     listed = "".join(f"- {{claim: c, source: s, study: bound, test: '{test}'}}\n" for test in tests)
     (tmp_path / "claims.yaml").write_text(listed)
     bound, faster, fid, nothing = judge_claims(read_claims(tmp_path / "claims.yaml"), lambda study: sweep)
-    assert [each.found.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
-    of_case = {each.case: each for each in exponents.fit(compare(sweep))}
+    assert [each.result.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
+    of_case = {each.case: each for each in compare(sweep).exponents}
     values = list(of_case["faster"].by_seed.values())
     alone = stats.ttest_1samp(values, 0.5).pvalue
     # The certain one comes first among three tests, this one second.
-    assert fid.found.p == 0
-    assert faster.found.p == pytest.approx(2 * alone, rel=1e-9)
-    assert faster.found.row()[1:3] == ["refuted: falls faster than √δ", f"k = {of_case['faster'].interval}"]
-    assert faster.found.figures() == {"exponent": of_case["faster"].mean, "p": faster.found.p, "seeds": SEEDS}
-    assert (nothing.found.figures(), nothing.found.reason) == ({}, "no trial reported both sides often enough")
+    assert fid.result.p == 0
+    assert faster.result.p == pytest.approx(2 * alone, rel=1e-9)
+    assert faster.result.row()[1:3] == ["refuted: decreases faster than √δ", f"k = {of_case['faster'].interval}"]
+    assert faster.result.figures() == {"exponent": of_case["faster"].mean, "p": faster.result.p, "seeds": SEEDS}
+    assert (nothing.result.figures(), nothing.result.reason) == ({}, "no trial reported both metrics often enough")
 
 
 def test_exponents_are_in_the_report_and_the_tables(sweep, tmp_path):
-    page = build(sweep)
-    markdown, latex = (path.read_text() for path in write_tables(sweep, tmp_path))
-    for row in exponents.table(exponents.fit(compare(sweep)))[1:]:
+    comparison = compare(sweep)
+    page = comparison_page(comparison, *read_attachments(comparison))
+    markdown, latex = (path.read_text() for path in write_tables(comparison, tmp_path))
+    for row in exponent_table(comparison.exponents)[1:]:
         assert row[2] in page
         assert row[2] in markdown
         assert row[2] in latex
     assert 'id="exponents"' in page
-    (sentence,) = exponents.answer(exponents.fit(compare(sweep)))
+    (sentence,) = answer(comparison.exponents)
     assert html.escape(sentence) in page
 
 
 def test_a_comparison_without_diagnostics_has_no_exponents(store):
     settings = {"cases": ("one", "two"), "case_seeds": 1, "early_stopping": {"kind": "none"}}
-    record = read_sweep(store.uri, store.sweep("plain", [("finished", [9.0, 8.0])] * 2, **settings))
-    assert exponents.fit(compare(record)) == []
-    assert exponents.table([]) == []
+    data = read_sweep(store.uri, store.sweep("plain", [("finished", [9.0, 8.0])] * 2, **settings))
+    assert compare(data).exponents == []
+    assert exponent_table([]) == []

@@ -1,0 +1,61 @@
+"""Protocols by which FIDs were measured; only FIDs of the same protocol are compared."""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass
+
+from dashboards.labels import thousands
+from dashboards.reading.sweep_data import SweepData
+from orchestration.tracking.schema import FID_PROTOCOL
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way of measuring FID, with the trials that were measured by it."""
+
+    letter: str
+    tags: dict[str, str]
+    trials: list[int]
+
+    def __str__(self) -> str:
+        tags = {name.removeprefix("fid_"): value for name, value in self.tags.items()}
+        network = f"{tags.get('feature_network', 'unnamed')} features"
+        if weights := tags.get("feature_weights_sha256"):
+            network += f" (weights {weights})"
+        samples = f"{thousands(tags.get('num_samples', '?'))} samples"
+        references = f"{thousands(tags['num_references'])} real images" if "num_references" in tags else "the reference"
+        nfe = f" at {tags['nfe'].replace(',', ', ')} NFE" if "nfe" in tags else ""
+        source = ", ".join(tags[name] for name in ("reference", "reference_fingerprint") if name in tags)
+        return f"{network}, {samples}{nfe}, against {references}" + (f" ({source})" if source else "")
+
+    @property
+    def first_nfe(self) -> str:
+        """NFE of the metric `fid`; empty if unknown."""
+        return self.tags.get("nfe", "").partition(",")[0]
+
+
+def is_quality(metric: str) -> bool:
+    """Check whether a metric depends on the protocol."""
+    return re.match(r"(fid|kid|class_consistency)", metric) is not None
+
+
+def find_protocols(data: SweepData) -> list[Protocol]:
+    """Group the trials that reported quality by protocol."""
+    trials: dict[tuple, list[int]] = {}
+    for number, run in data.runs.items():
+        if any(is_quality(metric) for metric in run.data.metrics):
+            tags = tuple((name, run.data.tags[name]) for name in FID_PROTOCOL if name in run.data.tags)
+            trials.setdefault(tags, []).append(number)
+    letters = [*string.ascii_uppercase, *(f"A{number}" for number in range(len(trials)))]
+    return [Protocol(letter, dict(tags), found) for letter, (tags, found) in zip(letters, trials.items(), strict=False)]
+
+
+def not_comparable(protocols: list[Protocol], consequence: str = "Trials are not ranked") -> str:
+    """Explain why values of several protocols are not compared."""
+    listed = "; ".join(f"{each.letter}: {each}, {len(each.trials)} trials" for each in protocols)
+    return (
+        f"{consequence}: their FIDs were measured by {len(protocols)} different protocols and must not be compared "
+        f"({listed}). Evaluate all trials by one protocol, or run one sweep per protocol."
+    )
