@@ -1,4 +1,4 @@
-"""Optional measurements of a trained solution map, which any run can switch on."""
+"""Optional measurements of a trained solution map, available for every run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def diagnose(names: tuple[str, ...], subject: Subject) -> dict[str, float]:
-    """The named diagnostics' figures, each under its diagnostic's name, e.g. "ode_violation/mean"."""
+    """Compute the named diagnostics; prefix each value with the diagnostic's name, e.g. "ode_violation/mean"."""
     figures = {}
     for name in names:
-        found = importlib.import_module(DIAGNOSTICS[name]).measure(subject)
-        figures |= {f"{name}/{key}": value for key, value in found.items()}
+        measured = importlib.import_module(DIAGNOSTICS[name]).measure(subject)
+        figures |= {f"{name}/{key}": value for key, value in measured.items()}
     return figures

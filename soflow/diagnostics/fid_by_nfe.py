@@ -1,4 +1,4 @@
-"""What do more network evaluations buy? FID at 1 to 16 evaluations, with both samplers that use the solution map."""
+"""FID as a function of NFE: 1 to 16 function evaluations, with both samplers that use the solution map."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ SAMPLERS = ("renoise", "compose")
 
 
 def measure(subject: Subject) -> dict[str, float]:
-    """FID by sampler and number of evaluations, e.g. "renoise_4"; one evaluation, the same for both, is made once."""
+    """Compute FID by sampler and NFE, e.g. "renoise_4"; NFE 1 is equal for both samplers and computed once."""
     one = subject.fid(1, "compose")
     return {f"{sampler}_{nfe}": one if nfe == 1 else subject.fid(nfe, sampler) for sampler in SAMPLERS for nfe in NFE}

@@ -1,7 +1,7 @@
-"""How far does one jump land from the flow it stands for? f_θ(x_1, 1, 0) against dx/dt = v_θ(x, t) from 1 to 0.
+"""Distance of the one-step jump f_θ(x_1, 1, 0) from the learned flow dx/dt = v_θ(x, t), integrated from 1 to 0.
 
-Both start from the same noise. The flow is integrated with Heun's method at two step sizes; their difference tells
-whether the reference is exact enough: a distance near "reference_error" says nothing about the map.
+Both start from the same noise. The flow is integrated with Heun's method at two step sizes. Their difference estimates
+the integration error: a distance close to "reference_error" contains no information about the map.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from soflow.diagnostics.base import Probe, Subject, probes, root_mean_square
 from soflow.sampling import heun
 
 REFERENCE_NFE = 128
-"""Network evaluations of the finer integration, two a step; the coarser one takes half as many."""
+"""NFE of the finer integration, two per step; the coarser integration takes half as many."""
 
 
 @torch.no_grad()
 def measure(subject: Subject) -> dict[str, float]:
-    """Root mean squares per element, in units of the data.
+    """Compute RMS distances per element, in units of the data.
 
-    "rms": of f_θ(x_1, 1, 0) minus the flow's end. "relative": the same over the RMS of the flow's end.
-    "reference_error": the finer integration's own error, a third of its difference to the coarser one, as holds for a
-    second-order method with half the step.
+    Returns:
+        rms: RMS of f_θ(x_1, 1, 0) minus the end point of the flow.
+        relative: `rms` divided by the RMS of the end point.
+        reference_error: error of the finer integration, estimated for a second-order method as a third of the
+            difference to the coarser one.
     """
     distances, ends, differences = [], [], []
     for probe in probes(subject, "flow_distance"):
@@ -40,5 +42,5 @@ def measure(subject: Subject) -> dict[str, float]:
 
 
 def flow(subject: Subject, probe: Probe, nfe: int) -> Tensor:
-    """The state at t = 0 of the trajectories through the probe's noise at t = 1, [B, C, H, W]."""
+    """Integrate the trajectories through the probe's noise at t = 1 to t = 0, [B, C, H, W]."""
     return heun(lambda x, t: subject.objective.velocity(subject.network, x, t, probe.labels), probe.noise, nfe)

@@ -1,8 +1,8 @@
-"""What does classifier-free guidance at inference give? FID of the same network, extrapolated away from the null label.
+"""FID with classifier-free guidance at inference.
 
-F_θ(null) + w (F_θ(label) − F_θ(null)) stands for F_θ(label). All solutions and velocities here are affine in F_θ, with
-coefficients that do not depend on the label, so that this is guidance of f_θ and of v_θ alike. A step evaluates the
-network twice: one step is 2 NFE, which training-time guidance (SoFlow, arXiv 2512.15657) spends on two steps.
+F_θ(null) + w (F_θ(label) − F_θ(null)) replaces F_θ(label). All solutions and velocities here are affine in F_θ, with
+coefficients that do not depend on the label, so this guides f_θ and v_θ alike. A step evaluates the network twice: one
+step costs 2 NFE, as many as two steps with training-time guidance (SoFlow, arXiv 2512.15657).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STEPS = (1, 2)
 
 
 def measure(subject: Subject) -> dict[str, float]:
-    """FID by strength w and number of network evaluations, e.g. "w2_2nfe"; more than one step is "renoise"."""
+    """Compute FID by strength w and NFE, e.g. "w2_2nfe"; more than one step uses the "renoise" sampler."""
     figures = {}
     for strength in STRENGTHS:
         network = GuidedNetwork(subject.network, strength, subject.objective.num_classes).eval()

@@ -1,8 +1,8 @@
-"""Does the learned map solve its own velocity's ODE? ‖∂_x f · v + ∂_t f‖ for f_θ(x, t, s) along v_θ(x, t).
+"""ODE residual of the learned map: ‖∂_x f · v + ∂_t f‖ for f_θ(x, t, s) along v_θ(x, t).
 
-Along a trajectory dx/dt = v(x, t) the exact solution map stays where it is, d f(x(t), t, s) / dt = 0: the condition
-that consistency losses discretise (SoFlow, arXiv 2512.15657). The figures are absolute, root mean squares per element
-in units of the data per unit of time: 0 for a map that agrees with its velocity, whether or not that fits the data.
+The exact solution map is constant along a trajectory dx/dt = v(x, t), that is d f(x(t), t, s) / dt = 0. Consistency
+losses discretize this condition (SoFlow, arXiv 2512.15657). Values are RMS per element, in units of the data per unit
+of time. They are 0 for a map that is consistent with the learned velocity, even if that does not fit the data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from soflow.diagnostics.base import Probe, Subject, over_pairs
 
 @torch.no_grad()
 def measure(subject: Subject) -> dict[str, float]:
-    """ "mean" over the grid of s < t and each pair's own, e.g. "t1.00_s0.00"; x is noised data at time t."""
+    """Compute the RMS residual for each pair s < t, e.g. "t1.00_s0.00", and their "mean", at noised data x."""
 
     def violation(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         objective, network, labels = subject.objective, subject.network, probe.labels

@@ -1,4 +1,4 @@
-"""All diagnostics by name: one module each, with `measure(subject: Subject) -> dict[str, float]`."""
+"""Registry of the diagnostics: one module each, with `measure(subject: Subject) -> dict[str, float]`."""
 
 DIAGNOSTICS = {
     "ode_violation": "soflow.diagnostics.ode_violation",

@@ -1,7 +1,7 @@
-"""Do two jumps land where one does? ‖f_θ(f_θ(x, t, l), l, s) − f_θ(x, t, s)‖ for s < l < t.
+"""Semigroup error of the learned map: ‖f_θ(f_θ(x, t, l), l, s) − f_θ(x, t, s)‖ for s < l < t.
 
-Solution maps of any ODE compose exactly, so the error is the map's own, whatever velocity it was trained for. The
-figures are root mean squares per element in units of the data, over both ways to divide the jump below.
+The solution map of any ODE composes exactly, so this error is independent of the velocity that the map was trained for.
+Values are RMS per element, in units of the data, over both intermediate times below.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from soflow.diagnostics.base import Probe, Subject, over_pairs
 from soflow.times import middle_time
 
 GAP_RATIOS = (0.25, 0.5)
-"""(t − l) / (t − s): a quarter and half of the way."""
+"""Intermediate times l as (t − l) / (t − s)."""
 
 
 @torch.no_grad()
 def measure(subject: Subject) -> dict[str, float]:
-    """ "mean" over the grid of s < t and each pair's own, e.g. "t1.00_s0.00"; x is noised data at time t."""
+    """Compute the RMS error for each pair s < t, e.g. "t1.00_s0.00", and their "mean", at noised data x."""
 
     def error(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         def solution(x: Tensor, t: Tensor, s: Tensor) -> Tensor:

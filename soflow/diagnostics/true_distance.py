@@ -1,9 +1,10 @@
-"""How far is the learned map from the true one? f_θ(x, t, s) − f(x, t, s), where the data's own flow is known.
+"""Distance of the learned map from the exact one, f_θ(x, t, s) − f(x, t, s), for data with a known flow.
 
-Data of known Gaussian components has a velocity in closed form, E[v_t | x_t = x], for every interpolant that sets
-x_t = α_t x_0 + β_t x_1: each component's is affine in x, and they mix by their probabilities given x. With its label
-given a sample belongs to one component, whose flow has a closed form as well; without, the mixture's velocity is
-integrated finely. The target is the data's own flow, so training must be without guidance.
+For a mixture of Gaussians the velocity E[v_t | x_t = x] has a closed form for every interpolant
+x_t = α_t x_0 + β_t x_1: each component's velocity is affine in x, and the components are weighted by their
+probabilities given x. With labels, every sample belongs to a single component, whose flow has a closed form too.
+Without labels, the velocity of the mixture is integrated numerically. The exact flow does not include guidance, so the
+diagnostic requires training without guidance.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from soflow.diagnostics.target_variance import probes_with_draws
 from soflow.interpolants import Interpolant, per_sample
 
 STEPS = 64
-"""Runge-Kutta steps of a mixture's integration, whatever the distance between t and s; four velocities each."""
+"""Runge-Kutta steps of the integration from t to s for a mixture, with four velocities each."""
 
 
 @torch.no_grad()
 def measure(subject: Subject) -> dict[str, float]:
-    """Root mean squares per element.
+    """Compute RMS errors per element.
 
-    "rms": of f_θ(x_1, 1, 0) minus the true f, in units of the data. "mean" and each pair's own, e.g. "t1.00_s0.00":
-    the same for noised data at time t. "violation": mean over these pairs of how far f_θ is from solving the true
-    velocity's equation, ‖∂_x f_θ · v + ∂_t f_θ‖, in units of the data per unit of time. "true_loss": mean q² of the
-    true solution at the end of training, where the objective has a consistency loss; that loss takes the conditional
-    velocity for the true one and so is not 0 for the true solution (SoFlow, arXiv 2512.15657).
+    Returns:
+        rms: RMS of f_θ(x_1, 1, 0) minus the exact f, in units of the data.
+        t1.00_s0.00, …, mean: the same for noised data at time t, for each pair s < t, and the mean over pairs.
+        violation: mean over pairs of the ODE residual of f_θ for the exact velocity, ‖∂_x f_θ · v + ∂_t f_θ‖, in units
+            of the data per unit of time.
+        true_loss: mean q² of the exact solution at the end of training, if the objective has a consistency loss. It is
+            not 0, because the loss uses the conditional velocity in place of the marginal one (SoFlow, arXiv
+            2512.15657).
 
     Raises:
-        ValueError: if the subject's data has no closed form.
+        ValueError: if the subject's data has no known components.
     """
     if subject.components is None:
         raise ValueError("true_distance needs data whose components are known")
@@ -66,45 +70,49 @@ NAME = "true_distance"
 
 
 def true_loss(subject: Subject) -> dict[str, float]:
-    """Mean of q² = ((f(x_t, t, s) − f(x_l, l, s)) / (t − l))² at x_l = x_t + (l − t) v_t, for draws as in training."""
-    interpolant, quotients = subject.objective.interpolant, []
+    """Compute the mean of q² = ((f(x_t, t, s) − f(x_l, l, s)) / (t − l))² at x_l = x_t + (l − t) v_t.
+
+    Times are drawn as in training. Empty if the objective has no samples with l < t.
+    """
+    interpolant, differences = subject.objective.interpolant, []
     for probe, draws in probes_with_draws(subject):
-        own = (draws.l < draws.t).nonzero().squeeze(1)
-        data, noise, t, l, s = (each[own].double() for each in (probe.data, probe.noise, draws.t, draws.l, draws.s))
-        flow = TrueFlow(subject.components, interpolant, probe.labels[own])
+        rows = (draws.l < draws.t).nonzero().squeeze(1)
+        data, noise, t, l, s = (x[rows].double() for x in (probe.data, probe.noise, draws.t, draws.l, draws.s))
+        flow = TrueFlow(subject.components, interpolant, probe.labels[rows])
         x_t = interpolant.x_t(data, noise, t)
         x_l = x_t + per_sample(l - t, x_t) * interpolant.v_t(data, noise, t)
-        quotients.append((flow.solution(x_t, t, s) - flow.solution(x_l, l, s)) / per_sample(t - l, x_t))
-    return {"true_loss": root_mean_square(quotients) ** 2} if any(map(len, quotients)) else {}
+        differences.append((flow.solution(x_t, t, s) - flow.solution(x_l, l, s)) / per_sample(t - l, x_t))
+    return {"true_loss": root_mean_square(differences) ** 2} if any(map(len, differences)) else {}
 
 
 class TrueFlow:
-    """The data's own velocity and solution, for samples of these labels.
+    """Exact velocity and solution of the data distribution, conditional on labels.
 
     Args:
-        labels: [B]; the null label, or any that is no component's, stands for all of them together.
+        labels: [B], indices of components; the null label, or any other larger value, stands for the mixture.
     """
 
     def __init__(self, components: Components, interpolant: Interpolant, labels: Tensor):
         self.interpolant, self.variance = interpolant, components.variance
         self.means = torch.from_numpy(components.means).flatten(1).to(labels.device)
-        """μ, float64 [K, D]."""
-        self.labels, self.known = labels, labels < len(self.means)
+        """Means μ, float64 [K, D]."""
+        self.labels, self.labeled = labels, labels < len(self.means)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """v(x, t) = E[v_t | x_t = x] for x [B, ...] at times t [B], computed in float64.
+        """Compute v(x, t) = E[v_t | x_t = x] in float64, for x [B, ...] at times t [B].
 
-        One component's is α' μ + (α α' σ² + β β') / (α² σ² + β²) (x − α μ), of which the mean over components is taken.
+        The velocity of one component is α' μ + (α α' σ² + β β') / (α² σ² + β²) (x − α μ); the result is the mean over
+        components, weighted by their probabilities given x.
         """
         return self._velocity(x.flatten(1).double(), t.double()).view_as(x).to(x.dtype)
 
     def solution(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """f(x, t, s) for x [B, ...] at times t [B] to times s [B], computed in float64.
+        """Compute f(x, t, s) in float64, for x [B, ...] from times t [B] to times s [B].
 
-        One component's is α_s μ + sqrt((α_s² σ² + β_s²) / (α_t² σ² + β_t²)) (x − α_t μ).
+        The solution of one component is α_s μ + sqrt((α_s² σ² + β_s²) / (α_t² σ² + β_t²)) (x − α_t μ).
         """
         flat, t, s = x.flatten(1).double(), t.double(), s.double()
-        if not self.known.all():
+        if not self.labeled.all():
             return self._integrated(flat, t, s).view_as(x).to(x.dtype)
         mu = self.means[self.labels]
         ratio = (self._variance(s) / self._variance(t)).sqrt()
@@ -112,11 +120,11 @@ class TrueFlow:
         return (end + ratio[:, None] * (flat - start)).view_as(x).to(x.dtype)
 
     def _variance(self, t: Tensor) -> Tensor:
-        """Of x_t around a component's mean, α² σ² + β²."""
+        """Compute the variance of x_t within a component, α² σ² + β²."""
         return self.interpolant.alpha(t) ** 2 * self.variance + self.interpolant.beta(t) ** 2
 
     def _velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """For x [B, D]. It is linear in μ, so the components' mean is the velocity of their mean μ."""
+        """Compute the velocity for x [B, D]; as it is linear in μ, the mean over components uses their mean μ."""
         p = self.interpolant
         alpha, beta, d_alpha, d_beta = (f(t)[:, None] for f in (p.alpha, p.beta, p.d_alpha, p.d_beta))
         mu = self._shares(x, t) @ self.means
@@ -124,15 +132,15 @@ class TrueFlow:
         return d_alpha * mu + rate * (x - alpha * mu)
 
     def _shares(self, x: Tensor, t: Tensor) -> Tensor:
-        """Probability of each component given x_t = x [B, D] and the label, [B, K]."""
+        """Compute the probability [B, K] of each component given x_t = x [B, D] and the label."""
         alpha = self.interpolant.alpha(t)[:, None]
-        # log N(x; α μ, ·) without the |x|² that all components share.
+        # log N(x; α μ, ·) without the |x|² term, which is equal for all components.
         logits = (alpha * x @ self.means.T - alpha**2 * self.means.square().sum(1) / 2) / self._variance(t)[:, None]
-        own = torch.arange(len(self.means), device=x.device) == self.labels[:, None]
-        return logits.masked_fill(self.known[:, None] & ~own, -math.inf).softmax(1)
+        of_label = torch.arange(len(self.means), device=x.device) == self.labels[:, None]
+        return logits.masked_fill(self.labeled[:, None] & ~of_label, -math.inf).softmax(1)
 
     def _integrated(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The classical Runge-Kutta method of fourth order."""
+        """Integrate with the classical fourth-order Runge-Kutta method."""
         step = (s - t) / STEPS
         h = step[:, None]
         for i in range(STEPS):

@@ -1,1 +1,1 @@
-"""Sample quality through torch-fidelity: FID, KID, precision and recall, Inception score, class consistency."""
+"""Sample quality measured with torch-fidelity: FID, KID, precision, recall, Inception score, class consistency."""

@@ -1,7 +1,7 @@
-"""Networks whose features FID and KID compare: two small classifiers shipped here, and torch-fidelity's Inception.
+"""Feature networks for FID and KID: two small classifiers included here, and torch-fidelity's Inception network.
 
-Importing this module registers the classifiers with torch-fidelity, so that `digits-cnn` and `fashion-cnn` also work
-as `feature_extractor` of `torch_fidelity.calculate_metrics`. experiments/train_feature_network.py makes their weights.
+Importing this module registers the classifiers with torch-fidelity, so `digits-cnn` and `fashion-cnn` also work as
+`feature_extractor` of `torch_fidelity.calculate_metrics`. experiments/train_feature_network.py trains their weights.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ FEATURES, CLASSES = 64, 10
 
 
 class Classifier(nn.Module):
-    """A convolutional classifier of grey images; each width is a stage that halves the side.
+    """Convolutional classifier of grayscale images; each width is a stage that halves the side.
 
-    The features are normalised before their smooth activation, so that all 64 have a comparable scale and FID moves
-    gently with the images.
+    The features are normalized before a smooth activation, so that all 64 have a similar scale and FID changes smoothly
+    with the images.
     """
 
     def __init__(self, name: str):
@@ -51,15 +51,15 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, 64] and logits [B, 10] of images [B, 1, H, W] in 0...255 of any dtype."""
+        """Compute features [B, 64] and logits [B, 10] of images [B, 1, H, W] in 0...255, of any dtype."""
         features = self.body(images.to(self.head.weight.dtype) / 127.5 - 1)
         return features, self.head(self.dropout(features))
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """A trained Classifier as torch-fidelity feature extractor; `name` is digits-cnn or fashion-cnn.
+    """Trained Classifier as torch-fidelity feature extractor; `name` is digits-cnn or fashion-cnn.
 
-    Weights are those shipped with the package unless `feature_extractor_weights_path` names another file.
+    Uses the weights included in the package unless `feature_extractor_weights_path` names another file.
     """
 
     def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
@@ -71,7 +71,7 @@ class ClassifierFeatures(FeatureExtractorBase):
         self.eval()
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """The requested float32 layers, "features" [B, 64] or "logits" [B, 10], of uint8 images [B, 1, H, W]."""
+        """Compute the requested float32 layers ("features" [B, 64], "logits" [B, 10]) of uint8 images [B, 1, H, W]."""
         if input.dtype != torch.uint8 or tuple(input.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"{self.name} takes uint8 images of shape {self.image_shape}, "
@@ -99,10 +99,12 @@ for _name in WIDTHS:
 
 
 def weights_path(name: str, inception_weights: Path | None = None) -> Path:
-    """File with a feature network's weights; Inception's are fetched where torch-fidelity keeps them if not given.
+    """Return the file with a feature network's weights.
+
+    Inception's weights are downloaded to torch-fidelity's cache folder unless a file is configured.
 
     Raises:
-        ConfigError: if Inception's weights are missing and cannot be fetched.
+        ConfigError: if Inception's weights are missing and cannot be downloaded.
     """
     if name != "inception":
         return WEIGHTS / f"{name}.safetensors"
@@ -114,22 +116,22 @@ def weights_path(name: str, inception_weights: Path | None = None) -> Path:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """How a classifier's weights were made: test_accuracy, seed, steps, split, data_sha256 (and test_sha256)."""
+    """Read the training metadata of a classifier: test_accuracy, seed, steps, split, data_sha256 (and test_sha256)."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["made"])
 
 
 def load(name: str, layers: list[str], weights: Path, device: torch.device) -> FeatureExtractorBase:
-    """A feature network that maps uint8 images to the named layers.
+    """Load a feature network that maps uint8 images to the named layers.
 
     Raises:
-        ConfigError: if the file does not hold Inception's weights.
+        ConfigError: if the file does not contain Inception's weights.
     """
-    # Initial weights, overwritten at once, must not advance the caller's random numbers.
+    # Random initial weights, which are overwritten, must not advance the caller's random state.
     with torch.random.fork_rng(devices=[]):
         try:
             if name == "inception":
-                # torch-fidelity unpickles anything; a file that loads under restriction first is safe there too.
+                # torch-fidelity unpickles without restriction, so check first that the file contains only tensors.
                 torch.load(weights, map_location="cpu", weights_only=True)
             extractor = create_feature_extractor(
                 FEATURE_NETWORKS[name].extractor,
@@ -155,7 +157,7 @@ def _fetch_inception() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
     if not path.is_file():
         try:
-            # Not torch.hub's download, which has no time limit.
+            # torch.hub's download has no timeout.
             with urllib.request.urlopen(URL_INCEPTION_V3, timeout=20) as response:
                 content = response.read()
             if not hashlib.sha256(content).hexdigest().startswith(path.stem.rpartition("-")[2]):

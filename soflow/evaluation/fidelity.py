@@ -1,4 +1,4 @@
-"""Generated images against a reference, each worker looking at its own; all metrics are torch-fidelity's."""
+"""Compare generated images with a reference, sharded over the workers; all metrics are torch-fidelity's."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.files import sha256
 from soflow.precision import Precision
 
-CHUNK = 128  # images through the feature network at a time
+CHUNK = 128  # images per call of the feature network
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some of the images that are evaluated together."""
+    """Batch of the images of one evaluation."""
 
     places: Tensor
-    """[B] int64, each image's place among all of them, from 0 on."""
+    """[B] int64, index of each image among all images of the evaluation, starting at 0."""
     images: Tensor
     """[B, C, H, W], uint8 in 0...255."""
     labels: Tensor | None = None
-    """[B], the classes they were made for; None for none."""
+    """[B], classes the images were generated for; None for unconditional images."""
 
 
 class Evaluator:
-    """Measures images with one feature network against one data source, or against a file of statistics.
+    """Evaluator of images with one feature network, against a data source or a file of statistics.
 
-    Every worker of a run has one. Building it loads the network and on worker 0 the reference, which it reads from
-    `cache` if an evaluator with the same data, network, weights and torch-fidelity version left it there, and which
-    all workers measure in shards otherwise. Images stay on the worker that has them: what workers exchange are
-    moments of features for FID and, as far as other metrics need them, features and logits.
+    Every worker of a run has one. The constructor loads the network and, on worker 0, the reference. The reference is
+    read from `cache` if it was computed before for the same data, network, weights and torch-fidelity version;
+    otherwise all workers compute it in shards. Images stay on their worker. The workers exchange only moments of
+    features for FID and, if other metrics need them, features and logits.
 
     Args:
-        workers: this process among the workers; by default it is the only one.
+        workers: rank of this process and number of workers; default: a single worker.
 
     Raises:
-        ConfigError: if the feature network's weights cannot be had or the file of statistics cannot serve.
+        ConfigError: if the feature network's weights are unavailable or the file of statistics is unusable.
         DataError: if the source has fewer than 4 images.
     """
 
@@ -79,39 +79,40 @@ class Evaluator:
         )
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Compare images with the reference in one pass of the feature network; all workers get the same result.
+        """Compare images with the reference in one pass of the feature network; return equal results on all workers.
 
         Args:
-            batches: this worker's share of the images. All workers' places together are 0, 1, … N − 1.
+            batches: this worker's share of the images. The places of all workers together are 0, 1, … N − 1.
 
         Returns:
             fid: Fréchet distance of the features. It depends on N, so compare values of equal N only.
             kid: mean squared kernel distance over 10 random subsets of each set, drawn with torch-fidelity's fixed
-                seed; a subset has 1,000 images, or as many as the smaller of the two sets has. Like precision and
-                recall it looks at the first 10,000 images and at most 10,000 references; a file of statistics has none.
-            class_consistency: share of images whose predicted class is their label; only if there are labels and the
-                feature network classifies this data set.
-            precision, recall: if configured; share of images within the data's manifold and the other way round.
-            inception_score: if configured; the score of the feature network's logits, which with a small classifier
-                is that classifier's own.
+                seed. A subset has 1,000 images, or the size of the smaller set. Like precision and recall, it uses the
+                first 10,000 images and at most 10,000 references, and is unavailable with a file of statistics.
+            class_consistency: fraction of images whose predicted class equals their label; only with labels and a
+                feature network that classifies this dataset.
+            precision, recall: if configured; fraction of images within the data manifold, and of data within the
+                manifold of the images.
+            inception_score: if configured; computed from the logits of the feature network, so values of a small
+                classifier are comparable only with each other.
 
         Raises:
             ValueError: if images or labels have the wrong type, shape or number.
         """
         moments = Moments(self.info.num_features, self.device)
         features, logits = Rows(self.info.num_features, reference.MANY), Rows(self.info.num_logits)
-        labelled = torch.zeros(2, dtype=torch.float64, device=self.device)  # how many, and how many in their class
+        labeled = torch.zeros(2, dtype=torch.float64, device=self.device)  # labeled images; correctly classified ones
         compares_features = self.config.reference is None
         for batch in batches:
-            layers = self._check_and_look(batch)
+            layers = self._checked_layers(batch)
             moments.add(layers[self.info.layer])
             if compares_features:
                 features.add(batch.places, layers[self.info.layer])
             if self.config.inception_score:
                 logits.add(batch.places, layers[self.info.logits])
             if self.classifies and batch.labels is not None:
-                right = layers[self.info.logits].argmax(1) == batch.labels.to(self.device)
-                labelled += torch.stack([torch.ones_like(right).sum(), right.sum()])
+                correct = layers[self.info.logits].argmax(1) == batch.labels.to(self.device)
+                labeled += torch.stack([torch.ones_like(correct).sum(), correct.sum()])
         num_samples = self._merge(moments)
         measures = self._compare(moments)
         if compares_features:
@@ -119,31 +120,31 @@ class Evaluator:
         if self.config.inception_score:
             table = logits.merge(self.workers, num_samples)
             measures["inception_score"] = lambda: metrics.inception_score(table)
-        number, consistent = self.workers.sum(labelled).tolist()
+        number, consistent = self.workers.sum(labeled).tolist()
         if number:
             measures["class_consistency"] = lambda: consistent / number
         return self.workers.from_first(measures)
 
     def fid(self, batches: Iterable[Batch]) -> float:
-        """FID alone, as `evaluate` measures it."""
+        """Compute FID only, as in `evaluate`."""
         moments = Moments(self.info.num_features, self.device)
         for batch in batches:
-            moments.add(self._check_and_look(batch)[self.info.layer])
+            moments.add(self._checked_layers(batch)[self.info.layer])
         self._merge(moments)
         return self.workers.from_first(self._compare(moments))["fid"]
 
     def floor(self) -> dict[str, float]:
-        """`fid_floor` and `kid_floor`: the same distances between two disjoint halves of the real images.
+        """Return `fid_floor` and `kid_floor`: the distances between two disjoint halves of the real images.
 
-        Every class is split evenly and at random with a fixed seed: chance differences in class frequencies would
-        otherwise outweigh all others. FID grows as sets shrink and a half is smaller than the sets of `evaluate`, so
-        samples as good as the data can score below `fid_floor`. KID has no such bias and scatters around zero.
-        Empty where a file of statistics takes the data's place, and on workers other than 0.
+        Every class is split evenly and at random with a fixed seed, because random differences in class frequencies
+        would dominate the distance. FID increases as sets get smaller, and a half is smaller than the sets of
+        `evaluate`, so perfect samples can score below `fid_floor`. KID has no such bias and varies around zero.
+        Empty with a file of statistics, and on workers other than 0.
         """
         return self.reference.floor if self.reference else {}
 
     def protocol(self) -> dict[str, str | int]:
-        """Everything that must agree for two values of a metric to be comparable; on worker 0."""
+        """Return the settings that must agree for metric values to be comparable; call on worker 0 only."""
         facts = self.reference.facts
         if self.reference.features is not None:
             samples = min(self.config.num_samples, reference.MANY)
@@ -157,25 +158,25 @@ class Evaluator:
         }
 
     def _compare(self, moments: Moments) -> dict[str, Callable[[], float]]:
-        """FID of all workers' features, to be measured on worker 0."""
+        """Return a function for FID of all workers' features, to be called on worker 0."""
         return {"fid": lambda: metrics.fid(moments.statistics(), self.reference.statistics)}
 
     def _compare_features(self, features: Tensor) -> dict[str, Callable[[], float]]:
-        """KID, precision and recall of features [N, D], to be measured on worker 0."""
-        found = {"kid": lambda: metrics.kid(features, self.reference.features)}
+        """Return functions for KID, precision and recall of features [N, D], to be called on worker 0."""
+        measures = {"kid": lambda: metrics.kid(features, self.reference.features)}
         if self.config.precision_recall:
             both = functools.cache(lambda: metrics.precision_recall(features, self.reference.features))
-            found |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
-        return found
+            measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
+        return measures
 
     def _merge(self, moments: Moments) -> int:
-        """Join all workers' moments and return the number of images."""
+        """Merge all workers' moments and return the number of images."""
         moments.merge(self.workers)
         if moments.count < 2:
             raise ValueError(f"{moments.count} image given: a distribution needs at least 2")
         return moments.count
 
-    def _check_and_look(self, batch: Batch) -> dict[str, Tensor]:
+    def _checked_layers(self, batch: Batch) -> dict[str, Tensor]:
         images, labels = batch.images, batch.labels
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 in 0...255, not {images.dtype}")
@@ -188,7 +189,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _layers(self, images: Tensor) -> dict[str, Tensor]:
-        """The layers [B, width] of uint8 images [B, C, H, W], float32."""
+        """Compute the layers [B, width], float32, of uint8 images [B, C, H, W]."""
         if self.network == "inception" and self.image_shape[0] == 1:
             images = images.expand(-1, 3, -1, -1)
         with Precision().context(self.device):  # TensorFloat-32 would make features depend on the device

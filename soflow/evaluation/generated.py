@@ -1,4 +1,4 @@
-"""A run's own images: each worker generates its share and looks at it at once, so that nobody holds all of them."""
+"""Generate the images of an evaluation: each worker generates its share batch by batch, so none stores all images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from soflow.sampling import sample
 
 
 def evaluation_nfe(config: RunConfig, objective: Objective) -> tuple[int, ...]:
-    """Numbers of network evaluations to measure at; the metrics of the first have no suffix."""
+    """Return the NFE values to evaluate; the metrics of the first have no suffix."""
     return config.evaluation.nfe or objective.default_nfe
 
 
 def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:
-    """One evaluation is the same jump for every sampler; "compose" says it without fresh noise or half steps."""
+    """Return the sampler for an NFE. At NFE 1 all samplers make the same jump, and "compose" is the simplest."""
     return "compose" if nfe == 1 else config.evaluation.sampler or objective.default_sampler
 
 
@@ -35,18 +35,18 @@ def generate(
     sampler: str,
     workers: Workers,
 ) -> Iterator[Batch]:
-    """This worker's share of the evaluation's `num_samples` images, of all classes equally many.
+    """Generate this worker's share of the evaluation's `num_samples` images, balanced over classes.
 
-    Whole batches go to workers by turns, each from noise of its own seed: images do not depend on how many workers
-    there are.
+    Workers take batches in turn, and each batch has a separate noise seed. The images therefore do not depend on the
+    number of workers.
     """
     device, conditional = workers.device, config.dataset.conditional
     total, size = config.evaluation.num_samples, config.evaluation.batch_size
     for i in range(workers.rank, -(-total // size), workers.size):
         places = torch.arange(i * size, min((i + 1) * size, total), device=device)
         labels = places % objective.num_classes
-        given = labels if conditional else torch.full_like(labels, objective.num_classes)
+        network_labels = labels if conditional else torch.full_like(labels, objective.num_classes)
         random = generator(device, config.seed, "evaluation", i)
         noise = normal((len(places), *config.dataset.sample_shape), random)
-        samples = sample(objective, network, noise, given, nfe, sampler, random)
+        samples = sample(objective, network, noise, network_labels, nfe, sampler, random)
         yield Batch(places, codec.decode(samples), labels if conditional else None)

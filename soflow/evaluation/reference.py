@@ -1,4 +1,4 @@
-"""What generated images are compared with: the statistics and features of a data source, or a file of statistics."""
+"""Reference for generated images: statistics and features of a data source, or a file of statistics."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.files import sha256
 
 MANY = 10_000
-"""Samples and references at most whose features themselves are kept, for KID, precision and recall."""
-BATCH = 128  # images of the source at a time
-CACHE_FORMAT = 2  # raise when the cached tensors change their meaning
+"""Maximum number of samples, and of references, whose features are stored for KID, precision and recall."""
+BATCH = 128  # images per batch of the source
+CACHE_FORMAT = 2  # increment whenever the meaning of the cached tensors changes
 
 
 @dataclass(frozen=True)
 class Reference:
+    """Statistics and features of the reference images."""
+
     statistics: dict[str, np.ndarray]
     """FID's `mu` [D] and `sigma` [D, D], float64."""
     facts: dict[str, str | int]
-    """What it was made of, for the evaluation's protocol."""
+    """Origin of the reference, for the evaluation protocol."""
     features: Tensor | None = None
-    """[N, D] of the data's images, of 10,000 drawn at random where there are more; None for a file of statistics."""
+    """[N, D], features of the data's images, or of 10,000 random ones if there are more; None for a file of
+    statistics."""
     floor: dict[str, float] = field(default_factory=dict)
     """`fid_floor` and `kid_floor`, distances between halves of the data; empty for a file of statistics."""
 
 
 def from_file(config: RunConfig) -> Reference:
-    """The statistics of the file evaluation.reference.
+    """Read the statistics of the file evaluation.reference.
 
     Raises:
-        ConfigError: if the file cannot serve.
+        ConfigError: if the file is unusable.
     """
     path = config.evaluation.reference
     statistics = reference_files.read_configured(config)
@@ -59,10 +62,12 @@ def from_data(
     cache: Path,
     made_by: tuple[str, ...],
 ) -> Reference | None:
-    """The source's images, from a file in `cache` or else measured by all workers in shards; None but on worker 0.
+    """Load the reference of a data source from `cache`, or compute it on all workers in shards.
+
+    Returns None on workers other than 0.
 
     Args:
-        features_of: the feature network, uint8 images [B, *image_shape] to features [B, D].
+        features_of: feature network, from uint8 images [B, *image_shape] to features [B, D].
         made_by: everything besides the data that the features depend on.
 
     Raises:
@@ -89,10 +94,10 @@ def from_data(
 def _from_cache_or_together(
     path: Path, measure: Callable[[], dict[str, Tensor]], workers: Workers
 ) -> dict[str, Tensor] | None:
-    """Worker 0 looks into the cache; if it finds nothing there, all of them measure."""
+    """Read the cache on worker 0; on a miss, compute on all workers."""
 
-    def missing(found: float) -> bool:
-        return bool(workers.sum(torch.tensor(found, device=workers.device)))
+    def missing(flag: float) -> bool:
+        return bool(workers.sum(torch.tensor(flag, device=workers.device)))
 
     if workers.rank:
         if missing(0.0):
@@ -115,7 +120,7 @@ def _from_cache_or_together(
 def _measure(
     source: DataSource, config: RunConfig, features_of: Callable[[Tensor], Tensor], workers: Workers
 ) -> dict[str, Tensor]:
-    """What the cache file holds: FID's `mu` and `sigma`, `features` of at most 10,000 images, the floor (FID, KID)."""
+    """Compute the content of the cache file: `mu`, `sigma`, `features` of at most 10,000 images, `floor` (FID, KID)."""
     if len(source) < 4:
         raise DataError(f"the data set has {len(source)} images: its two halves need at least 2 each")
     dimension = FEATURE_NETWORKS[config.feature_network].num_features
@@ -134,7 +139,7 @@ def _measure(
     table = rows.merge(workers, min(len(source), MANY))
     for moments in parts:
         moments.merge(workers)
-    first, second = (table[place[own][place[own] >= 0]] for own in (order[::2], order[1::2]))
+    first, second = (table[place[rows][place[rows] >= 0]] for rows in (order[::2], order[1::2]))
     floor = [fid(parts[0].statistics(), parts[1].statistics()), kid(first, second)] if not workers.rank else [0.0, 0.0]
     parts[0].join(parts[1])
     parts[0].join(parts[2])
@@ -146,11 +151,11 @@ def _measure(
 
 
 def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint random halves of samples, with the classes [N] spread evenly.
+    """Split samples with class labels [N] into two disjoint random halves, balanced over classes.
 
     Returns:
-        The indices of both [N or N − 1], by turns the first half's and the second's; and for each sample [N] 0 or 1 for
-        its half, 2 for the one that an odd number leaves over.
+        order: indices of both halves, interleaved, [N] or [N − 1].
+        half: [N], 0 or 1 for the half of each sample; 2 for the remaining sample if N is odd.
     """
     shuffled = np.random.default_rng(0).permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")][: len(labels) // 2 * 2]
@@ -160,7 +165,7 @@ def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(num_samples: int) -> np.ndarray:
-    """Each sample's row in the table of kept features, −1 for none: every sample has one up to 10,000 samples."""
+    """Assign each sample its row in the table of stored features, or −1 if more than 10,000 samples exist."""
     kept = np.sort(np.random.default_rng(1).permutation(num_samples)[:MANY])
     place = np.full(num_samples, -1)
     place[kept] = np.arange(len(kept))
@@ -168,7 +173,7 @@ def _places(num_samples: int) -> np.ndarray:
 
 
 def _decoder(config: DatasetConfig) -> tuple[str, ...]:
-    """What identifies the autoencoder that makes images of stored latents: hashes of its files."""
+    """Return hashes of the files of the autoencoder that decodes the dataset's latents; empty for images."""
     if not config.latent:
         return ()
     from soflow.codecs.latents import CONFIG, WEIGHTS, vae_folder

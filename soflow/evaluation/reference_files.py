@@ -1,7 +1,7 @@
-"""Files of reference statistics: `.npz` with `mu` and `sigma` as ADM's, and torch-fidelity's cache files (`.pt`).
+"""Files of reference statistics: `.npz` with `mu` and `sigma` (ADM's format), and torch-fidelity's cache files (`.pt`).
 
-torch-fidelity keeps a data set's FID statistics in <cache root>/<name>-<extractor>-stat-fid-<layer>.pt, a dictionary
-of NumPy arrays: the mean in the features' float32 and the covariance in float64.
+torch-fidelity stores a dataset's FID statistics in <cache root>/<name>-<extractor>-stat-fid-<layer>.pt, a dictionary of
+NumPy arrays: the mean in float32 like the features, the covariance in float64.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ NAMES = ("mu", "sigma")
 
 
 def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
-    """`mu` [D] and `sigma` [D, D] of the file evaluation.reference, float64.
+    """Read `mu` [D] and `sigma` [D, D], float64, from the file evaluation.reference.
 
     Raises:
-        ConfigError: if the file is missing, damaged, not of the configured feature network or holds no statistics, or
-            if the configuration asks for what statistics alone cannot tell.
+        ConfigError: if the file is missing, damaged, made with another feature network or contains no statistics, or
+            if a configured metric needs more than statistics.
     """
     path = config.evaluation.reference
     if config.evaluation.precision_recall:
         raise ConfigError(
             f"evaluation.precision_recall = True: needs the features of the data; leave it out or leave out "
-            f"evaluation.reference = {path}, which holds statistics only"
+            f"evaluation.reference = {path}, which contains statistics only"
         )
     try:
         statistics = _read_npz(path, config.feature_network) if path.suffix == ".npz" else _read_torch_fidelity(path)
@@ -45,7 +45,7 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, statistics: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Write `mu` and `sigma`, and `made`, a JSON text that says how they came about."""
+    """Write `mu` and `sigma`, and `made`, a JSON text that describes their origin."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: statistics[name] for name in NAMES}, made=np.array(json.dumps(facts)))
     write_atomic(path, buffer.getvalue())
@@ -64,7 +64,7 @@ def write_torch_fidelity(root: Path, name: str, feature_network: str, statistics
 
 
 class _UnusableError(Exception):
-    """Why a file cannot serve as reference, as the end of a sentence that names the file."""
+    """Reason why a file is unusable as reference; the caller prepends the path."""
 
 
 def _read_npz(path: Path, feature_network: str) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ def _read_torch_fidelity(path: Path) -> dict[str, np.ndarray]:
 
 
 def _numpy_globals() -> list[Any]:
-    """What torch must be allowed to unpickle for NumPy arrays of numbers, under NumPy's old and new names."""
+    """Return the globals that torch must be allowed to unpickle for NumPy arrays of numbers, by old and new names."""
     import _codecs
 
     rebuild = np.zeros(1).__reduce__()[0]
@@ -108,27 +108,28 @@ def _numpy_globals() -> list[Any]:
     return [*((rebuild, name) for name in names), np.ndarray, np.dtype, *kinds, _codecs.encode]
 
 
-def _as_statistics(content: Any, found: Any) -> dict[str, np.ndarray]:
+def _as_statistics(content: Any, description: Any) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not all(isinstance(content.get(name), np.ndarray) for name in NAMES):
-        raise _UnusableError(f"must hold the arrays mu and sigma, not {found}")
+        raise _UnusableError(f"must contain the arrays mu and sigma, not {description}")
     try:
         return {name: content[name].astype(np.float64) for name in NAMES}
     except (TypeError, ValueError):
-        raise _UnusableError(f"mu and sigma must hold numbers, not {content['mu'].dtype}") from None
+        raise _UnusableError(f"mu and sigma must contain numbers, not {content['mu'].dtype}") from None
 
 
 def _check(statistics: dict[str, np.ndarray], feature_network: str) -> None:
     mu, sigma = statistics["mu"], statistics["sigma"]
     if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape):
         raise _UnusableError(f"mu must have shape (D,) and sigma (D, D), not {mu.shape} and {sigma.shape}")
-    wanted = FEATURE_NETWORKS[feature_network].num_features
-    if len(mu) != wanted:
+    num_features = FEATURE_NETWORKS[feature_network].num_features
+    if len(mu) != num_features:
         raise _UnusableError(
-            f"holds statistics of {len(mu)} features, but evaluation.feature_network = {feature_network} has {wanted}"
+            f"contains statistics of {len(mu)} features, but evaluation.feature_network = {feature_network} has "
+            f"{num_features}"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise _UnusableError("mu and sigma must be finite")
-    # Rounding to float32 is forgiven, another matrix in the covariance's place is not.
+    # The tolerance allows float32 rounding of a covariance, but rejects matrices that are not one.
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or np.diagonal(sigma).min() < 0:
         raise _UnusableError("sigma must be a covariance, symmetric with a diagonal that is not negative")
 

@@ -1,4 +1,4 @@
-"""All feature networks by name."""
+"""Registry of the feature networks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class FeatureNetworkInfo:
-    """What is known of a feature network before it is loaded."""
+    """Properties of a feature network that are known without loading it."""
 
     extractor: str
-    """Its name in torch-fidelity's registry."""
+    """Name in torch-fidelity's registry."""
     layer: str
-    """Layer whose output FID, KID, precision and recall compare."""
+    """Layer with the features for FID, KID, precision and recall."""
     num_features: int
-    """Width of that layer."""
+    """Width of `layer`."""
     logits: str
-    """Layer of the logits that the Inception score is made of."""
+    """Layer with the logits for the Inception score."""
     num_logits: int
-    """Width of that layer."""
+    """Width of `logits`."""
     image_shape: tuple[int, int, int] | None = None
-    """The one (channels, height, width) it takes; None for any size of grey or RGB images."""
+    """Required (channels, height, width); None for any size of grayscale or RGB images."""
     dataset: str | None = None
-    """Data set whose classes its logits tell apart."""
+    """Dataset whose classes the logits predict."""
 
 
 FEATURE_NETWORKS = {

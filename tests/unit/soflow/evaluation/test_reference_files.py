@@ -154,17 +154,17 @@ ASYMMETRIC = statistics()["sigma"] + np.triu(np.full((64, 64), 0.1), 1)
 FAULTS = {
     "other features": (
         statistics(2048),
-        "holds statistics of 2048 features, but .*feature_network = digits-cnn has 64",
+        "contains statistics of 2048 features, but .*feature_network = digits-cnn has 64",
     ),
-    "images": ({"arr_0": np.zeros((4, 8, 8, 3), np.uint8)}, r"must hold the arrays mu and sigma, not \['arr_0'\]"),
-    "no sigma": ({"mu": np.zeros(64)}, r"must hold the arrays mu and sigma, not \['mu'\]"),
+    "images": ({"arr_0": np.zeros((4, 8, 8, 3), np.uint8)}, r"must contain the arrays mu and sigma, not \['arr_0'\]"),
+    "no sigma": ({"mu": np.zeros(64)}, r"must contain the arrays mu and sigma, not \['mu'\]"),
     "shapes": (changed(sigma=np.eye(63)), r"mu must have shape \(D,\) and sigma \(D, D\), not \(64,\) and \(63, 63\)"),
     "a scalar": (changed(mu=np.array(1.0)), r"mu must have shape \(D,\)"),
     "mu with NaN": (not_finite("mu"), "mu and sigma must be finite"),
     "sigma with NaN": (not_finite("sigma"), "mu and sigma must be finite"),
     "asymmetric": (changed(sigma=ASYMMETRIC), "sigma must be a covariance, symmetric"),
     "negative": (changed(sigma=-np.eye(64)), "sigma must be a covariance, .* not negative"),
-    "text": (changed(mu=np.full(64, "x")), "mu and sigma must hold numbers"),
+    "text": (changed(mu=np.full(64, "x")), "mu and sigma must contain numbers"),
     "another network": (
         changed(made=np.array(json.dumps({"feature_network": "fashion-cnn"}))),
         "was made with fashion-cnn, not evaluation.feature_network = digits-cnn",
@@ -227,7 +227,7 @@ def test_files_that_would_run_code_are_refused_unread(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"mu": 1, "sigma": 2}, {"fc.weight": torch.zeros(3)}])
 def test_pt_files_of_something_else_are_refused_by_name(content, tmp_path):
     (tmp_path / "reference.pt").write_bytes(torch_bytes(content))
-    assert "must hold the arrays mu and sigma, not" in refusal(tmp_path / "reference.pt")
+    assert "must contain the arrays mu and sigma, not" in refusal(tmp_path / "reference.pt")
 
 
 def test_precision_and_recall_need_more_than_statistics(tmp_path):
