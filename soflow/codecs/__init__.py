@@ -1,4 +1,4 @@
-"""Codecs between what a data source stores, what networks see and pixels: one per kind of storage."""
+"""Codecs between stored samples, network inputs and pixels: one per storage format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface between stored samples, what networks see, and pixels."""
+"""Interface between stored samples, network inputs and pixels."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """The way from stored samples to a network and from a network to pixels."""
+    """Conversion from stored samples to network inputs, and from network outputs to pixels."""
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Training samples for a network, float32 [B, *sample_shape], from stored ones [B, ...].
+        """Convert stored samples [B, ...] to training samples, float32 [B, *sample_shape].
 
         Args:
-            noise: standard normal [B, *sample_shape] for latents, which are stored as mean and standard deviation;
-                without it the mean is taken.
+            noise: standard normal [B, *sample_shape] for latents, which are stored as mean and standard deviation; None
+                uses the mean.
         """
         ...
 
     def decode(self, samples: Tensor) -> Tensor:
-        """uint8 images [B, *image_shape] of what a network generated [B, *sample_shape]."""
+        """Convert generated samples [B, *sample_shape] to uint8 images [B, *image_shape]."""
         ...
 
     def images(self, stored: Tensor) -> Tensor:
-        """uint8 images [B, *image_shape] of stored samples, the reference that evaluation compares with."""
+        """Convert stored samples to uint8 images [B, *image_shape], the reference of the evaluation."""
         ...

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Pixels:
-    """uint8 pixels in 0...255, which networks see in [−1, 1]."""
+    """Codec of uint8 pixels in 0...255; network inputs are in [−1, 1]."""
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         return stored.float() / 127.5 - 1
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Values outside [−1, 1] are clamped, NaN becomes 0."""
+        """Convert [−1, 1] to uint8; clamp values outside and map NaN to 0."""
         return ((samples.nan_to_num(-1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def images(self, stored: Tensor) -> Tensor:

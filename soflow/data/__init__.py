@@ -1,4 +1,4 @@
-"""Data sources: samples and integer labels, read in batches by index as numpy arrays."""
+"""Data sources: samples and integer labels, read in batches by index as NumPy arrays."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""EDM's non-leaking augmentation (arXiv 2206.00364, appendix F.2): random geometry that the network is told about.
+"""EDM's non-leaking augmentation (arXiv 2206.00364, appendix F.2): random geometric transforms.
 
-The network learns augmented and plain images apart by the parameters; all zeros ask it for plain ones.
+The network receives the augmentation parameters as input, so it can distinguish augmented from plain images. All-zero
+parameters select plain images.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 NUM_PARAMETERS = 9
 """Columns: xflip, yflip, scale, rotation (cos − 1, sin), anisotropy (2, along its axis), translation (x, y)."""
 
-# By how much the overall probability is multiplied for each transform; any probability but 0 flips half the images.
+# Multipliers of the probability for each transform; with 1e8, any probability above 0 flips half of the images.
 EDM = {"xflip": 1e8, "yflip": 1.0, "scale": 1.0, "rotate": 1.0, "aniso": 1.0, "translate": 1.0}
-# SoFlow and MeanFlow on CIFAR-10: upright images only.
+# As in SoFlow and MeanFlow on CIFAR-10: images stay upright.
 UPRIGHT = EDM | {"yflip": 0.0, "rotate": 0.0}
 
 SCALE_STD = 0.2  # of log2
@@ -26,7 +27,7 @@ ANISO_ROTATE_PROBABILITY = 0.5
 TRANSLATE_STD = 0.125  # of the image's side
 
 # Low-pass decomposition filter of the Symlet with six vanishing moments (Daubechies, Ten Lectures on Wavelets).
-# It is orthogonal to its own even shifts, so doubling and halving the resolution with it gives the image back.
+# It is orthogonal to its even shifts, so doubling and then halving the resolution reproduces the image.
 SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
@@ -41,22 +42,22 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
-SYM6_CENTER = 5  # the tap that counts as the filter's middle
-SUPPORT = 3  # pixels beyond a position that its value may depend on: half the filter's twelve half pixels
+SYM6_CENTER = 5  # index of the filter's center tap
+SUPPORT = 3  # radius of the filter in pixels: half of its twelve half-pixel taps
 
 
 def augment(
     images: Tensor, probability: float, generator: torch.Generator, multipliers: Mapping[str, float] = EDM
 ) -> tuple[Tensor, Tensor]:
-    """Randomly flipped, scaled, rotated, stretched and shifted images, and by how much.
+    """Randomly flip, scale, rotate, stretch and shift images.
 
     Args:
         images: [B, C, H, W], floating point.
-        probability: of each transform, times its multiplier.
-        generator: gives all random numbers, on its device.
+        probability: probability of each transform, before its multiplier.
+        generator: source of all random numbers.
 
     Returns:
-        Images as given, and parameters [B, 9] float32, zeros where nothing was applied.
+        Images [B, C, H, W], and augmentation parameters [B, 9] float32, zero for transforms that were not applied.
     """
     batch, device = len(images), generator.device
 
@@ -99,18 +100,19 @@ def augment(
 
 
 def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
-    """Images whose pixel at p shows the input at inverse · (p − shift); p in pixels (x, y) from the image's centre.
+    """Transform images: the output pixel at p shows the input at inverse · (p − shift).
 
-    Anti-aliased as in EDM: twice the resolution through a wavelet's low-pass filter, linear interpolation, and back.
-    Around the image lies its reflection, repeated as far as needed (EDM's ends after one image and turns zero).
+    p is in pixels (x, y) relative to the image center. Anti-aliased as in EDM: upsampling by 2 with a wavelet low-pass
+    filter, linear interpolation, and downsampling. The image is extended by reflection as far as needed (EDM reflects
+    once and then uses zeros).
 
     Args:
         images: [B, C, H, W].
         inverse: linear maps [B, 2, 2].
-        shift: [B, 2].
+        shift: shifts [B, 2] in pixels.
     """
     batch, channels, height, width = images.shape
-    # Half-pixel positions, as many as the filter takes to make the output's pixels from.
+    # Half-pixel positions of the output, extended by the support of the downsampling filter.
     positions = [
         torch.arange(-SYM6_CENTER, 2 * side + 10 - SYM6_CENTER, dtype=images.dtype, device=images.device) / 2
         - (side - 1) / 2
@@ -137,11 +139,11 @@ def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def reflected(side: int, margin: int, device: torch.device) -> Tensor:
-    """Indices [side + 2 · margin] of an image row extended by its reflection about the outermost pixels' centres."""
+    """Compute indices [side + 2 · margin] of an image row extended by reflection about the outermost pixel centers."""
     last = side - 1
     return last - (last - torch.arange(-margin, side + margin, device=device) % (2 * last)).abs()
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Rotation matrices [B, 2, 2] for angles [B]."""
+    """Build rotation matrices [B, 2, 2] for angles [B]."""
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)

@@ -1,4 +1,4 @@
-"""The interface of data sources, free of torch so that a wrong path is reported without waiting for its import."""
+"""Interface of the data sources. It does not import torch, so that a wrong path is reported immediately."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 
 LATENT_CHANNELS, LATENT_FACTOR = 4, 8
-"""Stable Diffusion's autoencoder: channels of a latent, and pixels per latent side."""
+"""Stable Diffusion's autoencoder: channels of a latent, and side of the image divided by side of the latent."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used. The message names the path and what is expected at it."""
+    """Unusable dataset; the message names the path and the expected content."""
 
 
 class DataSource(Protocol):
@@ -20,8 +20,8 @@ class DataSource(Protocol):
 
     Attributes:
         num_classes: labels run from 0 to num_classes - 1.
-        labels: of all samples, int64 [N].
-        fingerprint: hexadecimal digest that changes whenever the data does.
+        labels: labels of all samples, int64 [N].
+        fingerprint: hexadecimal digest that changes whenever the data changes.
     """
 
     num_classes: int
@@ -31,25 +31,25 @@ class DataSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stored samples [B, C, H, W] and labels [B] as int64, for indices [B].
+        """Read stored samples [B, C, H, W] and int64 labels [B] at indices [B].
 
-        Samples are uint8 images in 0...255, or what the source's codec (soflow.codecs) makes of images.
+        Samples are uint8 images in 0...255, or the format that the source's codec (soflow.codecs) stores.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What can be said about a source without opening it."""
+    """Properties of a source that are known without opening it."""
 
     module: str
     channels: int
-    """Of its images, in pixels."""
+    """Channels of the images in pixel space."""
     image_size: int | None
-    """Side in pixels, None where the configuration decides."""
+    """Side of the images in pixels; None if set by the configuration."""
     feature_network: str
-    """FID features used unless the configuration names others."""
+    """Default feature network for FID."""
     latent: bool = False
-    """Whether it holds latents of a Stable Diffusion autoencoder in place of images."""
+    """True if the source stores latents of a Stable Diffusion autoencoder instead of images."""
     closed_form: bool = False
-    """Whether it has `components`, the Gaussians that its samples are drawn from."""
+    """True if the source has `components`, the Gaussians of its distribution."""

@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 training images of 32x32 RGB pixels in 10 classes, in either form that its authors publish."""
+"""CIFAR-10: 50,000 RGB training images of 32x32 pixels in 10 classes, in the binary or the Python version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINARY, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
 BINARY_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
-"""A record of the binary version: the label, then the red, green and blue planes row by row."""
+"""Size of a record of the binary version: the label, then the red, green and blue planes in row-major order."""
 
 
 def open_source(root: Path | None, image_size: int | None = None, download: bool = False) -> InMemorySource:
@@ -21,13 +21,13 @@ def open_source(root: Path | None, image_size: int | None = None, download: bool
 
 
 def open_split(root: Path | None, split: str, download: bool = False) -> InMemorySource:
-    """The "train" split (50,000 images) or the "test" split (10,000 images).
+    """Open the "train" split (50,000 images) or the "test" split (10,000 images).
 
     Raises:
-        DataError: if files are missing or are not what was published.
+        DataError: if files are missing or differ from the published ones.
     """
     if root is None:
-        raise DataError(f"dataset.root = None: must be the folder that holds CIFAR-10's {BINARY} or {PICKLED}")
+        raise DataError(f"dataset.root = None: must be the folder that contains CIFAR-10's {BINARY} or {PICKLED}")
     if (folder := _find(root, BINARY, BINARY_FILES[split][0])) is not None:
         batches = [_read_records(folder / name) for name in BINARY_FILES[split]]
         images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
@@ -37,12 +37,12 @@ def open_split(root: Path | None, split: str, download: bool = False) -> InMemor
 
 
 def _find(root: Path, folder: str, file: str) -> Path | None:
-    """`root` itself or the folder of this name in it, whichever holds the file."""
+    """Return `root` or its sub-folder of this name, whichever contains the file; None if neither does."""
     return next((path for path in (root / folder, root) if (path / file).exists()), None)
 
 
 def _read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 3, 32, 32] and labels [N] of a file of the binary version."""
+    """Read images [N, 3, 32, 32] and labels [N] from a file of the binary version."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -56,27 +56,30 @@ def _read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:].reshape(-1, *SHAPE), labels
 
 
-def _read_pickled(given: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The version for Python, whose files execute code when read: only those with the published MD5s are opened."""
-    folder = _find(given, PICKLED, "data_batch_1")
+def _read_pickled(root: Path, split: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Read images [N, 3, 32, 32] and labels [N] of the Python version.
+
+    Its files are pickles, which can execute code, so only files with the published MD5 are opened.
+    """
+    folder = _find(root, PICKLED, "data_batch_1")
     if folder is None and not download:
         raise DataError(
-            f"dataset.root = {given}: no {BINARY}/data_batch_1.bin and no {PICKLED}/data_batch_1 in it; give the "
+            f"dataset.root = {root}: no {BINARY}/data_batch_1.bin and no {PICKLED}/data_batch_1 in it; give the "
             "folder where CIFAR-10 was unpacked, or set dataset.download"
         )
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    root = given if folder is None else folder.parent
+    parent = root if folder is None else folder.parent
     if download:
         try:
-            CIFAR10(root, download=True)  # fetches nothing that is there already
+            CIFAR10(parent, download=True)  # does nothing if the files exist
         except (OSError, RuntimeError) as error:
-            raise DataError(f"dataset.root = {given}: CIFAR-10 cannot be fetched to it ({error})") from None
+            raise DataError(f"dataset.root = {root}: CIFAR-10 cannot be downloaded to it ({error})") from None
     for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]):
-        path = root / PICKLED / name
+        path = parent / PICKLED / name
         if not check_integrity(path, md5):
             fault = "is not the published file (its MD5 differs)" if path.exists() else "is missing"
             raise DataError(f"{path}: {fault}; unpack cifar-10-python.tar.gz again, or set dataset.download")
-    data = CIFAR10(root, train=split == "train")
+    data = CIFAR10(parent, train=split == "train")
     return np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, np.int64)

@@ -19,14 +19,18 @@ def open_source(root: Path | None = None, image_size: int | None = None, downloa
 
 
 def open_split(root: Path | None, split: str, download: bool = False) -> InMemorySource:
-    """The "train" split (60,000 images) or the "t10k" split (10,000 images kept for testing)."""
+    """Open the "train" split (60,000 images) or the "t10k" split (10,000 test images).
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
     if download:
         _download(root)
     paths = [_find(root, f"{split}-{name}-ubyte") for name in ("images-idx3", "labels-idx1")]
     images, labels = (_read_idx(path) for path in paths)
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or not len(labels) or labels.max() > 9:
         raise DataError(
-            f"{paths[0]}: must hold N images of 28x28 and {paths[1].name} as many labels below 10, "
+            f"{paths[0]}: must contain N images of 28x28 and {paths[1].name} as many labels below 10, "
             f"not arrays of shape {images.shape} and {labels.shape}"
         )
     return InMemorySource(images[:, None], labels.astype(np.int64), num_classes=10)
@@ -52,7 +56,7 @@ def _find(root: Path | None, name: str) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An array from the IDX format: two zero bytes, a type byte, the rank, big-endian sizes, then the bytes."""
+    """Read an array in IDX format: two zero bytes, a type byte, the rank, big-endian sizes, then the data."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -1,14 +1,16 @@
-"""Gaussian images whose flow is known: class c is N(μ_c, σ² I), 60,000 fixed draws of 8x8 pixels in 10 classes.
+"""Gaussian images with a known flow: class c is N(μ_c, σ² I); 60,000 fixed samples of 8x8 pixels in 10 classes.
 
-With labels every class's flow has a closed form; without them (dataset.conditional = False) the data is a mixture whose
-velocity has one. The means are scikit-learn's mean images of the ten digits, drawn into [−0.4, 0.4] of the pixels'
-[−1, 1], and σ = 0.12: black and white lie 5 σ away from any mean, so of all 3,840,000 pixels at most 1.1 are expected
-to be clipped. Storing pixels as bytes rounds to steps of 2/255 = σ/15, where rounding is like adding independent
-uniform noise (Sheppard); `Components.variance` holds its variance too, 0.04 % of the whole. A map can so be told from
-the true one down to about 0.0023, the rounding's own RMS and a fiftieth of σ; no codec for floating-point images is
-needed.
+With labels, the flow of every class has a closed form. Without labels (dataset.conditional = False) the data is a
+mixture, whose velocity has a closed form. The means are the mean images of scikit-learn's ten digits, scaled to
+[−0.4, 0.4] in pixel values of [−1, 1]. With σ = 0.12, black and white are at least 5 σ from every mean, so at most 1.1
+of all 3,840,000 pixels are expected to be clipped.
 
-Its FID means little: the features are those of the network for handwritten digits, which has never seen such images.
+Storing pixels as bytes rounds them to steps of 2/255 = σ/15. Such rounding acts like independent uniform noise
+(Sheppard); `Components.variance` includes its variance, 0.04 % of the total. Errors of a map are therefore measurable
+down to about 0.0023, the RMS of the rounding and a fiftieth of σ, without a codec for floating-point images.
+
+FID is of little use here: its features come from the network for handwritten digits, which was not trained on such
+images.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ NUM_SAMPLES, NUM_CLASSES = 60_000, 10
 LARGEST_MEAN = 0.4
 SIGMA = 0.12
 STEP = 2 / 255
-"""Between neighbouring grey levels in [−1, 1]."""
+"""Distance of adjacent gray levels in [−1, 1]."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """What is known of the data: class c, one sample in as many as there are classes, is N(means[c], variance I)."""
+    """Data distribution: class c is N(means[c], variance I), with equal class probabilities."""
 
     means: np.ndarray
-    """As the network sees them, float64 [num_classes, C, H, W]."""
+    """Means in [−1, 1], the range of the network's input, float64 [num_classes, C, H, W]."""
     variance: float
 
 
 class Gaussians(InMemorySource):
-    """The draws, and what they are drawn from."""
+    """Samples of a Gaussian mixture, with its components."""
 
     def __init__(self, components: Components):
         self.components = components
@@ -52,8 +54,8 @@ def open_source(root: Path | None = None, image_size: int | None = None, downloa
 
 
 def mean_digits() -> np.ndarray:
-    """μ_c: scikit-learn's mean image of each digit, in [−0.4, 0.4], [10, 1, 8, 8]."""
-    from sklearn.datasets import load_digits  # a second to import
+    """Compute μ_c [10, 1, 8, 8] in [−0.4, 0.4]: the mean image of each digit of scikit-learn."""
+    from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     means = np.stack([digits.images[digits.target == label].mean(0) for label in range(NUM_CLASSES)])

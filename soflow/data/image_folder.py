@@ -1,4 +1,4 @@
-"""Any folder of images with one sub-folder per class."""
+"""Folder of images with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class ImageFolder:
-    """RGB images read from disk as they are needed, resized and cropped to the centre square.
+    """RGB images read from disk on demand, resized and cropped to the center square.
 
     Attributes:
-        paths: of the images, class by class, each class in the order of its file names.
-        labels: [N] as int64, the classes in the order of their folders' names.
+        paths: paths of the images, by class and sorted by name within a class.
+        labels: int64 [N]; classes are numbered in the order of their folder names.
     """
 
     def __init__(self, root: Path, image_size: int):
@@ -32,15 +32,16 @@ class ImageFolder:
         ]
         if not files:
             raise DataError(
-                f"dataset.root = {root}: no images found; expected one sub-folder per class holding "
+                f"dataset.root = {root}: no images found; expected one sub-folder per class with "
                 f"{', '.join(sorted(EXTENSIONS))} files"
             )
         self.paths = [path for path, _ in files]
         self.labels = np.array([label for _, label in files], np.int64)
         self.num_classes = len(classes)
-        # Not the contents: reading a large data set takes longer than training a little on it.
+        # Sizes and times instead of contents, because reading a large dataset would take too long.
         stats = ((path.relative_to(root), path.stat()) for path in self.paths)
         listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+        # This spelling is part of the fingerprint: changing it would invalidate every cached reference.
         self.fingerprint = hashlib.sha256(f"centre crop of {image_size}\n{listing}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -51,25 +52,25 @@ class ImageFolder:
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """uint8 [3, size, size] of an image file.
+    """Read an image file as uint8 [3, size, size].
 
     Raises:
-        DataError: naming the file, if it is no image or damaged.
+        DataError: if the file is damaged or not an image; the message names it.
     """
     try:
         with Image.open(path) as image:
-            square = centre_square(image.convert("RGB"), size)
-    # Pillow's decoders raise more than OSError on damaged files.
+            square = center_square(image.convert("RGB"), size)
+    # Pillow's decoders raise these exceptions on damaged files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle size x size pixels of an image whose short side is resized to `size`.
+def center_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize the short side of an image to `size` and crop the central size x size pixels.
 
-    As ADM (arXiv 2105.05233) prepares ImageNet, and after it DiT, MeanFlow and SoFlow: both sides are halved by box
-    averaging while the short one is at least 2 · size, then one bicubic step does the rest.
+    This is the ImageNet preprocessing of ADM (arXiv 2105.05233), also used by DiT, MeanFlow and SoFlow: both sides are
+    halved by box averaging while the short one is at least 2 · size, followed by one bicubic resize.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""A data source whose images all fit in memory."""
+"""Data source that stores all images in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class InMemorySource:
-    """Images [N, C, H, W] as uint8 with labels [N] as int64."""
+    """Source of uint8 images [N, C, H, W] with int64 labels [N], stored in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
         self.images, self.labels, self.num_classes = images, labels, num_classes

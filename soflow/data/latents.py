@@ -1,12 +1,12 @@
-"""Images that were encoded once by Stable Diffusion's autoencoder, in one HDF5 file as SoFlow's authors make it.
+"""Images encoded by Stable Diffusion's autoencoder, in one HDF5 file in the format of the SoFlow authors.
 
-The file's data sets, of which `latents` is what training reads over and over:
+Datasets of the file:
 
-- `latents` [N, 8, H, W] float32: for each image the 4 channels of the encoder's mean, then the 4 of its standard
-  deviation. A side is an 8th of the image's.
-- `labels` [N] int64, `amount` (N) and `latent_size` (H = W), scalars.
+- `latents` [N, 8, H, W] float32: for each image, 4 channels of the encoder's mean, then 4 channels of its standard
+  deviation. H and W are 1/8 of the image side. Training reads this dataset in random order.
+- `labels` [N] int64, and the scalars `amount` (N) and `latent_size` (H = W).
 
-experiments/encode_latents.py writes such files, with the attribute `num_classes`; where it is missing, the number of
+experiments/encode_latents.py writes such files, with the attribute `num_classes`. Without this attribute, the number of
 classes is the largest label + 1.
 """
 
@@ -30,10 +30,10 @@ REMEDY = "experiments/encode_latents.py makes such files"
 
 
 class LatentFile:
-    """Moments [N, 8, H, W] and labels of an HDF5 file, read from disk as they are needed.
+    """Moments [N, 8, H, W] and labels of an HDF5 file, read from disk on demand.
 
-    Every process reads through a file handle of its own: one that is inherited by a fork shares HDF5's state with its
-    parent, and none can be pickled.
+    Every process opens a separate file handle, because a handle inherited by a fork shares HDF5's state with the parent
+    and handles cannot be pickled.
     """
 
     def __init__(self, path: Path):
@@ -55,26 +55,26 @@ class LatentFile:
         return self.shape[0]
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Moments as float32 [B, 8, H, W] and labels [B] as int64, for indices [B] in any order."""
-        found = np.empty((len(indices), *self.shape[1:]), np.float32)
+        """Read moments, float32 [B, 8, H, W], and int64 labels [B] at indices [B], in any order."""
+        moments = np.empty((len(indices), *self.shape[1:]), np.float32)
         with self._damage_named():
             latents = self._open()["latents"]
-            # One read a sample, in the order of the file: HDF5's own selection of many takes up to 20 times longer
-            # (docs/loading.md), and refuses repeated samples, which a batch across epochs can hold.
+            # One read per sample, in file order. HDF5's multi-sample selection takes up to 20 times longer
+            # (docs/loading.md) and rejects repeated samples, which a batch across epochs can contain.
             for i in np.argsort(indices):
-                found[i] = latents[indices[i]]
-        return found, self.labels[indices]
+                moments[i] = latents[indices[i]]
+        return moments, self.labels[indices]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
     def _open(self) -> h5py.File:
-        """This process's file handle."""
+        """Return this process's file handle; open it on first use."""
         if self._file is not None and self._pid != os.getpid():
-            self._file.close()  # the parent's, of which a fork holds a copy
+            self._file.close()  # the parent's handle, copied by a fork
             self._file = None
         if self._file is None:
-            # Nobody writes to a finished file, and some clusters' file systems cannot lock.
+            # Finished files are never written, and some cluster file systems do not support locks.
             self._file = h5py.File(self.path, "r", locking=False)
             self._pid = os.getpid()
         return self._file
@@ -85,7 +85,7 @@ class LatentFile:
             yield
         except DataError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError) as error:  # HDF5's many ways to say it
+        except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's exceptions for damaged files
             raise DataError(f"{self.path}: cut short, damaged or no HDF5 file ({error}); {REMEDY}") from None
 
     def _checked_shape(self, file: h5py.File) -> tuple[int, int, int, int]:
@@ -116,7 +116,7 @@ class LatentFile:
         return self.labels.astype(np.int64), num_classes
 
     def _digest(self) -> str:
-        """Of the file's size and time, its labels and some samples: reading all of it can take an hour."""
+        """Hash the file's size and time, its labels and 16 samples, because reading all samples can take an hour."""
         samples, _ = self.batch(np.linspace(0, len(self) - 1, 16).astype(int))
         if not np.isfinite(samples).all() or (samples[:, LATENT_CHANNELS:] < 0).any():
             raise DataError(
@@ -143,12 +143,12 @@ def open_source(root: Path | None, image_size: int | None, download: bool = Fals
 
 
 def write_latents(path: Path, parts: Iterable[np.ndarray], labels: np.ndarray, side: int, num_classes: int) -> None:
-    """Write a file of latents; `path` holds a part of it until this returns.
+    """Write a file of latents; the file at `path` is incomplete until this function returns.
 
-    Not chunked, like the authors' own files: of all layouts it reads single samples fastest (docs/loading.md).
+    The layout is contiguous, like the authors' files: it is the fastest for reading single samples (docs/loading.md).
 
     Args:
-        parts: moments [n, 8, side, side] in the order of the labels [N]; their n add up to N.
+        parts: moments [n, 8, side, side] in the order of the labels [N]; the n add up to N.
     """
     with h5py.File(path, "w") as file:
         latents = file.create_dataset("latents", (len(labels), MOMENTS, side, side), np.float32)

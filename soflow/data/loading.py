@@ -1,4 +1,4 @@
-"""Batches in a run's order, read ahead by other processes where reading takes long."""
+"""Load batches in the order of a run, optionally prefetched by other processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from soflow.data.base import DataError, DataSource
 from soflow.randomness import generator
 
-AHEAD = 4
-"""Batches that each loading process prepares ahead."""
+PREFETCH_FACTOR = 4
+"""Number of batches prefetched by each loading process."""
 
 
 def batches(
@@ -25,19 +25,19 @@ def batches(
     world_size: int = 1,
     processes: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One worker's share of each step's stored samples and labels, on `device`.
+    """Yield one worker's share of each step's stored samples and labels, on `device`.
 
     Args:
-        processes: how many read ahead; with 0 each batch is read when it is wanted.
+        processes: number of loading processes; with 0, each batch is read on demand.
     """
     loader = DataLoader(
         _ByIndices(source),
         sampler=_Steps(order, steps, rank, world_size),
         batch_size=None,  # the sampler's items are whole batches
         num_workers=processes,
-        prefetch_factor=AHEAD if processes else None,
+        prefetch_factor=PREFETCH_FACTOR if processes else None,
         pin_memory=device.type == "cuda",
-        generator=generator("cpu", 0, "loading"),  # else each start would advance the global random state
+        generator=generator("cpu", 0, "loading"),  # otherwise each start would advance the global random state
     )
     for item in loader:
         if isinstance(item, DataError):
@@ -47,14 +47,14 @@ def batches(
 
 
 class BatchOrder:
-    """Which samples each step sees: one seeded permutation per epoch, batches running on across epochs."""
+    """Order of the samples: one seeded permutation per epoch; a batch may span two epochs or more."""
 
     def __init__(self, num_samples: int, batch_size: int, seed: int):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self._epochs: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
-        """[batch_size] sample indices of a step, counted from 0."""
+        """Return the sample indices [batch_size] of a step, counted from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // self.num_samples
         self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in set(epochs.tolist())}
@@ -67,7 +67,7 @@ class BatchOrder:
 
 
 class _ByIndices(Dataset):
-    """A data source as torch's DataLoader wants it: item `indices` is a batch."""
+    """Adapter from a data source to a torch Dataset whose item `indices` is a batch."""
 
     def __init__(self, source: DataSource):
         self.source = source
@@ -76,11 +76,11 @@ class _ByIndices(Dataset):
         try:
             return self.source.batch(indices)
         except DataError as error:
-            return error  # raised, it would arrive wrapped in the loading process's traceback
+            return error  # if raised, DataLoader would wrap it in the traceback of the loading process
 
 
 class _Steps:
-    """The indices of one worker's share of each step."""
+    """Sampler of the indices of one worker's share of each step."""
 
     def __init__(self, order: BatchOrder, steps: range, rank: int, world_size: int):
         self.order, self.steps, self.rank, self.world_size = order, steps, rank, world_size

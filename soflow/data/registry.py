@@ -1,6 +1,6 @@
-"""All data sources by name: one module each, plus an entry here.
+"""Registry of the data sources: one module each, plus an entry here.
 
-Each module has `open_source(root, image_size, download) -> DataSource`.
+Each module has a function `open_source(root, image_size, download) -> DataSource`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Files of others: the SoFlow authors' configurations and checkpoints, ADM's sample files."""
+"""External file formats: the SoFlow authors' configurations and checkpoints, ADM's sample files."""

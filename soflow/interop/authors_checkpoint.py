@@ -1,9 +1,9 @@
-"""Checkpoints in the SoFlow authors' layout, to and from those of this package.
+"""Conversion between checkpoints of the SoFlow authors and of this package.
 
-Theirs is a dictionary of `model` and `ema_model` (parameters by name, each after `network.`), `optimizer`,
-`finished_steps` and `finished_epochs`. A DiT's parameters have the same names here. Two things differ: the position
-table is a parameter there and a buffer here, so that optimiser states are numbered differently, and without label drop
-their label table has no null row, because no sample is without its label.
+An authors' checkpoint is a dictionary of `model` and `ema_model` (parameters by name, prefixed with `network.`),
+`optimizer`, `finished_steps` and `finished_epochs`. DiT parameters have the same names here, with two differences. The
+position table is a parameter there and a buffer here, so optimizer states are numbered differently. Without label drop,
+their label table has no null row, because it would never be used.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from soflow.training.checkpoints import CheckpointError
 PREFIX = "network."
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 NUM_CLASSES = {"latents": 1000, "cifar10": 10}
-"""What the authors train on."""
+"""Number of classes of the authors' datasets."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint in the authors' layout, on the CPU.
+    """Read a checkpoint of the SoFlow authors, on the CPU.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or something else.
+        CheckpointError: if the file is missing, damaged or in another format.
     """
     stored = checkpoints.load(path)
     for key in ("model", "ema_model"):
         if not isinstance(stored.get(key), Mapping):
-            raise CheckpointError(f"{path}: is no checkpoint of the SoFlow authors, it holds no '{key}'")
+            raise CheckpointError(f"{path}: is no checkpoint of the SoFlow authors, it contains no '{key}'")
     return stored
 
 
 def import_state(stored: Mapping[str, Any], network: nn.Module, config: RunConfig, path: Path) -> dict[str, Any]:
-    """What `Trainer.load_state_dict` and `soflow.training.run.load_sampler` take, from the authors' checkpoint.
+    """Convert an authors' checkpoint to the state for `Trainer.load_state_dict` and `trained.load_sampler`.
 
-    Without an optimiser in the file its state is that of a fresh one.
+    If the file contains no optimizer, its state is that of a new optimizer.
 
     Args:
-        stored: what `read` returned.
-        network: the configured network, for names and shapes alone; it may be on the meta device.
-        path: the file, for messages.
+        stored: result of `read`.
+        network: the configured network, used for names and shapes only; it may be on the meta device.
+        path: path of the file, for messages.
 
     Raises:
-        CheckpointError: naming the first parameter that does not fit and both shapes.
+        CheckpointError: if a parameter does not match; the message names the first one and both shapes.
     """
     average = _import_weights(stored["ema_model"], network, config, path)
     ema_dtype = getattr(torch, config.training.ema_dtype)
@@ -70,14 +70,15 @@ def import_state(stored: Mapping[str, Any], network: nn.Module, config: RunConfi
 
 
 def export_state(state: Mapping[str, Any], network: nn.Module, config: RunConfig) -> dict[str, Any]:
-    """The authors' layout of one of this package's checkpoints; undoes `import_state`.
+    """Convert a checkpoint of this package to the authors' layout; the inverse of `import_state`.
 
-    Their code assigns optimiser states by position. Here that is the position of the parameter's name in `model`: in
-    the imported file's order, or for a network trained here positions, x, t, s and y embedders, blocks, final layer.
+    The authors' code assigns optimizer states by position. Here this is the position of the parameter's name in
+    `model`: the order of an imported file, or for a network trained here: position table, x, t, s and y embedders,
+    blocks, final layer.
 
     Args:
         state: content of the checkpoint.
-        network: as for `import_state`.
+        network: the configured network, see `import_state`.
     """
     names = list(state["network"])
     moments = {
@@ -95,7 +96,7 @@ def export_state(state: Mapping[str, Any], network: nn.Module, config: RunConfig
 
 
 def check_network(config: RunConfig, path: Path) -> None:
-    """Raises CheckpointError unless checkpoints of the configured network can be converted."""
+    """Raise CheckpointError unless checkpoints of the configured network can be converted."""
     if not config.network.name.startswith("DiT-"):
         raise CheckpointError(
             f"{path}: network.name = {config.network.name}: only DiT checkpoints can be converted; "
@@ -104,7 +105,7 @@ def check_network(config: RunConfig, path: Path) -> None:
 
 
 def check_solution(config: RunConfig, path: Path) -> None:
-    """Raises CheckpointError unless the authors' sampler can use the network, which jumps from noise to data."""
+    """Raise CheckpointError unless the network can jump from noise to data, as the authors' sampler requires."""
     if config.objective.name == "flow_matching":
         raise CheckpointError(
             f"{path}: objective.name = flow_matching: learns no jump from noise to data, as the authors sample"
@@ -114,7 +115,7 @@ def check_solution(config: RunConfig, path: Path) -> None:
 def _import_weights(
     stored: Mapping[str, Tensor], network: nn.Module, config: RunConfig, path: Path
 ) -> dict[str, Tensor]:
-    """Parameters and buffers by our names, in the file's order."""
+    """Convert parameters and buffers to names of this package, in the order of the file."""
     expected, kind, weights = network.state_dict(), config.network.name, {}
     for key, value in stored.items():
         name = key.removeprefix(PREFIX)
@@ -122,8 +123,8 @@ def _import_weights(
             raise CheckpointError(f"{path}: {key}, {_shape(value)}, is no parameter of {kind}")
         weights[name] = _with_null_row(name, value, config)
         if weights[name].shape != expected[name].shape:
-            wanted = _without_null_row(name, expected[name], config)
-            raise CheckpointError(f"{path}: {key} is {_shape(value)}, but {_shape(wanted)} in {kind}")
+            required = _without_null_row(name, expected[name], config)
+            raise CheckpointError(f"{path}: {key} is {_shape(value)}, but {_shape(required)} in {kind}")
     for name, value in expected.items():
         if name not in weights:
             raise CheckpointError(f"{path}: {PREFIX}{name}, {_shape(value)} in {kind}, is missing")
@@ -137,18 +138,18 @@ def _export_weights(weights: Mapping[str, Tensor], names: list[str], config: Run
 def _import_moments(
     stored: Mapping[str, Any], network: nn.Module, config: RunConfig, path: Path
 ) -> dict[int, dict[str, Tensor]]:
-    """The optimiser's states by the position of their parameters in our network."""
+    """Convert the optimizer's states; number them by the position of the parameters in this package's network."""
     names = [key.removeprefix(PREFIX) for key in stored["model"]]
     counted = sum(len(group["params"]) for group in stored["optimizer"]["param_groups"])
     if counted != len(names):
-        raise CheckpointError(f"{path}: its optimiser has {counted} parameters, its model {len(names)}")
+        raise CheckpointError(f"{path}: its optimizer has {counted} parameters, its model {len(names)}")
     states = {}
     for i, (name, parameter) in enumerate(network.named_parameters()):
         moment = stored["optimizer"]["state"].get(names.index(name), {})
         for key, value in moment.items():
             value = _with_null_row(name, value, config)
             if value.dim() and value.shape != parameter.shape:
-                raise CheckpointError(f"{path}: optimiser's {key} of {name}: {_shape(value)}, not {_shape(parameter)}")
+                raise CheckpointError(f"{path}: optimizer's {key} of {name}: {_shape(value)}, not {_shape(parameter)}")
             states.setdefault(i, {})[key] = value
     return states
 
@@ -163,7 +164,7 @@ def _lacks_null_row(config: RunConfig) -> bool:
 
 
 def _with_null_row(name: str, value: Tensor, config: RunConfig) -> Tensor:
-    """The label table with the null row, zeros that nothing uses; any other tensor as it is."""
+    """Append an unused null row of zeros to the label table; return any other tensor unchanged."""
     if name == LABEL_TABLE and value.dim() and _lacks_null_row(config):
         return torch.cat([value, torch.zeros_like(value[:1])])
     return value

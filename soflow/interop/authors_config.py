@@ -1,8 +1,9 @@
-"""The SoFlow authors' YAML files, in the words of this package's configuration tree.
+"""Translation of the SoFlow authors' YAML files to the configuration of this package.
 
-Their training script takes one flat mapping and has fixed settings besides; both are translated, so that such a file
-describes the same run here. The one deliberate difference is `quotient_precision`: they compute everything in
-TensorFloat-32, here the consistency loss's quotient, which amplifies rounding, is computed in float32.
+Their training script takes one flat mapping and has additional hard-coded settings. Both are translated, so that a file
+describes the same run here. The only intended difference is `quotient_precision`: they compute everything in
+TensorFloat-32, whereas here the finite difference of the consistency loss, which amplifies rounding, is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CHOICES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "dataset_type": ("dataset.name", {"Imagenet": "latents", "CIFAR10": "cifar10"}),
 }
-"""Keys whose value is a name: where it goes, and our name for theirs. Triangular is their earlier word for Trig."""
+"""Keys with a name as value: field here, and names here by their names. Triangular is their earlier name of Trig."""
 
 NUMBERS: dict[str, str] = {
     "velocity_loss_ratio": "objective.flow_matching_fraction",
@@ -57,20 +58,20 @@ NUMBERS: dict[str, str] = {
     "num_workers": "dataset.loading_processes",
     "seed": "seed",
 }
-"""Keys whose value is taken as it is."""
+"""Keys whose value is copied to a field."""
 
 COMPUTED = ("data_size", "dataset_path", "ema_decay_rate", "eval_NFE")
-"""Keys whose value depends on the data set or changes its form."""
+"""Keys whose value depends on the dataset or is converted."""
 
 WITHOUT_MEANING: dict[str, str] = {
-    "working_dir": "--storage and --name say where a run goes",
-    "prefetch_factor": "loading processes always read 4 batches ahead",
+    "working_dir": "--storage and --name set the folder of a run",
+    "prefetch_factor": "loading processes always prefetch 4 batches",
     "eval_demo_steps": "every report draws a sample grid",
     "eval_demo_shape": "a sample grid has 8 rows of 10 images",
     "logging_steps": "losses are reported with every evaluation",
     "ckpt_saving_steps": "every report writes a checkpoint",
 }
-"""Keys that change nothing here, and why."""
+"""Keys that are ignored here, with the reason."""
 
 DEFAULTS: dict[str, Any] = {
     "noising_type": "Linear",
@@ -103,7 +104,7 @@ DEFAULTS: dict[str, Any] = {
     "eval_NFE": 1,
     "seed": 42,
 }
-"""What their training script takes for a key that is not in the file."""
+"""Defaults of their training script."""
 
 KEYS = {*CHOICES, *NUMBERS, *COMPUTED, *WITHOUT_MEANING}
 MARKS = {
@@ -115,7 +116,7 @@ MARKS = {
     "l_schedule",
     "cfg_scale",
 }
-"""Keys that nobody would write by mistake into a file of our own."""
+"""Keys that identify a file of the authors."""
 
 LATENTS_FILE = "imagenet_latent.hdf5"
 LATENT_FACTOR = 8
@@ -123,23 +124,23 @@ EMA_STEPS_ON_CIFAR = 16
 
 
 def is_authors(values: dict[str, Any]) -> bool:
-    """Whether a YAML file's mapping is one of theirs: flat, with keys that only they have."""
+    """Check whether a mapping is a configuration of the authors: flat, with keys that only they use."""
     return not MARKS.isdisjoint(values) and not any(isinstance(value, dict) for value in values.values())
 
 
 def ignored(values: dict[str, Any]) -> dict[str, str]:
-    """Those of the file's keys that change nothing here, and why."""
+    """Return the keys of the file that are ignored here, with the reason."""
     return {key: reason for key, reason in WITHOUT_MEANING.items() if key in values}
 
 
 def translate(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Their flat mapping as nested sections of our tree, complete with their defaults and fixed settings.
+    """Translate their flat mapping to nested sections, including their defaults and hard-coded settings.
 
     Args:
-        path: the file that the mapping is from, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        ConfigError: naming the file and a key that is not theirs, or a value that cannot be translated.
+        ConfigError: if a key is unknown or a value cannot be translated; the message names file and key.
     """
     for key in values:
         if key not in KEYS:
@@ -153,7 +154,7 @@ def translate(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for key, place in NUMBERS.items():
         _put(sections, place, values[key])
     decay, latent_side, nfe = (_number(values, key, path) for key in ("ema_decay_rate", "data_size", "eval_NFE"))
-    if values["l_schedule"] == "Const":  # which has no first value
+    if values["l_schedule"] == "Const":  # has no initial value
         sections["objective"]["r_init"] = values["l_end_ratio"]
     sections["training"] |= {"precision": "tf32", "quotient_precision": "fp32"}
     sections["evaluation"] |= {"num_samples": 50000, "nfe": [int(nfe)], "feature_network": "inception"}

@@ -1,4 +1,4 @@
-"""Sample files as ADM's evaluator reads them: uint8 images `arr_0` [N, H, W, C] and their labels `arr_1` [N]."""
+"""Sample files for ADM's evaluator: uint8 images `arr_0` [N, H, W, C] and labels `arr_1` [N]."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from soflow.files import atomic
 
 
 def write_samples(path: Path, batches: Iterable[Batch], shape: tuple[int, int, int, int]) -> None:
-    """Write batches in the order in which they come, holding one at a time; the file is whole or not there.
+    """Write batches atomically, in order, with one batch in memory at a time.
 
     Args:
-        batches: images with labels, or all of them without.
+        batches: images, either all with labels or all without.
         shape: (N, C, H, W) of all images together.
 
     Raises:
-        ValueError: if the batches are not of this shape together.
+        ValueError: if the batches do not add up to this shape.
     """
     count, channels, height, width = shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
     labels: list[Tensor] = []
     written = 0
     with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        # numpy writes whole arrays only; ImageNet's 50,000 images are 9 GiB.
+        # np.savez needs the whole array in memory; 50,000 ImageNet images take 9 GiB.
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for batch in batches:

@@ -1,6 +1,6 @@
-"""Diffusion transformer (arXiv 2212.09748) conditioned on a time t and the gap t − s, as SoFlow and MeanFlow use it.
+"""Diffusion transformer (arXiv 2212.09748) conditioned on time t and gap t − s, as in SoFlow and MeanFlow.
 
-Parameter names follow the published checkpoints.
+Parameter names match the published checkpoints.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ NUM_FREQUENCIES = 128
 
 
 class DiT(nn.Module):
-    """F_θ(x, t, s, y) for square images.
+    """DiT backbone F_θ(x, t, s, y) for square images.
 
     Args:
         image_size: side in pixels, divisible by patch.
-        num_classes: the label table has one row more, the null label.
-        gradient_checkpointing: recompute blocks in the backward pass in place of keeping their activations.
+        num_classes: number of classes; the label table has one more row, the null label.
+        patch: side of a patch in pixels.
+        width: size of the hidden states.
+        depth: number of blocks.
+        heads: number of attention heads.
+        gradient_checkpointing: recompute blocks in the backward pass instead of storing their activations.
     """
 
     def __init__(
@@ -48,11 +52,11 @@ class DiT(nn.Module):
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """The backbone's output, shaped as x.
+        """Compute the backbone's output, shaped like x.
 
         Args:
             x: images [B, C, H, W].
-            t, s: start and end time [B], s ≤ t in [0, 1].
+            t, s: start and end times [B], s ≤ t, in [0, 1].
             labels: classes [B] int64; num_classes is the null label.
         """
         tokens = self.x_embedder(x) + self.pos_embed
@@ -65,13 +69,13 @@ class DiT(nn.Module):
         return self._unpatchify(self.final_layer(tokens, condition))
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, G·G, p·p·C], channel fastest, to images [B, C, G·p, G·p]."""
+        """Rearrange tokens [B, G·G, p·p·C], with channels fastest, into images [B, C, G·p, G·p]."""
         grid, patch = math.isqrt(tokens.shape[1]), self.patch
         x = tokens.view(-1, grid, grid, patch, patch, self.channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, grid * patch, grid * patch)
 
     def _initialize(self) -> None:
-        """Xavier for linear layers, 0.02 for t and label embeddings, zeros for modulations and the output."""
+        """Initialize linear layers (Xavier), t and label embeddings (std 0.02), modulations and output (zeros)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -79,7 +83,7 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder["embedding_table"].weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):  # the gap's embedder stays Xavier
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):  # the gap embedder keeps Xavier
             nn.init.normal_(layer.weight, std=0.02)
         for layer in (
             *(block.adaLN_modulation[1] for block in self.blocks),
@@ -90,7 +94,7 @@ class DiT(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """A scalar time in [0, 1] to a vector: 128 cosines and 128 sines, then two linear layers."""
+    """Embedding of a scalar time in [0, 1]: 128 cosines and 128 sines, then two linear layers."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -121,7 +125,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and the linear layer to pixels."""
+    """Modulated layer norm and linear output layer."""
 
     def __init__(self, width: int, outputs: int):
         super().__init__()
@@ -135,9 +139,9 @@ class FinalLayer(nn.Module):
 
 
 def position_table(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions [1, grid², width], row-major tokens, the column's half first.
+    """Compute fixed 2-D sine-cosine positions [1, grid², width]: row-major tokens, column half before row half.
 
-    Computed in float64 and stored in float32, as published checkpoints hold it.
+    Computed in float64 and returned in float32, as in the published checkpoints.
     """
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies

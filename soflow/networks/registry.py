@@ -1,4 +1,4 @@
-"""All backbones by name: one module per family, plus its sizes here."""
+"""Registry of the backbones: one module per family, with its sizes here."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network by name: the module whose `build` makes it, and that function's size arguments."""
+    """Registered network: the module with its `build` function, and that function's size arguments."""
 
     module: str
     side_multiple: int
-    """Number by which the sides of what it generates must be divisible."""
+    """Divisor of the side of the network's samples."""
     size: dict[str, Any] = field(default_factory=dict)
     dropout: bool = False
-    """Whether it has dropout."""
+    """True if the network has dropout."""
     augmentation: bool = False
-    """Whether it can be told how its images were augmented."""
+    """True if the network takes augmentation parameters as input."""
 
 
-# (hidden width, depth, heads): S to XL as published (arXiv 2212.09748, M in 2505.13447), the rest for small images.
+# (width, depth, heads): S to XL as published (arXiv 2212.09748; M: arXiv 2505.13447), XXS and XS for small images.
 DIT_SIZES = {
     "XXS": (64, 4, 4),
     "XS": (128, 6, 4),
@@ -31,7 +31,7 @@ DIT_SIZES = {
     "XL": (1152, 28, 16),
 }
 
-# U-Net: EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364), the filter as in the SoFlow experiments; XS is for small images.
+# U-Net: EDM's DDPM++ for CIFAR-10 (arXiv 2206.00364), with the filter of the SoFlow experiments; XS for small images.
 UNET_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "U-Net": (
         4,

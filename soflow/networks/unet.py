@@ -1,8 +1,8 @@
-"""DDPM++ U-Net (arXiv 2011.13456, as EDM builds it, arXiv 2206.00364), also told the gap t − s: for CIFAR-10.
+"""DDPM++ U-Net for CIFAR-10 (arXiv 2011.13456, in EDM's variant, arXiv 2206.00364), also conditioned on the gap t − s.
 
-Times enter as in MeanFlow's public PyTorch code: t and t − s, both unscaled in [0, 1], each become 2 · width positional
-numbers, and the two vectors are concatenated. SoFlow's settings give each time 2 · width numbers as well; that its
-network also leaves times unscaled and joins them so is an assumption.
+Times are embedded as in MeanFlow's public PyTorch code: t and t − s, unscaled in [0, 1], are each mapped to a
+positional embedding of size 2 · width, and the two are concatenated. SoFlow's settings also specify size 2 · width per
+time. It is an assumption that its network leaves times unscaled and concatenates the embeddings.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from soflow.conditioning import split
 from soflow.data.augmentation import NUM_PARAMETERS
 
 MAX_POSITIONS = 10000
-NEAR_ZERO = 1e-5  # gain of each residual branch's last layer and of the output layer: near zero, yet gradients flow
-SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
+NEAR_ZERO = 1e-5  # initial gain of the last layer of each residual branch and of the output layer; 0 blocks gradients
+SKIP_SCALE = math.sqrt(0.5)  # preserves the variance of a sum of two branches
 
 
 class UNet(nn.Module):
-    """F_θ(x, t, s, labels) for square images.
+    """U-Net backbone F_θ(x, t, s, labels) for square images.
 
     Args:
-        image_size: side in pixels, divisible by 2 per level after the first.
-        num_classes: the label table has one row more, the null label.
+        image_size: side in pixels, divisible by 2 once per level after the first.
+        num_classes: number of classes; the label table has one more row, the null label.
         width: channels of the first convolution, a multiple of 32; level i has width · multipliers[i].
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention_sides: feature map sides with self-attention; the lowest level's middle always has it.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention_sides: sides of the feature maps with self-attention; the middle of the lowest level always has it.
         resample_filter: taps of the filter for halving and doubling the side; (1, 3, 3, 1) in SoFlow and MeanFlow.
-        gradient_checkpointing: in the backward pass, recompute each block instead of storing its activations. Backward
+        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations. Backward
             through torch.func.jvp then fails; jvp under no_grad works.
     """
 
@@ -73,7 +73,7 @@ class UNet(nn.Module):
             self.encoder.extend(block(before, after, attends[level]) for before, after in pairwise(widths))
             skips += widths[1:]
 
-        # Per level, lowest first: what leads into it, and the blocks that also take a skip connection each.
+        # Per level, lowest first: entry blocks, and blocks that each take one skip connection.
         self.entries, self.decoder, last = nn.ModuleList(), nn.ModuleList(), levels[-1]
         for level, outputs in reversed(list(enumerate(levels))):
             lowest = level == len(levels) - 1
@@ -93,11 +93,11 @@ class UNet(nn.Module):
         self._initialize()
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """The backbone's output, shaped as x.
+        """Compute the backbone's output, shaped like x.
 
         Args:
             x: images [B, C, H, W].
-            t, s: start and end time [B], s ≤ t in [0, 1].
+            t, s: start and end times [B], s ≤ t, in [0, 1].
             labels: classes [B] int64, or [B, 1 + 9] with augmentation parameters; see soflow.conditioning.
         """
         embedding = self._embed(t, s, labels)
@@ -114,7 +114,7 @@ class UNet(nn.Module):
         return self.output(F.silu(self.output_norm(x)))
 
     def _embed(self, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """What every block is told [B, 4 · width]; no augmentation and zero parameters are the same."""
+        """Embed times, class and augmentation [B, 4 · width]; no augmentation equals zero parameters."""
         classes, augmentation = split(labels)
         times = torch.cat([positional(t, 2 * self.width), positional(t - s, 2 * self.width)], dim=1)
         embedding = times + self.label_table(classes)
@@ -128,9 +128,9 @@ class UNet(nn.Module):
         return block(x, embedding)
 
     def _initialize(self) -> None:
-        """EDM's: Xavier weights, zero biases; the last layers near zero, attention's first a little smaller.
+        """Initialize as in EDM: Xavier weights, zero biases, last layers near zero, smaller attention inputs.
 
-        EDM's label layer takes one-hot vectors times √num_classes, and no label is the zero vector.
+        EDM's label layer takes one-hot vectors times √num_classes, and the zero vector as null label.
         """
         gains = {self.output: NEAR_ZERO}
         for module in self.modules():
@@ -149,7 +149,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block, conditioned by a shift; may change the side by two first and attend last."""
+    """Residual block conditioned by a shift, with optional resampling at its start and attention at its end."""
 
     def __init__(
         self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, resample: nn.Module | None
@@ -173,7 +173,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between pixels with one head, and its skip connection."""
+    """Single-head self-attention between pixels, with skip connection."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -182,7 +182,7 @@ class Attention(nn.Module):
         self.project = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # [B, 1 head, pixels, 3 · width]; fused kernels take only channels that lie next to each other.
+        # [B, 1 head, pixels, 3 · width]; fused kernels require contiguous channels.
         joint = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].contiguous()
         query, key, value = joint.chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -190,7 +190,7 @@ class Attention(nn.Module):
 
 
 class Resample(nn.Module):
-    """Halves or doubles the side with a separable low-pass filter; images end in zeros."""
+    """Layer that halves or doubles the side with a separable low-pass filter and zero padding."""
 
     def __init__(self, taps: tuple[int, ...], up: bool):
         super().__init__()
@@ -206,12 +206,12 @@ class Resample(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or fewer of 4 channels each."""
+    """Build a group norm with 32 groups, or fewer so that a group has at least 4 channels."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 def positional(time: Tensor, size: int) -> Tensor:
-    """Sines, then cosines, of time · 10000^(−i / (size/2 − 1)): times [B] to [B, size]."""
+    """Embed times [B] as [B, size]: sines, then cosines, of time · 10000^(−i / (size/2 − 1))."""
     half = size // 2
     exponents = torch.arange(half, dtype=time.dtype, device=time.device) / (half - 1)
     angles = time[:, None] * torch.exp(-math.log(MAX_POSITIONS) * exponents)

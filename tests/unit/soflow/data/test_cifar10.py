@@ -186,5 +186,7 @@ def test_it_is_fetched_only_when_asked(server, tmp_path, monkeypatch):
     assert len(open_source(config(root, download=True))) == 12
     monkeypatch.setattr(CIFAR10, "url", f"{server}/nowhere")
     assert len(open_source(config(root, download=True))) == 12  # it is there already
-    with pytest.raises(DataError, match=re.escape(f"dataset.root = {tmp_path / 'other'}: CIFAR-10 cannot be fetched")):
+    with pytest.raises(
+        DataError, match=re.escape(f"dataset.root = {tmp_path / 'other'}: CIFAR-10 cannot be downloaded")
+    ):
         open_source(config(tmp_path / "other", download=True))

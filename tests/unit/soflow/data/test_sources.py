@@ -18,7 +18,7 @@ from soflow.codecs.pixels import Pixels
 from soflow.data import fashion_mnist, open_source
 from soflow.data.base import DataError
 from soflow.data.config import DatasetConfig
-from soflow.data.image_folder import centre_square
+from soflow.data.image_folder import center_square
 from soflow.data.in_memory import InMemorySource
 from soflow.data.latents import write_latents
 from soflow.data.registry import SOURCES
@@ -247,17 +247,17 @@ def test_images_are_resized_and_cropped_as_adm_does(height, width, halvings, res
         expected = expected.reshape(len(expected) // 2, 2, -1, 2).mean((1, 3))
     expected = bicubic(len(expected), resized[0]) @ expected @ bicubic(expected.shape[1], resized[1]).T
     top, left = corner
-    found = np.asarray(centre_square(Image.fromarray(pixels), 8))  # of floats, which nothing rounds
+    found = np.asarray(center_square(Image.fromarray(pixels), 8))  # of floats, which nothing rounds
     # float32: sums of up to 8 terms below 300, each rounded by 6e-8 of that, in up to six passes.
     assert np.abs(found - expected[top : top + 8, left : left + 8]).max() < 6 * 8 * 300 * 6e-8
 
 
-def test_what_is_read_is_the_centre_square(tmp_path):
+def test_what_is_read_is_the_center_square(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
     (tmp_path / "one").mkdir()
     image.save(tmp_path / "one" / "image.png")
     (found,), _ = everything(open_source(folder_config(tmp_path)))
-    assert np.array_equal(found, np.asarray(centre_square(image, 8)).transpose(2, 0, 1))
+    assert np.array_equal(found, np.asarray(center_square(image, 8)).transpose(2, 0, 1))
 
 
 def test_the_folder_s_fingerprint(folder, tmp_path_factory):

@@ -373,7 +373,9 @@ def test_what_does_not_fit_is_named(change, message, part):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "ours.pt"
     torch.save({"network": {}, "ema": {}}, path)
-    with pytest.raises(CheckpointError, match=r"ours.pt: is no checkpoint of the SoFlow authors, it holds no 'model'"):
+    with pytest.raises(
+        CheckpointError, match=r"ours.pt: is no checkpoint of the SoFlow authors, it contains no 'model'"
+    ):
         authors_checkpoint.read(path)
     unet = tiny_config(network={"name": "U-Net-XS"})
     with pytest.raises(CheckpointError, match=r"network.name = U-Net-XS: only DiT checkpoints can be converted"):
