@@ -14,6 +14,7 @@ from dashboards.comparison.exponents import PREDICTED
 from dashboards.comparison.results import COLUMNS, NotTested, TestResult, with_holm
 from dashboards.comparison.tables import RATIO_NOTE, Table, as_markdown_table
 from dashboards.comparison.verdicts import count_outcomes
+from dashboards.labels import percent
 from dashboards.reading.sweep_data import SweepData
 from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.tracking.schema import GIT_COMMIT
@@ -83,12 +84,12 @@ def _judge_study(claims: list[Claim], data: SweepData) -> dict[Claim, TestResult
 
 
 def counts(judged: list[JudgedClaim]) -> dict[str, int]:
-    return count_outcomes(each.result.outcome for each in judged)
+    return count_outcomes(claim.result.outcome for claim in judged)
 
 
 def claims_table(judged: list[JudgedClaim]) -> Table:
     """Build a row per claim: verdict, ratio with interval, test."""
-    return [["claim", "source", "published", "experiment", *COLUMNS], *(each.row for each in judged)]
+    return [["claim", "source", "published", "experiment", *COLUMNS], *(claim.row for claim in judged)]
 
 
 def sweeps_table(sweeps: dict[str, SweepData]) -> Table:
@@ -120,7 +121,7 @@ Written by `python experiments/claims.py`, which runs every experiment at small 
 {as_markdown_table([["", ""], *([name, value] for name, value in facts.items())])}
 
 Each claim is tested by the hypothesis beside it, which was stated before the run.
-{RATIO_NOTE.format(family="claims on this page")} (family-wise error rate {LEVEL:.0%}).
+{RATIO_NOTE.format(family="claims on this page")} (family-wise error rate {percent(LEVEL)}).
 The last column is the smallest ratio above 1, or its inverse, that the seeds would have shown with 80 % power: a claim
 that is not decided may still hold by less than that. A claim refuted at this scale may hold at the published scale.
 

@@ -11,7 +11,7 @@ from dashboards.comparison.cases import Case, Measure, build_cases
 from dashboards.comparison.exponents import Exponent, fit
 from dashboards.comparison.exponents import answer as exponents_answer
 from dashboards.comparison.verdicts import Verdict, judge, logged_hypotheses, summary, times
-from dashboards.labels import p_value, shorten, title, with_interval
+from dashboards.labels import p_value, percent, plural, shorten, title, with_interval
 from dashboards.reading.protocols import Protocol, find_protocols, is_quality, not_comparable
 from dashboards.reading.sweep_data import SweepData
 from dashboards.sweep.answer import times_floor
@@ -74,7 +74,9 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
     metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(stated)]))
     compared = [metric for metric in metrics if comparable or not is_quality(metric)]
     cases = build_cases(trials, metrics, compared, goal if quality else None)
-    values = {Measured(name, case.name): each.values for case in cases for name, each in case.measures.items()}
+    values = {
+        Measured(metric, case.name): measure.values for case in cases for metric, measure in case.measures.items()
+    }
     excluded = {hypothesis for hypothesis in hypotheses if _mixes_protocols(hypothesis, cases, protocols)}
     verdicts = judge(hypotheses, values, excluded)
     exponents = fit(data, cases)
@@ -108,7 +110,7 @@ def _answer(data: SweepData, cases: list[Case], goal: str) -> list[str]:
     floor = times_floor(measure.mean, floors.iloc[0]) if len(floors) and goal == FID else ""
     lowest = (
         f"{'Lowest mean' if len(cases) > 1 else 'Mean'} {title(goal)}: {shorten(best.name)}, {interval(measure)} "
-        f"({seeds} seed{'s' if seeds > 1 else ''}{f', {len(measured)} cases' if len(cases) > 1 else ''})"
+        f"({plural(seeds, 'seed')}{f', {len(measured)} cases' if len(cases) > 1 else ''})"
         f"{f'; {floor}' if floor else ''}."
     )
     return [lowest, _differences(cases, goal)] if len(cases) > 1 else [lowest]
@@ -121,15 +123,14 @@ def _differences(cases: list[Case], goal: str) -> str:
     listed = "; ".join(
         f"{shorten(case.name)} {times(case.against[goal])}, p = {p_value(case.p)}" for case in significant
     )
-    tests = f"{len(cases) - 1} test{'s' if len(cases) > 2 else ''}"
-    sentence = f"Ratio to {first}, paired by seed, p corrected for {tests}: {listed}."
+    sentence = f"Ratio to {first}, paired by seed, p Holm-corrected for {plural(len(cases) - 1, 'test')}: {listed}."
     if not significant:
         sentence = f"No case differs significantly from {first}."
     n = min((case.against[goal].n for case in cases if goal in case.against), default=1)
     if n > 1:
         sentence += (
             f" With {n} seeds, the test detects effects of {detectable_effect(n):.2g} standard deviations with "
-            f"{100 * POWER:.0f} % power; smaller effects remain possible."
+            f"{percent(POWER)} power; smaller effects remain possible."
         )
     return sentence
 

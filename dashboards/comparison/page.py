@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dashboards.comparison import published
 from dashboards.comparison.compare import Comparison
 from dashboards.comparison.figures import panels
@@ -26,6 +28,7 @@ from dashboards.html.pictures import Picture, pictures
 from dashboards.labels import shorten, thousands
 from dashboards.reading.cost_study import CostStudy
 from dashboards.reading.images import TrialImages
+from orchestration.sweep.cases import Case
 from orchestration.tracking.schema import PEAK_MIB, STEP_MS
 
 COST_COLUMNS = {
@@ -63,7 +66,7 @@ def comparison_page(comparison: Comparison, images: dict[int, TrialImages], cost
         costs=_costs(costs) if costs else None,
         published=published_table(),
         published_note=published.NOTE,
-        cases=comparison.data.param("cases"),
+        cases=_cases(comparison.data.param("cases")),
         **shared_values(comparison.data, comparison.protocols),
     )
 
@@ -74,6 +77,14 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     return list(texts)
+
+
+def _cases(text: str) -> str:
+    """Format the logged cases, one per line."""
+    try:
+        return "\n".join(str(Case.model_validate(case)) for case in yaml.safe_load(text))
+    except (yaml.YAMLError, TypeError, ValueError):
+        return text
 
 
 def _lost(comparison: Comparison) -> list[str]:

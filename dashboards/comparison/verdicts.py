@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from dashboards.comparison.results import CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, with_holm
-from dashboards.labels import p_value, with_interval
+from dashboards.labels import p_value, percent, with_interval
 from orchestration.sweep.hypotheses import Hypothesis, Measured, read_hypothesis
 from soflow.statistics import LEVEL, Ratio, detectable_ratio, paired_ratio
 
@@ -78,7 +78,7 @@ def logged_hypotheses(text: str) -> list[Hypothesis]:
     """Parse the hypotheses from a sweep's parameter in MLflow; none if it cannot be parsed."""
     try:
         texts = yaml.safe_load(text)
-        return [read_hypothesis(str(each)) for each in texts] if isinstance(texts, list) else []
+        return [read_hypothesis(str(text)) for text in texts] if isinstance(texts, list) else []
     except (yaml.YAMLError, ValueError):
         return []
 
@@ -89,7 +89,7 @@ def judge(hypotheses: Iterable[Hypothesis], values: Values, excluded: Collection
     Args:
         excluded: hypotheses about FIDs of different protocols, which are not tested.
     """
-    return with_holm([_test(each, values, each in excluded) for each in hypotheses])
+    return with_holm([_test(hypothesis, values, hypothesis in excluded) for hypothesis in hypotheses])
 
 
 def _test(hypothesis: Hypothesis, values: Values, excluded: bool) -> Verdict:
@@ -119,4 +119,4 @@ def summary(verdicts: list[Verdict]) -> str:
     number = "1 hypothesis" if len(verdicts) == 1 else f"{len(verdicts)} hypotheses"
     seeds = sorted({verdict.ratio.n for verdict in verdicts if verdict.ratio})
     with_seeds = f", with {'–'.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds" if seeds else ""
-    return f"Of {number} stated before the run: {listed}{with_seeds} (family-wise error rate {LEVEL:.0%})."
+    return f"Of {number} stated before the run: {listed}{with_seeds} (family-wise error rate {percent(LEVEL)})."

@@ -18,6 +18,8 @@ SCALE = [[0, "#5b8fc7"], [0.5, "#9b7fb8"], [1, "#d9622b"]]
 """Color scale of lines and dots, visible on light and dark pages."""
 LOG_RATIO = 30
 """Ratio of largest to smallest value above which an axis is logarithmic."""
+MOST_DECADES = 12
+"""Decades of a logarithmic axis above which some get no tick."""
 FEW = 20
 """Most trials that each get an axis tick."""
 
@@ -68,6 +70,8 @@ def log_axis(figure: go.Figure, axis: str, values: Iterable[float]) -> None:
     values = list(values)
     low, high = math.log10(min(values)), math.log10(max(values))
     leading = (1,) if high - low > 3 else (1, 3) if high - low > 1.2 else (1, 2, 5)
-    ticks = [digit * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for digit in leading]
+    stride = max(1, round((high - low) / MOST_DECADES))
+    powers = range(max(-300, math.floor(low) - 1), min(308, math.ceil(high)) + 1, stride)
+    ticks = [digit * 10.0**power for power in powers for digit in leading if power < 308 or digit == 1]
     ticks_and_labels = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     figure.update_layout({f"{axis}axis": {"type": "log", **ticks_and_labels}})

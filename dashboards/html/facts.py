@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
-from dashboards.labels import shorten
+from dashboards.labels import plural, shorten
 from dashboards.reading.protocols import Protocol
 from dashboards.reading.sweep_data import SweepData
 from orchestration.storage import SWEEP_FILE
@@ -40,7 +40,7 @@ def subtitle(data: SweepData) -> str:
     started, ends = min((run.info.start_time for run in runs), default=None), [run.info.end_time for run in runs]
     when = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(started / 1e3))} UTC" if started else "unknown start"
     duration = f", duration {format_time((max(ends) - started) / 1e3)}" if started and all(ends) else ""
-    return f"Sweep of {len(data.trials)} trials ({states or 'none recorded'}) · {when}{duration}"
+    return f"Sweep of {plural(len(data.trials), 'trial')} ({states or 'none recorded'}) · {when}{duration}"
 
 
 def run_facts(data: SweepData, protocols: Sequence[Protocol]) -> dict[str, str]:
@@ -49,7 +49,9 @@ def run_facts(data: SweepData, protocols: Sequence[Protocol]) -> dict[str, str]:
     fingerprint = _tag(data, FINGERPRINT)
     facts["data"] = ", ".join(filter(None, (_tag(data, DATASET), fingerprint and f"fingerprint {fingerprint}")))
     several = len(protocols) > 1
-    facts["FID protocol"] = "; ".join(f"{each.letter}: {each}" if several else str(each) for each in protocols)
+    facts["FID protocol"] = "; ".join(
+        f"{protocol.letter}: {protocol}" if several else str(protocol) for protocol in protocols
+    )
     for heading, names in FACTS.items():
         values = {name: value for name in names if (value := _tag(data, name))}
         facts[heading] = ", ".join(

@@ -55,8 +55,8 @@ def _read(client: MlflowClient, run_id: str, most: int) -> TrialImages:
         if (match := re.fullmatch(rf"{SAMPLES}_(\d+)nfe", name))
     }
 
-    def read(wanted: dict[int, str]) -> dict[int, bytes]:
-        contents = {key: read_artifact(client, run_id, path) for key, path in wanted.items()}
+    def read(paths: dict[int, str]) -> dict[int, bytes]:
+        contents = {key: read_artifact(client, run_id, path) for key, path in paths.items()}
         return {key: content for key, content in contents.items() if content}
 
     return TrialImages(read({step: paths[step] for step in steps}), read(last) if most > 1 else {})

@@ -6,7 +6,7 @@ import re
 import string
 from dataclasses import dataclass
 
-from dashboards.labels import thousands
+from dashboards.labels import plural, thousands
 from dashboards.reading.sweep_data import SweepData
 from orchestration.tracking.schema import FID_PROTOCOL
 
@@ -43,18 +43,22 @@ def is_quality(metric: str) -> bool:
 
 def find_protocols(data: SweepData) -> list[Protocol]:
     """Group the trials that reported quality by protocol."""
-    trials: dict[tuple, list[int]] = {}
+    groups: dict[tuple, list[int]] = {}
     for number, run in data.runs.items():
         if any(is_quality(metric) for metric in run.data.metrics):
             tags = tuple((name, run.data.tags[name]) for name in FID_PROTOCOL if name in run.data.tags)
-            trials.setdefault(tags, []).append(number)
-    letters = [*string.ascii_uppercase, *(f"A{number}" for number in range(len(trials)))]
-    return [Protocol(letter, dict(tags), found) for letter, (tags, found) in zip(letters, trials.items(), strict=False)]
+            groups.setdefault(tags, []).append(number)
+    letters = [*string.ascii_uppercase, *(f"A{number}" for number in range(len(groups)))]
+    return [
+        Protocol(letter, dict(tags), trials) for letter, (tags, trials) in zip(letters, groups.items(), strict=False)
+    ]
 
 
 def not_comparable(protocols: list[Protocol], consequence: str = "Trials are not ranked") -> str:
     """Explain why values of several protocols are not compared."""
-    listed = "; ".join(f"{each.letter}: {each}, {len(each.trials)} trials" for each in protocols)
+    listed = "; ".join(
+        f"{protocol.letter}: {protocol}, {plural(len(protocol.trials), 'trial')}" for protocol in protocols
+    )
     return (
         f"{consequence}: their FIDs were measured by {len(protocols)} different protocols and must not be compared "
         f"({listed}). Evaluate all trials by one protocol, or run one sweep per protocol."

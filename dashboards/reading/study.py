@@ -11,7 +11,8 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
-from orchestration.sweep.study import STUDY, STUDY_FILE, open_journal
+from orchestration.storage import STUDY_FILE
+from orchestration.sweep.study import STUDY, open_journal
 from orchestration.tracking.schema import FOLDER
 from orchestration.tracking.uri import root_cause
 

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from dashboards.labels import display, shorten, thousands, title
+from dashboards.labels import display, percent, shorten, thousands, title
 from dashboards.reading.protocols import is_quality, not_comparable
 from dashboards.reading.sweep_data import SweepData
 from dashboards.sweep.findings import Findings
@@ -48,8 +48,10 @@ def answer(findings: Findings) -> list[str]:
         sentences.append(f"Protocol: {measured}.")
     sentences.append(f"{_against_default(rows, goal, findings)}{_against_floor(best, goal)}.")
     if len(data.goals) > 1 and (front := findings.pareto_trials):
-        goals = ", ".join(map(title, data.goals))
-        sentences.append(f"Pareto front of {goals}: trial {', '.join(map(str, front))} (ranked by the first goal).")
+        goals = " and ".join(map(title, data.goals))
+        sentences.append(
+            f"Pareto front of {goals}: trial {', '.join(map(str, front))}. The ranking uses the first goal."
+        )
     return sentences
 
 
@@ -68,8 +70,8 @@ def _against_default(rows: pd.DataFrame, goal: str, findings: Findings) -> str:
     name = f"the default configuration (trial {default}"
     if row["state"] == "finished" and math.isfinite(value) and value > 0:
         change = rows.loc[best, goal] / value - 1
-        amount = f"{abs(change):.0%}" if abs(change) >= 0.01 else f"{abs(change):.1%}"
-        level = f"{amount} {'below' if change <= 0 else 'above'}" if amount != "0.0%" else "Within 0.1% of"
+        amount = percent(abs(change), digits=0 if abs(change) >= 0.01 else 1)
+        level = f"{amount} {'below' if change <= 0 else 'above'}" if amount != "0.0 %" else "Within 0.1 % of"
         return f"{level} {name}, {title(goal)} {value:.4g})"
     reached = f", {title(goal)} {value:.4g}" if math.isfinite(value) else ""
     return f"{name.capitalize()}) {row['state']} at step {row['step']}{reached}"

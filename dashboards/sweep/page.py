@@ -50,7 +50,7 @@ def _strips(findings: Findings, images: dict[int, TrialImages]) -> list[Strip]:
     for role, number in findings.illustrated.items():
         heading = f"{role}: trial {number}, {title(goal)} {rows.loc[number, goal]:.4g}"
         grids = images[number]
-        nfe = next((each.first_nfe for each in findings.protocols if number in each.trials), "")
+        nfe = next((protocol.first_nfe for protocol in findings.protocols if number in protocol.trials), "")
         over_steps = pictures({f"step {step:,}": png for step, png in grids.over_steps.items()})
         strips.append(Strip(f"{heading}{f' · {nfe} NFE' if nfe else ''}", over_steps))
         by_nfe = dict(grids.by_nfe)

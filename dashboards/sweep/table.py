@@ -38,6 +38,8 @@ def trials_table(findings: Findings) -> dict[str, Any]:
         rows.append({"cells": cells, "style": style if style in STYLES else ""})
     columns = [{"name": name, "heading": _heading(data, name), "text": name in TEXT_COLUMNS} for name in names]
     caption = "Ranked by the first goal; stopped and failed trials follow with the reason."
+    if not findings.ranked:
+        caption = "Not ranked; letters denote the protocol."
     return {"columns": columns, "rows": rows, "caption": caption}
 
 

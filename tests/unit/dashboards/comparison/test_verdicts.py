@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 
 from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED, with_holm
 from dashboards.comparison.verdicts import judge, logged_hypotheses, summary
+from orchestration.sweep import search_space
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.hypotheses import Measured, read_hypothesis
@@ -44,25 +46,29 @@ def test_what_reads_otherwise_is_refused(text):
     assert logged_hypotheses(str([text])) == []
 
 
+def check(config: SweepConfig, folder: Path) -> None:
+    check_study(config, folder / "none", resuming=False, space=search_space.build(config))
+
+
 def test_hypotheses_must_be_about_the_sweeps_cases_and_metrics(tmp_path):
     values = {"cases": ("a", "b"), "early_stopping": {"kind": "none"}}
     with pytest.raises(ValidationError, match=r"hypotheses = fid\(a\) < fid\(c\): c "):
         SweepConfig.model_validate(values | {"hypotheses": ("fid(a) < fid(c)",)})
     config = SweepConfig.model_validate(values | {"hypotheses": ("fidd(a) < fid(b)",)})
-    with pytest.raises(ConfigError, match=r"hypotheses = fidd\(a\) < fid\(b\): fidd is no metric"):
-        check_study(config, tmp_path / "none", resuming=False)
+    with pytest.raises(ConfigError, match=r"hypotheses = fidd\(a\) < fid\(b\): fidd is not a metric"):
+        check(config, tmp_path)
     measured = {"evaluation": {"diagnostics": ["flow_distance"]}}
     config = SweepConfig.model_validate(values | measured | {"hypotheses": ("diagnostics/flow_distance/rms(a) < 1",)})
-    check_study(config, tmp_path / "none", resuming=False)
+    check(config, tmp_path)
     values["cases"] = ("a", "b:evaluation.diagnostics=[target_variance]")
     for case, known in (("a", False), ("b", True)):
         hypothesis = f"diagnostics/target_variance/v_t({case}) < 1"
         config = SweepConfig.model_validate(values | {"hypotheses": (hypothesis,)})
         if known:
-            check_study(config, tmp_path / "none", resuming=False)
+            check(config, tmp_path)
             continue
-        with pytest.raises(ConfigError, match=r"diagnostics/target_variance/v_t is no metric"):
-            check_study(config, tmp_path / "none", resuming=False)
+        with pytest.raises(ConfigError, match=r"diagnostics/target_variance/v_t is not a metric"):
+            check(config, tmp_path)
 
 
 def test_verdicts_are_students_test_of_the_logarithms():
