@@ -6,24 +6,21 @@ $ python experiments/export_checkpoint.py results/xl2 --out ckpts/1300000.pt
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from orchestration.terminal.command_line import fail, read_command_line
+from soflow.config_base import Section
 
-from orchestration.terminal.command_line import fail
 
-
-@dataclass
-class ExportConfig:
-    checkpoint: tyro.conf.Positional[Path]
-    """A checkpoint file, or the folder of a run or trial, whose newest checkpoint is taken."""
+class ExportOptions(Section):
+    checkpoint: Path
+    """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
     out: Path
-    """The file to write; the authors' programs look for ckpts/STEP.pt in their working_dir."""
+    """File to write; the authors' programs look for ckpts/STEP.pt in their working_dir."""
 
 
 def main() -> int:
-    options = tyro.cli(ExportConfig, description=__doc__)
+    options = read_command_line(ExportOptions, __doc__, positional="checkpoint")
     import torch
 
     from soflow.config import parse

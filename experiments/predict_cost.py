@@ -12,37 +12,33 @@ $ python experiments/predict_cost.py results/NAME/best.yaml --accelerators here
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from orchestration.terminal.command_line import fail
+from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import table_console
 from soflow.config import RunConfig, override, parse
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, Count, Section
 from soflow.config_files import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 HERE = "here"
 
 
-@dataclass
-class PredictConfig:
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Presets by name or configuration files; by default all presets."""
+class PredictOptions(Section):
+    runs: tuple[str, ...] = ()
+    """Presets by name, or configuration files. Default: all presets."""
     accelerators: tuple[str, ...] = ("A100-80GB", "H100", "RTX-4090")
-    """Hardware by name, or "here" for this machine, whose peaks are then measured."""
-    num_workers: int = 1
+    """Hardware by name, or `here` for this machine, whose peak rates are measured."""
+    num_workers: Count = 1
     """Accelerators that share the batch."""
-    batch: int | None = None
-    """Samples per step in place of the configured number."""
+    batch_size: Count | None = None
+    """Samples per step. Default: the configured number."""
     out: Path | None = None
     """CSV file for the table."""
 
 
 def main() -> int:
-    options = tyro.cli(PredictConfig, description=__doc__)
+    options = read_command_line(PredictOptions, __doc__, positional="runs")
     try:
         runs = {name: _read(name, options) for name in options.runs or _presets()}
         accelerators = _accelerators(options.accelerators)
@@ -62,7 +58,7 @@ def _presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _read(name: str, options: PredictConfig) -> RunConfig:
+def _read(name: str, options: PredictOptions) -> RunConfig:
     """The run of a preset or file, with each worker's share of the batch as its batch.
 
     Raises:
@@ -72,8 +68,8 @@ def _read(name: str, options: PredictConfig) -> RunConfig:
     if not path.exists():
         raise ConfigError(f"{name}: no such file and no preset; presets are {', '.join(_presets())}")
     values = {key: value for key, value in read_yaml(path).items() if key in RunConfig.model_fields}
-    batch = options.batch or parse(values).training.batch_size
-    if options.num_workers < 1 or batch % options.num_workers:
+    batch = options.batch_size or parse(values).training.batch_size
+    if batch % options.num_workers:
         raise ConfigError(f"num_workers = {options.num_workers}: must divide the batch, {batch}")
     return parse(override(values, {"training.batch_size": batch // options.num_workers}))
 

@@ -10,42 +10,42 @@ New noise comes with every --seed; with the seed of the run a file holds the ima
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import tyro
+from pydantic import model_validator
 
-from orchestration.terminal.command_line import fail
+from orchestration.terminal.command_line import fail, read_command_line
+from soflow.config_base import ConfigError, Count, Section
+from soflow.evaluation.config import Sampler
 
 
-@dataclass
-class SampleConfig:
-    checkpoint: tyro.conf.Positional[Path]
-    """A checkpoint file, or the folder of a run or trial, whose newest checkpoint is taken."""
-    nfe: int = 1
+class SampleOptions(Section):
+    checkpoint: Path
+    """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
+    nfe: Count = 1
     """Number of network evaluations per sample."""
-    sampler: Literal["renoise", "compose", "heun"] | None = None
-    """Sampler for more than one evaluation; by default the one that the objective was made for."""
+    sampler: Sampler | None = None
+    """Sampler for more than one evaluation. Default: the objective's own."""
     seed: int = 0
     """Seed of the noise."""
-    rows: int = 8
+    rows: Count = 8
     """Samples per class in the grid."""
     out: Path = Path("samples.png")
-    """The PNG to write."""
+    """PNG file to write."""
     npz: Path | None = None
-    """Write this file in place of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
-    num_samples: int = 50000
+    """Write this file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
+    num_samples: Count = 50000
     """Samples in that file, equally many of each class."""
+
+    @model_validator(mode="after")
+    def _heun_takes_pairs(self) -> SampleOptions:
+        if self.sampler == "heun" and self.nfe % 2:
+            raise ValueError(f"nfe = {self.nfe}: must be even for the heun sampler")
+        return self
 
 
 def main() -> int:
-    options = tyro.cli(SampleConfig, description=__doc__)
-    if options.nfe < 1 or options.rows < 1 or options.num_samples < 1:
-        fail(f"nfe = {options.nfe}, rows = {options.rows}, num_samples = {options.num_samples}: must be at least 1")
-    if options.sampler == "heun" and options.nfe % 2:
-        fail(f"nfe = {options.nfe}: must be even for the heun sampler")
-    from soflow.config_base import ConfigError
+    options = read_command_line(SampleOptions, __doc__, positional="checkpoint")
     from soflow.training.checkpoints import CheckpointError
 
     try:
@@ -55,7 +55,7 @@ def main() -> int:
     return 0
 
 
-def write(options: SampleConfig) -> str:
+def write(options: SampleOptions) -> str:
     """Sample, and say what was written.
 
     Raises:
@@ -83,7 +83,7 @@ def write(options: SampleConfig) -> str:
     return f"{count} samples of {path} with {options.nfe} evaluation(s) each: {written}"
 
 
-def write_file(options: SampleConfig, config, objective, network, device) -> None:
+def write_file(options: SampleOptions, config, objective, network, device) -> None:
     """The .npz file, batch by batch, with progress on the terminal."""
     from rich.console import Console
     from rich.progress import track

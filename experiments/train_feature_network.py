@@ -7,13 +7,14 @@ FIDs compare only under equal weights, which every run records by their hash.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from orchestration.terminal.command_line import fail, read_command_line
+from soflow.config_base import Section
 from soflow.evaluation.registry import FEATURE_NETWORKS
 
 if TYPE_CHECKING:
@@ -128,23 +129,19 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     return (predicted == labels).double().mean().item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="One core takes about 10 seconds for digits-cnn, 3 minutes for fashion-cnn.",
-    )
-    parser.add_argument("name", choices=sorted(RECIPES), help="which network to train")
-    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and augmentation (default: 0)")
-    parser.add_argument("--root", type=Path, help="folder of Fashion-MNIST's files, if not Debian's package")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/feature_networks"),
-        help="folder for NAME.safetensors (default: %(default)s); soflow/evaluation/weights replaces the yardstick",
-    )
-    options = parser.parse_args()
+class FeatureNetworkOptions(Section):
+    name: Literal["digits-cnn", "fashion-cnn"]
+    """Network to train; one core takes about 10 seconds for digits-cnn, 3 minutes for fashion-cnn."""
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    root: Path | None = None
+    """Folder of Fashion-MNIST's files. Default: Debian's package."""
+    out: Path = Path("results/feature_networks")
+    """Folder for NAME.safetensors; soflow/evaluation/weights replaces the weights that FIDs are measured with."""
 
+
+def main() -> int:
+    options = read_command_line(FeatureNetworkOptions, __doc__, positional="name")
     import safetensors.torch
 
     from soflow.data.base import DataError
@@ -153,7 +150,7 @@ def main() -> None:
     try:
         split = read_split(options.name, options.root)
     except DataError as error:
-        parser.error(str(error))
+        fail(error)
     print(f"{options.name}: {len(split.train_labels)} training images, {len(split.test_labels)} test images")
     network = train(options.name, split, options.seed)
     score = accuracy(network, split.test_images, split.test_labels)
@@ -162,7 +159,8 @@ def main() -> None:
     # One entry of metadata, because safetensors writes several in random order and the file's hash names the yardstick.
     write_atomic(path, safetensors.torch.save(network.state_dict(), {"made": json.dumps(facts)}))
     print(f"test accuracy {score:.4f}; weights written to {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

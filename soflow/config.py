@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import operator
-import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -139,10 +138,15 @@ def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
         return _unknown_key(name, model, fault["loc"])
     if fault["type"] == "union_tag_invalid":
         return f"{name}.name = {fault['ctx']['tag']}: must be one of {', '.join(sorted(OBJECTIVES))}"
+    if fault["type"] == "model_type":
+        return f"{name} = {fault['input']}: must be a mapping of configuration keys"
+    if fault["type"] == "missing":
+        return f"{name}: must be given"
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], (dict, BaseModel)):  # a rule over several fields; the message already names them
         return f"{name}: {message}" if name else message
-    message = re.sub(r"^Input should be (a valid )?", "must be ", message).partition(", unable to parse")[0]
+    message = message.replace("Input should be a valid ", "must be a ").replace("Input should be ", "must be ")
+    message = message.replace("must be a integer", "must be an integer").partition(", unable to parse")[0]
     return f"{name} = {fault['input']}: {message[0].lower()}{message[1:]}"
 
 

@@ -1,160 +1,202 @@
-"""From the command line and YAML files to a validated configuration, or one clear line and exit code 2."""
+"""From the command line and YAML files to a validated configuration, or one line of error and exit code 2.
+
+Every flag is a path into a tree of pydantic models: `--training.total-steps 100` sets training.total_steps. Values are
+converted and checked by pydantic, so that flags, YAML files and search spaces accept the same values and report the
+same errors.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-import tyro
 from pydantic import ValidationError
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from soflow.config import describe, flatten, override
+from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of, suggestion
+from orchestration.terminal.help import help_text
+from soflow.config import describe, override
 from soflow.config_base import ConfigError, Section
 from soflow.config_files import read_yaml, unused_keys
 from soflow.data.base import DataError
-from soflow.data.registry import SOURCES
-from soflow.networks.registry import NETWORKS
-from soflow.objectives.registry import OBJECTIVES
 
 Config = TypeVar("Config", bound=Section)
-NAMES = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
 
 
 def read_command_line(
     model: type[Config],
     description: str,
-    arguments: list[str] | None = None,
+    arguments: Sequence[str] | None = None,
     layers: Sequence[dict[str, Any]] = (),
+    options: type[Section] | None = None,
+    positional: str | None = None,
 ) -> Config:
-    """The configuration from defaults, then `layers`, then `--config` files in order, then flags.
+    """Read the configuration: defaults, then `layers`, then `--config` files in order, then flags.
 
-    Ends the program with exit code 2 after one line on stderr if anything is wrong with them.
+    Ends the program after --help, and with exit code 2 and one line on stderr after a mistake.
 
     Args:
-        layers: a program's own defaults, as nested dictionaries, the later ones over the earlier ones.
+        layers: the program's own defaults, as nested dictionaries; later ones win.
+        options: the program's own flags, read before by `read_options`; shown by --help.
+        positional: field that takes the values without a flag.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _read(model, description, arguments, layers)
+        given = split_arguments(arguments)
+        if any(argument.flag in ("help", "h") for argument in given):
+            everything = any(argument.values == ["all"] for argument in given if argument.flag == "help")
+            print(help_text(model, description, _layered(model, layers), options, positional, everything))
+            raise SystemExit(0)
+        return _read(model, given, layers, positional)
     except (ConfigError, DataError) as error:
         fail(error)
 
 
-def fail(error: Exception | str) -> NoReturn:
-    """Say what is wrong and exit with code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+def read_options(options: type[Config], arguments: Sequence[str]) -> tuple[Config, list[str]]:
+    """Read a program's own flags; return them and the remaining arguments.
 
-
-def _read(model: type[Config], description: str, arguments: list[str], layers: Sequence[dict[str, Any]]) -> Config:
-    short = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    short.add_argument("--config", action="append", default=[])
-    for name in NAMES:
-        short.add_argument(f"--{name}")
-    chosen, arguments = short.parse_known_args(arguments)
-
-    values: dict[str, Any] = {}
-    defaults = {name: getattr(model(), name).name for name in NAMES}
-    for layer in layers:
-        values = _merge(values, layer, defaults)
-    for file in chosen.config:
-        values = _merge(values, read_yaml(file), defaults)
-        for key, reason in unused_keys(file).items():
-            print(f"note: {file}: {key} is not used: {reason}", file=sys.stderr)
-    for name, known in NAMES.items():
-        if (wanted := getattr(chosen, name)) is not None:
-            if wanted not in known:
-                raise ConfigError(f"{name} = {wanted}: must be one of {', '.join(sorted(known))}")
-            values = _merge(values, {name: {"name": wanted}}, defaults)
-
-    default = _unvalidated(model, values)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tyro's on lists where a tuple is declared; YAML has only lists
-        given, unknown = tyro.cli(
-            model,
-            args=arguments,
-            default=default,
-            description=f"{description}\n\n{SHORT_FORMS}",
-            registry=_sections_as_dictionaries(),
-            return_unknown_args=True,
-        )
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: unknown flag or stray value; --help lists what there is")
-    # `given` holds every known key; what is left of `values` below it is unknown and has to be found.
-    return validate(model, override(values, flatten(given)))
-
-
-SHORT_FORMS = (
-    f"Short forms: --objective {{{','.join(OBJECTIVES)}}}, --dataset {{{','.join(SOURCES)}}} and --network NAME "
-    "choose by name; --config FILE reads YAML (repeatable; later files and flags win). Every other flag is a path into "
-    "the configuration tree, the same in YAML files and search spaces."
-)
+    Raises:
+        ConfigError: if a value is wrong.
+    """
+    flags, values, rest = flags_of(options), {}, []
+    for argument in split_arguments(arguments):
+        if flag := flags.get(argument.flag):
+            value, extra = _value(flag, argument.values)
+            values[flag.path] = value
+            rest += extra
+        else:
+            rest += argument.text
+    return validate(options, values), rest
 
 
 def validate(model: type[Config], values: dict[str, Any]) -> Config:
-    """Raises ConfigError with one line per fault."""
+    """Build a configuration from nested dictionaries.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error, model)) from None
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, str]) -> dict[str, Any]:
-    """`new` over `old`, section by section; an objective, data set or network of another name replaces the old one.
+def fail(error: Exception | str) -> NoReturn:
+    """Print an error and exit with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
 
-    Args:
-        defaults: what their names are where none is given.
-    """
+
+@dataclass(frozen=True)
+class Argument:
+    """A flag with the values that follow it; `flag` is None for values before the first flag."""
+
+    flag: str | None
+    values: list[str]
+    text: list[str]
+    """As given on the command line."""
+
+
+def split_arguments(arguments: Iterable[str]) -> list[Argument]:
+    """Split arguments at their flags: --flag VALUE…, --flag=VALUE. Dashes and underscores in flags are equal."""
+    split = [Argument(None, [], [])]
+    for text in arguments:
+        if text == "-h" or (text.startswith("--") and text != "--"):
+            flag, equals, value = text.lstrip("-").partition("=")
+            split.append(Argument(flag.replace("-", "_"), [value] if equals else [], [text]))
+        else:
+            split[-1].values.append(text)
+            split[-1].text.append(text)
+    return split if split[0].values else split[1:]
+
+
+def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], positional: str | None) -> Config:
+    values = _layered(model, layers)
+    for file in (file for argument in given if argument.flag == "config" for file in _files(argument)):
+        values = merge(values, read_yaml(file), model)
+        for key, reason in unused_keys(file).items():
+            print(f"note: {file}: {key} is not used: {reason}", file=sys.stderr)
+    # Names first: another objective has other fields.
+    for argument in given:
+        section = (argument.flag or "").removesuffix(".name")
+        if section in SHORT_FORMS and section in model.model_fields:
+            name = _one(section, argument.values)
+            if name not in SHORT_FORMS[section]:
+                raise ConfigError(f"{section} = {name}: must be one of {', '.join(sorted(SHORT_FORMS[section]))}")
+            values = merge(values, {section: {"name": name}}, model)
+    objective = values.get("objective", {}).get("name") if isinstance(values.get("objective"), dict) else None
+    flags, changes, free = flags_of(model, objective), {}, []
+    for argument in given:
+        if argument.flag is None:
+            free += argument.values
+        elif argument.flag != "config" and argument.flag.removesuffix(".name") not in SHORT_FORMS:
+            flag, value, extra = _find(flags, argument, objective)
+            changes[flag.path] = value
+            free += extra
+    if free and positional:
+        changes[positional] = free if flags[positional].many else _one(positional, free)
+    elif free:
+        raise ConfigError(f"{free[0]}: unexpected value; flags start with --, see --help")
+    return validate(model, override(values, changes))
+
+
+def _files(argument: Argument) -> list[str]:
+    if not argument.values:
+        raise ConfigError("config: needs a YAML file")
+    return argument.values
+
+
+def _find(flags: dict[str, Flag], argument: Argument, objective: str | None) -> tuple[Flag, Any, list[str]]:
+    """Look up an argument's flag and convert its values; `--no-x` and `--section.no-x` switch x off."""
+    if flag := flags.get(argument.flag):
+        return flag, *_value(flag, argument.values)
+    section, _, name = argument.flag.rpartition(".")
+    off = flags.get(".".join(filter(None, [section, name.removeprefix("no_")]))) if name.startswith("no_") else None
+    if off and off.is_bool and not argument.values:
+        return off, False, []
+    raise ConfigError(f"--{argument.flag.replace('_', '-')}: unknown flag{suggestion(argument.flag, flags, objective)}")
+
+
+def _value(flag: Flag, values: list[str]) -> tuple[Any, list[str]]:
+    """Return a flag's value for pydantic, and the values that do not belong to it."""
+    if flag.optional and [value.lower() for value in values[:1]] in (["none"], ["null"]):
+        return None, values[1:]
+    if flag.many:
+        return values, []
+    if flag.is_bool:
+        is_value = values and values[0].lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")
+        return (values[0], values[1:]) if is_value else (True, values)
+    if not values:
+        raise ConfigError(f"{flag.path}: needs a value, {flag.kind}")
+    return values[0], values[1:]
+
+
+def _one(name: str, values: list[str]) -> str:
+    if len(values) != 1:
+        raise ConfigError(f"{name} = {' '.join(values)}: must be one value")
+    return values[0]
+
+
+def _layered(model: type[Section], layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer, model)
+    return values
+
+
+def merge(old: dict[str, Any], new: dict[str, Any], model: type[Section]) -> dict[str, Any]:
+    """Put `new` over `old`, section by section; an objective, data set or network of another name starts afresh."""
     merged = dict(old)
     for key, value in new.items():
-        before = merged.get(key, {})
-        for section in (before, value):
-            if key in defaults and not isinstance(section, dict):
-                raise ConfigError(f"{key} = {section}: must be a mapping of configuration keys")
-        if isinstance(value, dict) and isinstance(before, dict):
-            name = defaults.get(key)
-            same = key not in defaults or value.get("name") in (None, before.get("name", name))
-            merged[key] = (before if same else {}) | value
-        else:
+        field = model.model_fields.get(key)
+        default = field.get_default(call_default_factory=True) if field else None
+        if not isinstance(default, Section):
             merged[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys")
+        before = merged.get(key, {})
+        same = key not in SHORT_FORMS or value.get("name") in (None, before.get("name", default.name))
+        merged[key] = (before if same else {}) | value
     return merged
-
-
-def _unvalidated(model: type[Section], values: dict[str, Any], path: str = "") -> Section:
-    """`values` over the model's defaults, checked only as far as the command line's flags need."""
-    model = OBJECTIVES[values["name"]].config if path == "objective" and values.get("name") in OBJECTIVES else model
-    filled = {}
-    for name, field in model.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        value = values.get(name, default)
-        filled[name] = tuple(value) if isinstance(value, list) else value  # tyro wants what the field declares
-        if isinstance(default, Section):
-            if not isinstance(filled[name], (dict, Section)):
-                raise ConfigError(f"{name} = {filled[name]}: must be a mapping of configuration keys")
-            given = dict(values.get(name, {}))
-            if given.get("name") in (None, getattr(default, "name", None)):  # a study's defaults are not its sections'
-                given = dict(default) | given
-            filled[name] = _unvalidated(type(default), given, name)
-    return model.model_construct(**filled)
-
-
-def _sections_as_dictionaries() -> ConstructorRegistry:
-    """Let tyro return nested dictionaries: then every fault is found and worded in one place, `describe`."""
-    registry = ConstructorRegistry()
-
-    @registry.struct_rule
-    def section(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not isinstance(info.default, Section):
-            return None
-        fields = []
-        for name, field in type(info.default).model_fields.items():
-            value = getattr(info.default, name)
-            kind = type(value) if isinstance(value, Section) else field.annotation
-            fields.append(StructFieldSpec(name=name, type=kind, default=value, helptext=field.description))
-        return StructConstructorSpec(instantiate=lambda **values: values, fields=tuple(fields))
-
-    return registry

@@ -45,7 +45,7 @@ class LiveTable:
     def finish(self) -> None:
         self._live.stop()
 
-    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+    def summarized(self, status: str, metrics: dict[str, float]) -> None:
         pass
 
     def render(self) -> Group:
@@ -65,7 +65,7 @@ class LiveTable:
 
     def _header(self) -> list:
         progress = self.progress
-        begun = progress.over or any(row.step for row in list(progress.running.values()))
+        begun = progress.num_ended or any(row.step for row in list(progress.running.values()))
         first = ("" if begun else "starting the training workers (about 20 s): ") + progress.summary()
         lines = [Text(first, no_wrap=True, overflow="ellipsis")]
         if progress.best:
@@ -76,7 +76,7 @@ class LiveTable:
             self._use, self._asked_at = self._ask_use(), time.monotonic()
         if self._use:
             lines.append(Text(self._use, style="dim", no_wrap=True))
-        steps = progress.over * progress.total_steps + sum(row.step for row in list(progress.running.values()))
+        steps = progress.num_ended * progress.total_steps + sum(row.step for row in list(progress.running.values()))
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=progress.num_trials * progress.total_steps, completed=steps, width=60))
         lines.append(bar)

@@ -32,13 +32,13 @@ class Row:
 
 
 class SweepProgress:
-    """Counts, the best, the time left. Its size depends on the trials at a time, not on how many there were.
+    """Counts, best trials and time left. Its size depends on the number of parallel trials, not of all trials.
 
     Attributes:
         running: trials that have started and not ended, by number.
-        best: those with the lowest FID of any report, best first.
-        recent: the last that ended, oldest first.
-        counts: trials that ended by how they did.
+        best: trials with the lowest FID of any report, best first.
+        recent: the last trials that ended, oldest first.
+        counts: number of ended trials by state.
     """
 
     def __init__(self, num_trials: int, total_steps: int, slots: int):
@@ -50,26 +50,27 @@ class SweepProgress:
         self._began = time.monotonic()
         self._timed: deque[tuple[float, int]] = deque(maxlen=TIMED)  # seconds and steps between reports
 
-    def take_in(self, number: int, point: dict[str, Any], state: str, fid: float) -> None:
-        """A trial had ended before this process began."""
+    def count_finished(self, number: int, point: dict[str, Any], state: str, fid: float = math.nan) -> None:
+        """Count a trial that ended before this process started."""
         self.counts[state] += 1
         self._rank(Row(number, point, state, fid=fid, best_fid=fid))
 
     def start(self, number: int, point: dict[str, Any]) -> Row:
-        """A trial starts, or goes on after a restart."""
+        """Note that a trial starts, or resumes after a restart."""
         row = self.running.setdefault(number, Row(number, point))
         row.point, row.state, row.reason, row.heard_at = point, "starting", "", time.monotonic()
         return row
 
     def report(self, number: int, result: dict[str, Any]) -> Row:
+        """Note a result of a running trial."""
         row = self.running[number]
         now, steps = time.monotonic(), result["step"] - row.step
-        if result["step"] > 0:  # a run from scratch, as the next rung is, begins again at 0
+        if result["step"] > 0:  # the next rung is a run from scratch and starts at 0 again
             self._timed.append((now - row.heard_at, steps if steps > 0 else result["step"]))
         row.state, row.step, row.fid, row.reason = "running", result["step"], result["fid"], result["reason"]
         row.best_fid = min(row.fid, row.best_fid) if row.best_fid == row.best_fid else row.fid
-        row.step_ms = result.get("time/step_ms", row.step_ms)
-        row.memory_mib = result.get("memory/peak_mib", row.memory_mib)
+        row.step_ms = result["metrics"].get("time/step_ms", row.step_ms)
+        row.memory_mib = result["metrics"].get("memory/peak_mib", row.memory_mib)
         row.heard_at = now
         self._rank(row)
         return row
@@ -80,6 +81,7 @@ class SweepProgress:
             self.best = sorted([*others, row], key=lambda row: row.best_fid)[:BEST]
 
     def end(self, number: int, state: str, reason: str = "") -> Row:
+        """Note that a trial ended, as finished, stopped or failed."""
         row = self.running.pop(number)
         row.state, row.reason = state, reason or row.reason
         self.recent.append(row)
@@ -87,7 +89,7 @@ class SweepProgress:
         return row
 
     @property
-    def over(self) -> int:
+    def num_ended(self) -> int:
         return sum(self.counts[state] for state in OVER)
 
     @property
@@ -96,27 +98,24 @@ class SweepProgress:
 
     @property
     def left_s(self) -> float | None:
-        """The time that the rest takes if no trial stops early, None until a step has been timed.
+        """Remaining seconds if no trial stops early; None until a step has been timed.
 
-        Steps left times seconds per step, evaluation included, as the last reports came, over the trials at a time.
+        The time per step includes evaluation and is the mean over the last reports.
         """
         seconds, steps = (sum(values) for values in zip(*self._timed, strict=True)) if self._timed else (0, 0)
         if not steps:
             return None
-        to_start = max(0, self.num_trials - self.over - len(self.running))
+        to_start = max(0, self.num_trials - self.num_ended - len(self.running))
         left = to_start * self.total_steps + sum(self.total_steps - row.step for row in list(self.running.values()))
-        return max(0, left) * seconds / steps / max(1, min(self.slots, to_start + len(self.running)))
+        return time_left_s(left, seconds / steps, min(self.slots, to_start + len(self.running)))
 
     def summary(self) -> str:
-        """Counts and times in a line."""
+        """Return counts and times in one line."""
         counts = [f"{self.counts[state]} {state}" for state in OVER if self.counts[state]]
-        text = f"{self.over} of {self.num_trials} trials over" + (f" ({', '.join(counts)})" if counts else "")
-        waiting = sum(row.state == "waiting" for row in list(self.running.values()))
-        text += f", {len(self.running) - waiting} running"
-        text += f", {waiting} waiting for others" if waiting else ""
-        text += f", {format_time(self.elapsed_s)} elapsed"
-        if self.over < self.num_trials and self.left_s is not None:
-            text += f", at most {format_time(self.left_s)} to go"
+        text = f"{self.num_ended} of {self.num_trials} trials ended" + (f" ({', '.join(counts)})" if counts else "")
+        text += f", {len(self.running)} running, {format_time(self.elapsed_s)} elapsed"
+        if self.num_ended < self.num_trials and self.left_s is not None:
+            text += f", at most {format_time(self.left_s)} left"
         return text
 
 

@@ -30,7 +30,7 @@ class View(Protocol):
         """No trial goes on."""
         ...
 
-    def summarised(self, status: str, metrics: dict[str, float]) -> None: ...
+    def summarized(self, status: str, metrics: dict[str, float]) -> None: ...
 
 
 class PlainLines:
@@ -62,7 +62,7 @@ class PlainLines:
     def finish(self) -> None:
         pass
 
-    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+    def summarized(self, status: str, metrics: dict[str, float]) -> None:
         pass
 
     def _time(self) -> str:
@@ -94,7 +94,7 @@ class JsonLines:
     def finish(self) -> None:
         pass
 
-    def summarised(self, status: str, metrics: dict[str, float]) -> None:
+    def summarized(self, status: str, metrics: dict[str, float]) -> None:
         best = self.progress.best[0].number if self.progress.best else None
         self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
 

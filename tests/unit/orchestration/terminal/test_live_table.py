@@ -18,7 +18,8 @@ POINT = {"objective.flow_matching_fraction": 0.75, "objective.gap_schedule": "co
 
 
 def result(step: int, fid: float, reason: str = "") -> dict:
-    return {"step": step, "fid": fid, "reason": reason, "time/step_ms": 20.0, "memory/peak_mib": 100.0}
+    metrics = {"time/step_ms": 20.0, "memory/peak_mib": 100.0}
+    return {"step": step, "fid": fid, "reason": reason, "metrics": metrics}
 
 
 def progress_of(num_trials: int, ended: int = 0, running: int = 0, slots: int = 2) -> SweepProgress:
@@ -62,15 +63,15 @@ def test_the_time_left_is_that_of_all_steps_left():
     progress.start(1, POINT)
     # 50 and 100 steps of the running trials and 400 of those to come, half a second each, two at a time.
     assert progress.left_s == pytest.approx(550 * 0.5 / 2, rel=0.01)
-    assert "0 of 6 trials over, 2 running" in progress.summary()
-    assert "at most 2:17 to go" in progress.summary()
+    assert "0 of 6 trials ended, 2 running" in progress.summary()
+    assert "at most 2:17 left" in progress.summary()
 
 
 def test_trials_that_ended_before_a_resume_count():
     progress = SweepProgress(num_trials=6, total_steps=100, slots=2)
     for number, state, fid in ((0, "finished", 3.0), (1, "finished", 2.0), (2, "failed", float("nan"))):
-        progress.take_in(number, POINT, state, fid)
-    assert progress.summary().startswith("3 of 6 trials over (2 finished, 1 failed), 0 running")
+        progress.count_finished(number, POINT, state, fid)
+    assert progress.summary().startswith("3 of 6 trials ended (2 finished, 1 failed), 0 running")
     progress.start(3, POINT)
     progress.report(3, result(50, 2.5))
     assert [row.number for row in progress.best] == [1, 3, 0]
@@ -85,7 +86,7 @@ def test_a_file_gets_a_line_per_report_and_how_the_sweep_stands_at_each_end():
     report, end, standing = output.getvalue().splitlines()
     assert "trial 0 running, step 50/100, FID 1.50, 0.020 s/step, 100 MiB | λ=0.75 r(k,K)=cosine" in report
     assert "trial 0 failed: the loss became NaN" in end
-    assert "1 of 3 trials over (1 failed), 0 running" in standing
+    assert "1 of 3 trials ended (1 failed), 0 running" in standing
     assert standing.endswith("best: trial 0, FID 1.50")
 
 
@@ -101,7 +102,7 @@ def test_programs_get_an_object_per_event(capsys):
         view.started(progress.start(0, POINT))
         view.reported(progress.report(0, result(100, float("nan"))), {"fid": float("nan"), "kid": 1.0})
         view.ended(progress.end(0, "finished"))
-        view.summarised("FINISHED", {"best/fid": 1.0})
+        view.summarized("FINISHED", {"best/fid": 1.0})
     printed = capsys.readouterr()
     assert printed.err == "for people\n"
     events = [json.loads(line, parse_constant=pytest.fail) for line in printed.out.splitlines()]
@@ -126,7 +127,7 @@ def test_the_table_keeps_to_the_terminals_height(ended, running, height):
 
 def test_the_table_shows_what_runs_what_is_best_and_what_ended_last():
     text = "\n".join(shown(progress_of(8, ended=5, running=2), 24))
-    assert "5 of 8 trials over (5 finished), 2 running" in text
+    assert "5 of 8 trials ended (5 finished), 2 running" in text
     assert "best: trial 0, FID 10.00 | λ=0.75" in text
     assert "in use: 2 of 2 CPUs on 1 node" in text
     for part in ("trial", "λ", "step", "FID", "s/step", "MiB", "state", "50/100", "100/100", "running", "finished"):
