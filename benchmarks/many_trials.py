@@ -28,13 +28,13 @@ import optuna
 import pandas as pd
 from ray.tune.experiment import Trial
 
-from orchestration.config import SamplerName, SweepConfig
 from orchestration.storage import SWEEP_FILE
+from orchestration.sweep.config import SamplerName, SweepConfig
 from orchestration.sweep.pruning import StudyPruning
 from orchestration.sweep.ranking import ranking
-from orchestration.sweep.ray_search import StudySearch
 from orchestration.sweep.samplers import make_sampler
-from orchestration.sweep.study import STUDY_FILE, SweepStudy, open_storage, trial_states
+from orchestration.storage import STUDY_FILE
+from orchestration.sweep.study import SweepStudy, open_storage, trial_states
 from soflow.config_files import to_yaml
 
 STEPS = range(200, 1601, 200)
@@ -96,7 +96,7 @@ def measure(sampler: str, size: int, repeats: int) -> dict[str, float]:
             times.append(seconds(lambda: study.next_trial(held)))
             held.add(number)
             result = {"fid": 2.0, "step": 800, "status": "running"}
-            scheduler = StudyPruning(StudySearch(study))
+            scheduler = StudyPruning(OptunaSearcher(study))
             stops.append(seconds(partial(scheduler.must_stop, number, result)))
             study.prune(number)
         found["suggest"], found["stop"] = statistics.median(times), statistics.median(stops)

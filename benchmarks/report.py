@@ -26,11 +26,12 @@ from mlflow.entities import Metric, Param, RunTag
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from orchestration.config import SweepConfig
 from orchestration.storage import SWEEP_FILE
 from orchestration.sweep import search_space
-from orchestration.sweep.search_space import trial_config
-from orchestration.sweep.study import STUDY, STUDY_FILE, open_journal
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.study import STUDY, open_journal
+from orchestration.storage import STUDY_FILE
+from orchestration.sweep.ticket import trial_config
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
 

@@ -17,8 +17,8 @@ import platform
 import tempfile
 from pathlib import Path
 
-from orchestration.config import SweepConfig
 from orchestration.storage import trial_folder
+from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.run import run_sweep
 from orchestration.sweep.study import load_study
 

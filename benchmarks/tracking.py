@@ -194,7 +194,7 @@ def _open_elsewhere(spool: Path, case: str, uri: str) -> None:
 OPEN = """
 import re, sys, time
 from pathlib import Path
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 peak_mib = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak_mib()
 began = time.perf_counter()

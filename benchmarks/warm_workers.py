@@ -31,9 +31,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from orchestration.cluster import connected
-from orchestration.config import SweepConfig
+from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.run import run_sweep
-from orchestration.sweep.search_space import trial_config
+from orchestration.sweep.ticket import trial_config
 from soflow.config import to_dict
 
 

@@ -12,7 +12,7 @@ $ python experiments/ablations.py
 $ python experiments/ablations.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 CASES = (
     "base",
@@ -51,7 +51,7 @@ HYPOTHESES = (
     "gradient/spike(base) < gradient/spike(p 0)",
     "gradient/spike(base) < gradient/spike(m 1)",
 )
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "ablations",
     small=comparison(
@@ -65,4 +65,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -14,7 +14,7 @@ $ python experiments/cfg_ablation.py
 $ python experiments/cfg_ablation.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 UNGUIDED = "unguided:objective.guidance_strength=1,evaluation.diagnostics=[target_variance, inference_guidance]"
 CONTROL = "control:objective.label_drop=1.0e-09"
@@ -49,7 +49,7 @@ EVALUATION = {
     "diagnostics": ("target_variance",),
     "diagnose_every_report": True,
 }
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "cfg_ablation",
     small=comparison(
@@ -69,4 +69,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -13,38 +13,36 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
-from orchestration.config import EXIT_CODES, EXPERIMENT, FLUSH_S, LaunchConfig
-from orchestration.terminal.command_line import fail
+from orchestration.config import EXIT_CODES, FLUSH_S, LaunchConfig
+from orchestration.terminal.command_line import fail, read_command_line
+from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.uri import TrackingError
+from soflow.config_base import Section
 
 if TYPE_CHECKING:
-    from dashboards.comparison.claims import Judged
+    from dashboards.comparison.claims import JudgedClaim
 
 HERE = Path(__file__).parent
 CLAIMS = HERE / "claims.yaml"
 
 
-@dataclass
-class ClaimsConfig:
+class ClaimsOptions(Section):
     studies: tuple[str, ...] = ()
-    """Those to run and whose claims to judge; by default all that claims.yaml names."""
+    """Experiments to run and whose claims to test. Default: all in claims.yaml."""
     storage: Path = Path("results")
-    """Folder of the studies' sweeps, and of claims.md."""
+    """Folder of the experiments' sweeps, and of claims.md."""
     tracking_uri: str | None = None
-    """MLflow: an http(s):// server or a sqlite:/// database, by default mlflow.db in `storage`."""
+    """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""
 
 
 def main() -> int:
-    options = tyro.cli(ClaimsConfig, description=__doc__)
+    options = read_command_line(ClaimsOptions, __doc__)
     from dashboards.comparison.claims import judge_claims, page, read_claims  # imports pandas
-    from dashboards.reading.sweep_data import SweepRecord, read_sweep
+    from dashboards.reading.sweep_data import SweepData, read_sweep
 
     claims = read_claims(CLAIMS)
     known = list(dict.fromkeys(claim.study for claim in claims))
@@ -54,19 +52,19 @@ def main() -> int:
     uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
     for study in dict.fromkeys(claim.study for claim in claims):
         if (code := _run(study, options)) == EXIT_CODES["KILLED"]:
-            print("interrupted; the same command goes on")
+            print("interrupted; the same command resumes")
             return code
-    records: dict[str, SweepRecord] = {}
+    sweeps: dict[str, SweepData] = {}
 
-    def record_of(study: str) -> SweepRecord:
-        records[study] = read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
-        return records[study]
+    def read(study: str) -> SweepData:
+        sweeps[study] = read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
+        return sweeps[study]
 
     try:
-        judged = judge_claims(claims, record_of)
+        judged = judge_claims(claims, read)
         path = options.storage / "claims.md"
         facts = _facts()
-        path.write_text(page(judged, facts, records))
+        path.write_text(page(judged, facts, sweeps))
         _show(judged)
         _record(uri, options.storage, judged, facts, path)
     except TrackingError as error:
@@ -75,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def _run(study: str, options: ClaimsConfig) -> int:
+def _run(study: str, options: ClaimsOptions) -> int:
     """Run a study to its end, as its user would; its exit code."""
     print(f"\n{study}: started {time.strftime('%H:%M')}", flush=True)
     command = [sys.executable, str(HERE / f"{study}.py"), "--storage", str(options.storage)]
@@ -101,30 +99,31 @@ def _facts() -> dict[str, str]:
     }
 
 
-def _show(judged: list[Judged]) -> None:
-    from dashboards.comparison.claims import counts
+def _show(judged: list[JudgedClaim]) -> None:
+    from dashboards.comparison.claims import COLUMNS, counts
     from dashboards.comparison.terminal import show_table
 
-    rows = [["claim", "verdict", "found", "p", "seeds", "found with 80% from"]]
+    shown = (1, 2, 3, 5, 6)
+    rows = [["claim", *(COLUMNS[i] for i in shown)]]
     for each in judged:
-        cells = each.found.row()
-        rows.append([f"{each.claim.claim}\n{each.claim.test}", *(cells[i] for i in (1, 2, 3, 5, 6))])
+        cells = each.result.row()
+        rows.append([f"{each.claim.claim}\n{each.claim.test}", *(cells[i] for i in shown)])
     show_table(rows, lines=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
 
 
-def _record(uri: str, storage: Path, judged: list[Judged], facts: dict[str, str], path: Path) -> None:
+def _record(uri: str, storage: Path, judged: list[JudgedClaim], facts: dict[str, str], path: Path) -> None:
     """Leave the verdicts in MLflow, as a run of their own for each time they are given."""
     from orchestration.tracking.tracker import Tracker
 
     key = time.strftime("claims-%Y%m%d-%H%M%S")
-    tracker = Tracker(uri, EXPERIMENT, storage / "claims-spool")
-    tracker.start_run(key, key, {}, environment_tags() | {"soflow.kind": "claims"})
+    tracker = Tracker(uri, schema.EXPERIMENT, storage / "claims-spool")
+    tracker.start_run(key, key, {}, environment_tags() | {schema.KIND: schema.CLAIMS_KIND})
     for number, each in enumerate(judged):
-        if values := each.found.figures():
+        if values := each.result.figures():
             named = {f"{each.claim.study}/{number:02d}/{name}": value for name, value in values.items()}
             tracker.log_metrics(key, {name: value for name, value in named.items() if value == value}, step=0)
-        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.found.outcome}: {each.claim.claim}"})
+        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.result.outcome}: {each.claim.claim}"})
     tracker.log_artifact(key, path)
     tracker.end_run(key, "FINISHED")
     if undelivered := tracker.close(FLUSH_S):

@@ -15,7 +15,7 @@ $ python experiments/compare_baselines.py --name guidance --cases plain "guided:
       --hypotheses "fid(guided) < fid(plain)"
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow",
@@ -44,7 +44,7 @@ HYPOTHESES = (
     "fid(improved_meanflow) < fid(meanflow)",
     "fid(alpha_flow) < fid(meanflow)",
 )
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "compare_baselines",
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(800), evaluation={"nfe": (1, 2, 8)}),
@@ -52,4 +52,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

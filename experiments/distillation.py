@@ -31,11 +31,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.launch import Study, comparison, launch, small_training, with_cases
-from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, TrainConfig, read_case
+from experiments.launch import Experiment, cases_of, comparison, launch, small_training, with_cases
+from orchestration.config import EXIT_CODES, LaunchConfig, TrainConfig
 from orchestration.storage import RUN_FILE
-from orchestration.sweep.search_space import CASE, trial_config
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import validate
+from orchestration.tracking.schema import CASE
 from orchestration.train import RECORDED_FILE, train
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
@@ -79,7 +81,7 @@ def at_equal_cost(config: SweepConfig) -> SweepConfig:
     """
     if config.objective.name != "soflow":
         raise ConfigError(f"objective.name = {config.objective.name}: must be soflow, whose losses the students share")
-    cases = dict(map(read_case, config.cases))
+    cases = cases_of(config)
     for name in _untaught(config):
         cases[name] |= _of_students(config) | cases[name]
     if cases.keys() >= {SCRATCH, DISTILLED, LONGER}:
@@ -95,13 +97,13 @@ def _untaught(config: SweepConfig) -> list[str]:
     """Names of the cases that want a teacher and name none."""
     return [
         name
-        for name, changes in map(read_case, config.cases)
+        for name, changes in cases_of(config).items()
         if changes.get("objective.name") == "distillation" and "objective.teacher" not in changes
     ]
 
 
 def _taught(config: SweepConfig, teacher: Path) -> SweepConfig:
-    cases = dict(map(read_case, config.cases))
+    cases = cases_of(config)
     return with_cases(
         config, cases | {name: cases[name] | {"objective.teacher": teacher} for name in _untaught(config)}
     )
@@ -176,7 +178,7 @@ def _trained(config: TrainConfig) -> Path:
     if (folder / RUN_FILE).exists():
         if validate(TrainConfig, read_yaml(folder / RUN_FILE)).run != config.run:
             raise ConfigError(f"name = {config.name}: is in {config.storage} with other settings; give another --name")
-        config = config.model_copy(update={"resume": folder})
+        config = config.model_copy(update={"resume": str(folder)})
     recorded = folder / RECORDED_FILE
     total = config.training.total_steps
     if not recorded.exists() or int(recorded.read_text()) < total:
@@ -186,7 +188,7 @@ def _trained(config: TrainConfig) -> Path:
     return checkpoints.path_of(folder, total)
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "distillation",
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(600)),
@@ -196,4 +198,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -27,7 +27,7 @@ $ python experiments/error_bound.py
 $ python experiments/error_bound.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 KNOWN = "evaluation.diagnostics=[ode_violation, true_distance]"
 CASES = (
@@ -43,7 +43,7 @@ PAPER_CASES = (
 )
 OBJECTIVE = {"name": "soflow", "guidance_strength": 1.0, "gap_schedule": "constant"}
 EVALUATION = {"nfe": (1,), "diagnostics": ("ode_violation", "flow_distance"), "diagnose_every_report": True}
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "error_bound",
     small=comparison(
@@ -63,4 +63,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -35,9 +35,10 @@ import functools
 import shutil
 from typing import TYPE_CHECKING
 
-from experiments.launch import Study, comparison, launch, small_training, with_cases
-from orchestration.config import EXIT_CODES, LaunchConfig, SweepConfig, read_case
+from experiments.launch import Experiment, cases_of, comparison, launch, small_training, with_cases
+from orchestration.config import EXIT_CODES, LaunchConfig
 from orchestration.cost_study.config import VARIANTS, CostStudyConfig
+from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import validate
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
@@ -72,7 +73,7 @@ def foreseen(config: SweepConfig) -> SweepConfig:
 
 def prepare(config: SweepConfig) -> SweepConfig:
     """The cases with the numbers that make them equal, step times as the cost study measured them."""
-    if any(read_case(case)[0] in {variant + TIME for variant in MEANFLOW} for case in config.cases):
+    if any(case.name in {variant + TIME for variant in MEANFLOW} for case in config.cases):
         return equalised(config, measured_quotients(cost_study(config)))
     return equalised(config, {})
 
@@ -83,7 +84,7 @@ def equalised(config: SweepConfig, quotients: dict[str, float]) -> SweepConfig:
     Args:
         quotients: time of SoFlow's step over that of each variant.
     """
-    cases = dict(map(read_case, config.cases))
+    cases = cases_of(config)
     for variant in MEANFLOW:
         if (name := variant + TIME) in cases:
             steps = max(1, round(config.training.total_steps * quotients[variant]))
@@ -167,7 +168,7 @@ def measured_quotients(study: CostStudyConfig) -> dict[str, float]:
     return costs["time/soflow_to_this"].to_dict()
 
 
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "jvp_cost",
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(400)),
@@ -177,4 +178,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

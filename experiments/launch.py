@@ -1,43 +1,53 @@
-"""What the studies of this folder share: from a command line through a sweep to its report."""
+"""The common part of all experiments: from a command line through a sweep to its report."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from orchestration.config import EXIT_CODES, SweepConfig
+from orchestration.config import EXIT_CODES
 from orchestration.storage import SWEEP_FILE, new_folder
-from orchestration.sweep.resume import own_config
+from orchestration.sweep.cases import Case, parse_case
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.resume import saved_config
 from orchestration.sweep.run import run_sweep
-from orchestration.terminal.command_line import fail, read_command_line, validate
+from orchestration.terminal.command_line import fail, read_command_line, read_options, validate
 from orchestration.terminal.views import stdout_for
 from orchestration.tracking.uri import TrackingError
 from soflow.config import to_dict
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, Section
 from soflow.config_files import read_yaml
 from soflow.data.base import DataError
 
 PRESETS = Path(__file__).parent / "presets"
-FREE = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")
-"""Fields that leave a study the study that it was."""
+NEUTRAL = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")
+"""Fields that do not change the question of an experiment."""
+
+
+class Options(Section):
+    """Flags of every experiment besides those of its sweep."""
+
+    scale: Literal["small", "paper"] = "small"
+    """small = settings for a laptop; paper = the published settings."""
+    dry_run: bool = False
+    """Print the training runs, their predicted cost and a command for a cluster, and train nothing."""
 
 
 @dataclass(frozen=True)
-class Study:
-    """A question and the sweeps that answer it, one on a laptop and one with the published settings.
+class Experiment:
+    """A question and the sweeps that answer it: one for a laptop and one with the published settings.
 
     Attributes:
-        question: what --help says first; it also states what is held to be true, and when the study ends.
-        name: of the sweep's folder, with the scale behind it; None for a new one each time.
-        small, paper: what differs from a sweep's defaults, as nested dictionaries.
+        question: the program's docstring, shown by --help, with the hypotheses and the stopping rule.
+        name: of the sweep's folder, before the scale; None for a new name each time.
+        small, paper: differences from the defaults of a sweep, as nested dictionaries.
         preset: the published training run that `paper` starts from.
-        prepare: what has to be there before the sweep, such as a teacher; gives the configuration with it put in, and
-            does nothing twice.
-        foreseen: the configuration that `prepare` would give, as far as it can be told with nothing run.
+        prepare: makes what the sweep needs first, such as a teacher, and returns the configuration with it; a second
+            call makes nothing again.
+        foreseen: returns the configuration that `prepare` would return, as far as known without running anything.
     """
 
     question: str
@@ -49,102 +59,102 @@ class Study:
     foreseen: Callable[[SweepConfig], SweepConfig] | None = None
 
     def layers(self, scale: str) -> list[dict[str, Any]]:
-        """Of its configuration, the later ones over the earlier ones."""
+        """Return the layers of the configuration; later ones win."""
         if scale == "small":
             return [self.small]
         return [read_yaml(PRESETS / f"{self.preset}.yaml"), {"early_stopping": {"kind": "none"}} | self.paper]
 
 
 def small_training(total_steps: int, **others: Any) -> dict[str, Any]:
-    """Training settings of small studies: half the default's batch, so that twice as many steps fit into their time."""
+    """Return training settings for small experiments: half the default batch, so that twice as many steps fit."""
     return {"total_steps": total_steps, "report_every": total_steps // 2, "batch_size": 64} | others
 
 
-def comparison(cases: tuple[str, ...], seeds: int, **others: Any) -> dict[str, Any]:
-    """Settings that train every case with every seed to its end."""
-    return {"cases": cases, "case_seeds": seeds, "early_stopping": {"kind": "none"}} | others
+def comparison(cases: Sequence[str], seeds: int, **others: Any) -> dict[str, Any]:
+    """Return sweep settings that train every case with every seed to its end.
+
+    Args:
+        cases: each NAME or NAME:PATH=VALUE,PATH=VALUE.
+    """
+    parsed = tuple(map(parse_case, cases))
+    return {"cases": parsed, "case_seeds": seeds, "early_stopping": {"kind": "none"}} | others
+
+
+def cases_of(config: SweepConfig) -> dict[str, dict[str, Any]]:
+    """Return a copy of the changes of every case by its name."""
+    return {case.name: dict(case.changes) for case in config.cases}
 
 
 def with_cases(config: SweepConfig, cases: dict[str, dict[str, Any]]) -> SweepConfig:
-    """The configuration with other cases, each by its name and changed values.
+    """Return the configuration with other cases.
 
     Raises:
-        ConfigError: if they cannot be.
+        ConfigError: if they are not valid.
     """
-    return validate(SweepConfig, to_dict(config) | {"cases": cases})
+    listed = tuple(Case(name=name, changes=changes) for name, changes in cases.items())
+    return validate(SweepConfig, to_dict(config) | {"cases": listed})
 
 
-def launch(study: Study) -> int:
-    """Run a study, or go on with it, and leave its report; the program's exit code."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--scale", choices=("small", "paper"), default="small")
-    own.add_argument("--dry-run", action="store_true")
+def launch(experiment: Experiment) -> int:
+    """Run or resume an experiment and write its report; return the program's exit code."""
     try:
-        given, arguments = own.parse_known_args()
-        description = f"{study.question}\n\n{OWN_FLAGS}"
-        layers = study.layers(given.scale)
-        if "--cases" in arguments:  # other cases than the study's hypotheses are about
+        options, arguments = read_options(Options, sys.argv[1:])
+        layers = experiment.layers(options.scale)
+        if any(argument.startswith("--cases") for argument in arguments):  # the hypotheses are about other cases
             layers.append({"hypotheses": ()})
-        config = read_command_line(SweepConfig, description, arguments, layers)
-        if given.dry_run:
+        config = read_command_line(SweepConfig, experiment.question, arguments, layers, Options)
+        if options.dry_run:
             from experiments.plan import show_plan  # imports torch
 
-            show_plan(study.foreseen(config) if study.foreseen else config, given.scale, sys.argv[1:])
+            foreseen = experiment.foreseen(config) if experiment.foreseen else config
+            show_plan(foreseen, options.scale, sys.argv[1:])
             return 0
-        return _run(study, _named(study, config, given.scale))
+        return _run(experiment, _named(experiment, config, options.scale))
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted before the sweep began")
+        print("interrupted before the sweep started")
         return EXIT_CODES["KILLED"]
 
 
-OWN_FLAGS = (
-    "--scale paper takes the published settings in place of those for a laptop; --dry-run says what would be trained, "
-    "what it costs and how to launch it on a cluster, and trains nothing. A study that was interrupted goes on when it "
-    "is started again."
-)
-
-
-def _named(study: Study, config: SweepConfig, scale: str) -> SweepConfig:
+def _named(experiment: Experiment, config: SweepConfig, scale: str) -> SweepConfig:
     if config.resume is not None or config.name is not None:
         return config
-    name = f"{study.name}-{scale}" if study.name else new_folder(config).name
+    name = f"{experiment.name}-{scale}" if experiment.name else new_folder(config).name
     return config.model_copy(update={"name": name})
 
 
-def _run(study: Study, config: SweepConfig) -> int:
+def _run(experiment: Experiment, config: SweepConfig) -> int:
     if config.resume is None:
-        if study.prepare is not None:
+        if experiment.prepare is not None:
             with stdout_for(config.progress):
-                config = study.prepare(config)
-        config = _taken_up(config)
-    status = run_sweep(config)
-    if status != "KILLED":
-        from dashboards.report import leave_report  # imports pandas
-
-        folder = (config.storage / (config.resume or config.name)).absolute()
-        with stdout_for(config.progress):
-            leave_report(own_config(folder, {}).resolved_tracking_uri, folder)
-    return EXIT_CODES[status]
+                config = experiment.prepare(config)
+        config = _resumed_if_it_exists(config)
+    return EXIT_CODES[run_sweep(config, _write_report)]
 
 
-def _taken_up(config: SweepConfig) -> SweepConfig:
-    """The configuration as one that goes on, if there is a sweep of this name that does the same.
+def _write_report(folder: Path, attach: Callable[[Path], None]) -> None:
+    from dashboards.report import leave_report  # imports pandas
+
+    leave_report(saved_config(folder).resolved_tracking_uri, folder, attach)
+
+
+def _resumed_if_it_exists(config: SweepConfig) -> SweepConfig:
+    """Return a configuration that resumes, if a sweep of this name with the same settings exists.
 
     Raises:
-        ConfigError: if there is one that does something else.
+        ConfigError: if a sweep of this name has other settings.
     """
     folder = config.storage / config.name
     if not (folder / SWEEP_FILE).exists():
         return config
     ours, theirs = (
-        {key: value for key, value in to_dict(each).items() if key not in FREE}
-        for each in (config, own_config(folder, {}))
+        {key: value for key, value in to_dict(each).items() if key not in NEUTRAL}
+        for each in (config, saved_config(folder))
     )
     if different := [key for key in ours if ours[key] != theirs[key]]:
         raise ConfigError(
-            f"name = {config.name}: is in {config.storage} with other {', '.join(different)}; give another --name"
+            f"name = {config.name}: exists in {config.storage} with other {', '.join(different)}; choose another --name"
         )
-    print(f"going on with {folder}", file=sys.stderr)
+    print(f"resuming {folder}", file=sys.stderr)
     return config.model_copy(update={"resume": config.name})

@@ -1,19 +1,21 @@
-"""What a study would train, what that costs at least, and how to launch it on a cluster; nothing is trained."""
+"""Plan of an experiment: its training runs, their predicted cost, and a command for a cluster."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from orchestration.config import SweepConfig, read_case
-from orchestration.sweep import search_space
-from orchestration.sweep.search_space import CASE, trial_config
-from orchestration.sweep.study import check_study
+from orchestration.sweep.checks import check_study
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.search_space import build
+from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.format import table_console
+from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
 from soflow.cost.predict import Prediction, predict
@@ -31,7 +33,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     Raises:
         ConfigError: if the configuration is impossible.
     """
-    check_study(config, config.storage / (config.name or ""), resuming=True)
+    check_study(config, config.storage / (config.name or ""), resuming=True, space=build(config))
     runs = training_runs(config)
     device, accelerator = (CLUSTER, ACCELERATORS[CLUSTER]) if scale == "paper" else ("CPU", this_machine())
     asked, costs = config.resources.num_workers, {}
@@ -90,9 +92,10 @@ def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
         return {
             f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)
         }
-    search_space.build(config)
-    names = [read_case(case)[0] for case in config.cases]
-    return {name: (trial_config(config.run, {CASE: name}, config.cases), config.case_seeds) for name in names}
+    return {
+        case.name: (trial_config(config.run, {CASE: case.name}, config.cases), config.case_seeds)
+        for case in config.cases
+    }
 
 
 def of_one_worker(run: RunConfig, workers: int) -> Prediction:
@@ -129,4 +132,4 @@ def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> 
         own += ["--resources.num-workers", str(workers)]
     if config.resources.gpus_per_worker is None:
         own += ["--resources.gpus-per-worker", "1"]
-    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *kept, *own])
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *kept, *own])

@@ -18,14 +18,14 @@ $ python experiments/sanity_check.py --cases digits --hypotheses "fid(digits) < 
 $ python experiments/sanity_check.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch
+from experiments.launch import Experiment, comparison, launch
 
 UNGUIDED = {"name": "soflow", "guidance_strength": 1.0, "flow_matching_fraction": 0.75}
 CASES = (
     "digits:dataset.name=digits",
     "fashion_mnist:dataset.name=fashion_mnist,training.total_steps=600,training.batch_size=64",
 )
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "sanity_check",
     small=comparison(
@@ -47,4 +47,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -10,7 +10,7 @@ $ python experiments/scale_test.py
 $ python experiments/scale_test.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 # Widths of 64 and 128, patches of 4 and 2 pixels.
 SMALL = ("XXS/4:network.name=DiT-XXS/4", "XXS/2:network.name=DiT-XXS/2", "XS/2:network.name=DiT-XS/2")
@@ -20,7 +20,7 @@ PAPER = (
     "L/2:network.name=DiT-L/2",
     "XL/2:network.name=DiT-XL/2",
 )
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "scale_test",
     small=comparison(
@@ -39,4 +39,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

@@ -15,7 +15,7 @@ $ python experiments/schedule_stability.py
 $ python experiments/schedule_stability.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 R_ENDS = ("1.0", "0.1", "0.01", "0.002", "0.0001")
 
@@ -43,7 +43,7 @@ HYPOTHESES = (
     "fid(r 0.002) < fid(r 0.002 bf16)",
     "gradient/norm(r 0.002) < gradient/norm(r 0.002 bf16)",
 )
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "schedule_stability",
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(400)),
@@ -51,4 +51,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

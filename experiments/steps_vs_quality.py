@@ -12,7 +12,7 @@ $ python experiments/steps_vs_quality.py
 $ python experiments/steps_vs_quality.py --scale paper --dry-run
 """
 
-from experiments.launch import Study, comparison, launch, small_training
+from experiments.launch import Experiment, comparison, launch, small_training
 
 CASES = (
     "soflow:objective.name=soflow,objective.guidance_strength=1,objective.flow_matching_fraction=0.75",
@@ -31,7 +31,7 @@ HYPOTHESES = (
     f"{STEPS}/compose_1(soflow) < {STEPS}/compose_16(flow_matching)",
 )
 EVALUATION = {"nfe": (1,), "diagnostics": ("fid_by_nfe",)}
-STUDY = Study(
+EXPERIMENT = Experiment(
     __doc__,
     "steps_vs_quality",
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(1000), evaluation=EVALUATION),
@@ -40,4 +40,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

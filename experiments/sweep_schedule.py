@@ -1,7 +1,7 @@
-"""Which λ, gap schedule r(k, K), guidance strength w and velocity mix m give the best one-step images?
+"""Search λ, the gap schedule r(k, K), the guidance strength w and the velocity mix m for the best one-step images.
 
-Searches the configuration with Ray Tune and Optuna, trains every trial with Ray Train, records everything in MLflow,
-and ends with a ranking, the best configuration as a file and a report to look at.
+Optuna chooses configurations, Ray Tune schedules them, Ray Train trains them and MLflow records them. At the end
+there is a ranking, the best configuration as a file (best.yaml) and a report (report.html).
 
 $ python experiments/sweep_schedule.py
 $ python experiments/sweep_schedule.py --objective meanflow --num-trials 20
@@ -9,10 +9,10 @@ $ python experiments/sweep_schedule.py --search objective.r_end=0.0005:0.05:log 
 $ python experiments/sweep_schedule.py --resume NAME
 """
 
-from experiments.launch import Study, launch
+from experiments.launch import Experiment, launch
 
-# At the paper's scale reports come every 25,000 steps: a rung after two of them.
-STUDY = Study(__doc__, None, small={}, paper={"early_stopping": {"kind": "asha", "grace_reports": 2}})
+# The published training reports every 25,000 steps: a rung after two reports.
+EXPERIMENT = Experiment(__doc__, None, small={}, paper={"early_stopping": {"kind": "asha", "grace_reports": 2}})
 
 if __name__ == "__main__":
-    raise SystemExit(launch(STUDY))
+    raise SystemExit(launch(EXPERIMENT))

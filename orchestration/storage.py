@@ -1,10 +1,11 @@
-"""Folders of sweeps and runs in `storage`: never overwritten, found again by name."""
+"""Folders of sweeps and runs in `storage`: never overwritten, and found again by name."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -15,35 +16,37 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from orchestration.config import LaunchConfig, SweepConfig
+from orchestration.config import LaunchConfig
 from soflow.config_base import ConfigError
 
 LOG = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.yaml"
 RUN_FILE = "run.yaml"
+STUDY_FILE = "study.journal"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
 
 def check_storage(storage: Path) -> None:
-    """Make sure that `storage` exists and can be written.
+    """Create `storage` if it is missing, and check that it is writable.
 
     Raises:
         ConfigError: naming the folder.
     """
     if re.match(r"\w+:/", str(storage)):  # a URL, of which Path has dropped a slash
-        raise ConfigError(f"storage = {storage}: must be a folder, one that all nodes see; object stores are none")
+        raise ConfigError(f"storage = {storage}: must be a folder that all nodes share; object stores do not work")
     try:
         storage.mkdir(parents=True, exist_ok=True)
         probe = storage / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"storage = {storage}: must be a folder that can be written ({error.strerror})") from None
+        raise ConfigError(f"storage = {storage}: must be a writable folder ({error.strerror})") from None
 
 
 def new_folder(config: LaunchConfig) -> Path:
-    """The folder of a new sweep or run.
+    """Return the folder of a new sweep or run, which does not exist yet.
 
     Raises:
         ConfigError: if the name is taken.
@@ -56,16 +59,16 @@ def new_folder(config: LaunchConfig) -> Path:
 
 
 def create(folder: Path, file: str, text: str) -> None:
-    """Make a new folder with one file in it, both or nothing.
+    """Create a folder with one file in it, atomically.
 
     Raises:
-        ConfigError: if the name was taken meanwhile.
+        ConfigError: if the name was taken in the meantime.
     """
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     (partial / file).write_text(text)
     try:
-        partial.rename(folder)  # fails if there is a folder with something in it
+        partial.rename(folder)  # fails if the folder exists and is not empty
     except OSError:
         shutil.rmtree(partial)
         raise _taken(folder) from None
@@ -77,57 +80,55 @@ def _taken(folder: Path) -> ConfigError:
 
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Inside, no other process goes on with this sweep or run; the lock ends with the process, however that ends.
+    """Lock a sweep or run for this process; the lock ends with the process, however that ends.
 
     Raises:
-        ConfigError: if another process does.
+        ConfigError: if another process has the lock.
     """
     lock = FileLock(folder / LOCK_FILE, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"resume = {folder.name}: another process is at it in {folder.parent}") from None
+        raise ConfigError(
+            f"resume = {folder.name}: another process is already running this sweep in {folder.parent}"
+        ) from None
     except (OSError, NotImplementedError) as error:
-        LOG.warning("%s: cannot be locked (%s); see that no two processes go on with it", folder, error)
+        LOG.warning("%s: cannot be locked (%s); make sure that no two processes run it", folder, error)
     try:
         yield
     finally:
         lock.release()
 
 
-def resumable_sweep(config: SweepConfig) -> Path:
-    """The folder of the sweep to resume.
+def resumed_folder(config: LaunchConfig, file: str) -> Path:
+    """Find the sweep or run to resume, by its name in `storage` or by its folder.
+
+    Args:
+        file: SWEEP_FILE or RUN_FILE, which the folder contains.
 
     Raises:
-        ConfigError: if there is no sweep of this name.
+        ConfigError: listing the names that exist.
     """
-    folder = config.storage / config.resume
-    if not (folder / SWEEP_FILE).exists():
-        there = sorted(path.parent.name for path in config.storage.glob(f"*/{SWEEP_FILE}"))
-        known = f"there are {', '.join(there)}" if there else "there is none"
-        raise ConfigError(f"resume = {config.resume}: no sweep of this name in {config.storage}; {known}")
-    return folder
-
-
-def resumable_run(folder: Path) -> Path:
-    """The folder of the run to resume.
-
-    Raises:
-        ConfigError: if it is none.
-    """
-    if not (folder / RUN_FILE).exists():
-        raise ConfigError(f"resume = {folder}: must be the folder of a run, which holds {RUN_FILE}")
-    return folder
+    for folder in (config.storage / config.resume, Path(config.resume)):
+        if (folder / file).exists():
+            return folder
+    kind = "sweep" if file == SWEEP_FILE else "run"
+    names = sorted(path.parent.name for path in config.storage.glob(f"*/{file}"))
+    known = f"existing: {', '.join(names)}" if names else "none exists"
+    raise ConfigError(
+        f"resume = {config.resume}: must be the name or folder of a {kind}, which contains {file}; "
+        f"in {config.storage}, {known}"
+    )
 
 
 def trial_folder(sweep: Path, number: int) -> Path:
-    """Where a trial's checkpoints and grids are, by its number in the study."""
+    """Return the folder of a trial's checkpoints, grids and reports, by its number in the study."""
     return sweep / "trials" / f"{number:04d}"
 
 
-def resume_command(config: SweepConfig, folder: Path) -> str:
-    """What goes on with a sweep: the program that runs it, told its name."""
+def resume_command(config: LaunchConfig, folder: Path) -> str:
+    """Return the command that resumes a sweep or run."""
     program = Path(sys.argv[0])
     name = program.name if program.parent.name == "experiments" else "sweep_schedule.py"
-    storage = "" if config.storage == Path("results") else f" --storage {config.storage}"
-    return f"python experiments/{name} --resume {folder.name}{storage}"
+    storage = [] if config.storage == Path("results") else ["--storage", str(config.storage)]
+    return shlex.join(["python", f"experiments/{name}", "--resume", folder.name, *storage])

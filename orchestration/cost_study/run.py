@@ -13,11 +13,12 @@ import pandas as pd
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
-from orchestration.config import EXPERIMENT, FLUSH_S, ResourcesConfig
+from orchestration.config import FLUSH_S, ResourcesConfig
 from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, cells, run_values
 from orchestration.storage import check_storage, new_folder
 from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
+from orchestration.tracking.schema import EXPERIMENT
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from soflow.config import flatten, to_dict

@@ -1,236 +1,226 @@
-"""What follows a sweep while it runs: records every trial in MLflow and shows how it goes."""
+"""Recording of a sweep in MLflow and its progress on the terminal, from a Ray Tune callback."""
 
 from __future__ import annotations
 
-import functools
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.experiment import Trial
 
-from orchestration.config import EXPERIMENT, FLUSH_S, SLOWEST_UPLOAD, SweepConfig
-from orchestration.storage import SWEEP_FILE, resume_command, trial_folder
-from orchestration.sweep.population import guidance_of, is_exchange
-from orchestration.sweep.ranking import Summary
-from orchestration.sweep.ray_search import RESULT_REASON, RESULT_STATUS, current_point
-from orchestration.sweep.search_space import CASE, trial_config
-from orchestration.sweep.study import STUDY_FILE
+from orchestration.config import FLUSH_S, SLOWEST_UPLOAD
+from orchestration.storage import STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.notes import end_note, sweep_note, trial_note
+from orchestration.sweep.ranking import STATES, Summary
+from orchestration.sweep.ray_search import REASON, STATUS, ticket_of
+from orchestration.sweep.search_space import SearchSpace
+from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.progress import SweepProgress
-from orchestration.terminal.views import View, make_view
+from orchestration.terminal.views import make_view
+from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.notes import of_dataset, of_end, of_sweep, of_trial
+from orchestration.tracking.notes import dataset_entry
 from orchestration.tracking.tracker import Tracker
-from soflow.config import config_hash, flatten, to_dict
+from soflow.config import RunConfig, config_hash, flatten, to_dict
+from soflow.config_base import ConfigError
+from soflow.files import write_atomic
+from soflow.training.reports import CONFIG_FILE
 
 SPOOL = "spool"
 BEST_TRIAL = "best_trial"
 """File with the number of the trial that has the tag `best`."""
+FAILURE_FILE = "failure.txt"
 ENDS = {"failed": "failed", "finished": "finished", "running": "stopped"}
-"""How a trial ended, by the status of its last result."""
-MAY_CHANGE = ("num_trials", "search", "progress", "resume")
-"""What a resume may change of a sweep's configuration, which MLflow does not allow of parameters."""
+"""State of a trial that has ended, by the status of its last result."""
 
 
-@functools.cache
-def the_tracker(uri: str, folder: Path) -> Tracker:
-    """The one writer of a sweep in this process, for the sweep itself and for the monitor that Tune holds."""
-    return Tracker(uri, EXPERIMENT, folder / SPOOL)
+class SweepRecord:
+    """The MLflow record of one sweep: its own run, and its trials' runs below it.
+
+    Args:
+        folder: absolute path of the sweep's folder.
+    """
+
+    def __init__(self, config: SweepConfig, folder: Path, space: SearchSpace):
+        self.config, self.folder, self.space = config, folder, space
+        self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
+        self.common_tags = environment_tags() | {
+            schema.OBJECTIVE: config.objective.name,
+            schema.DATASET: config.dataset.name,
+            schema.SWEEP: folder.name,
+        }
+
+    def key(self, number: int) -> str:
+        """Return the tracker's key of a trial's run."""
+        return f"{self.folder.name}/{number:04d}"
+
+    def open_trials(self) -> dict[int, str]:
+        """Return the keys of the trials' runs that were started and have not ended, by number."""
+        return {int(key.rsplit("/", 1)[1]): key for key in self.tracker.open_runs() if key != self.folder.name}
+
+    def start(self) -> None:
+        """Open the sweep's own run."""
+        tags = self.common_tags | {
+            schema.KIND: schema.SWEEP_KIND,
+            schema.CONFIG_HASH: config_hash(self.config.run),
+            schema.FOLDER: str(self.folder),
+        }
+        params = flatten(to_dict(self.config)) | {"cases": [str(case) for case in self.config.cases]}
+        tags |= {name: params.pop(name) for name in schema.MAY_CHANGE}
+        self.tracker.start_run(self.folder.name, self.folder.name, params, tags)
+        self.tracker.describe(self.folder.name, sweep_note(self.config, self.folder, self.space))
+        self.tracker.log_artifact(self.folder.name, self.folder / SWEEP_FILE)
+
+    def end(self, status: str, summary: Summary | None) -> None:
+        """Close the sweep's own run, with its summary if it has one."""
+        key = self.folder.name
+        if summary is not None:
+            self.tracker.log_metrics(key, summary.metrics, step=summary.num_trials)
+            for path in summary.files:
+                self.tracker.log_artifact(key, path)
+            self.tracker.describe(key, sweep_note(self.config, self.folder, self.space, summary))
+        if self.config.study_storage is None and (self.folder / STUDY_FILE).exists():
+            self.tracker.log_artifact(key, self.folder / STUDY_FILE)  # for readers without access to this folder
+        self.tracker.end_run(key, status)
+
+    def attach(self, path: Path) -> None:
+        """Attach a file to the sweep's own run."""
+        self.tracker.log_artifact(self.folder.name, path)
+
+    def register_best(self, number: int) -> int:
+        """Give the best trial alone the tag `best` and register its model; return the bytes to upload."""
+        from orchestration.tracking.mlflow_model import register  # imports torch
+
+        path = self.folder / BEST_TRIAL
+        if path.exists() and (before := int(path.read_text())) != number:
+            self.tracker.set_tags(self.key(before), {schema.BEST: "false"})
+        write_atomic(path, str(number))
+        self.tracker.set_tags(self.key(number), {schema.BEST: "true"})
+        name = f"{self.folder.name}-{number:04d}"
+        return register(self.tracker, self.key(number), trial_folder(self.folder, number), name)
+
+    def close(self, upload_bytes: int = 0) -> None:
+        """Deliver what is left; print a note if the server does not take it in time."""
+        if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
+            print(
+                f"{undelivered} records have not reached {self.config.resolved_tracking_uri}; they are kept in "
+                f"{self.folder / SPOOL} and sent by: {resume_command(self.config, self.folder)}"
+            )
 
 
-@dataclass
-class _Sweep:
-    """What a sweep in this process has besides its writer."""
+class MlflowCallback(tune.Callback):
+    """Records every trial in MLflow and shows the progress of the sweep."""
 
-    config: SweepConfig
-    view: View
-    progress: SweepProgress
-
-
-_sweeps: dict[Path, _Sweep] = {}
-"""By folder. The monitor that Tune restores holds the configuration of the sweep's first start; here is the present."""
-
-
-def sweep_tags(config: SweepConfig, folder: Path) -> dict[str, str]:
-    """Tags that a sweep's run and those of its trials share."""
-    names = {"objective": config.objective.name, "dataset": config.dataset.name, "sweep": folder.name}
-    return environment_tags() | names
-
-
-def start_record(config: SweepConfig, folder: Path) -> None:
-    """Open the sweep's own run in MLflow, the parent of its trials' runs."""
-    tags = sweep_tags(config, folder) | {"soflow.kind": "sweep", "config_hash": config_hash(config.run)}
-    tags["folder"] = str(folder)
-    tracker = the_tracker(config.resolved_tracking_uri, folder)
-    params = flatten(to_dict(config))
-    tags |= {name: params.pop(name) for name in MAY_CHANGE}
-    tracker.start_run(folder.name, folder.name, params, tags)
-    tracker.describe(folder.name, of_sweep(config, folder))
-    tracker.log_artifact(folder.name, folder / SWEEP_FILE)
-    progress = SweepProgress(config.num_trials, config.training.total_steps, config.max_concurrent)
-    _sweeps[folder] = _Sweep(config, make_view(config.progress, progress), progress)
-
-
-def end_record(config: SweepConfig, folder: Path, status: str, summary: Summary | None) -> None:
-    """Close the sweep's own run with its summary, if there is one; say so if records could not be delivered."""
-    tracker = the_tracker(config.resolved_tracking_uri, folder)
-    to_upload = 0
-    if summary is not None:
-        tracker.log_metrics(folder.name, summary.metrics, step=summary.num_trials)
-        for path in summary.files:
-            tracker.log_artifact(folder.name, path)
-        tracker.describe(folder.name, of_sweep(config, folder, summary))
-    if config.study_storage is None and (folder / STUDY_FILE).exists():
-        tracker.log_artifact(folder.name, folder / STUDY_FILE)  # for those who see MLflow, but not this folder
-    tracker.end_run(folder.name, status)
-    if summary is not None and "best/trial" in summary.metrics:
-        to_upload = _register_best(tracker, folder, int(summary.metrics["best/trial"]))
-    _sweeps.pop(folder).view.summarised(status, summary.metrics if summary else {})
-    if undelivered := tracker.close(FLUSH_S + to_upload / SLOWEST_UPLOAD):
-        print(
-            f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are kept in {folder / SPOOL} "
-            f"and sent by: {resume_command(config, folder)}"
+    def __init__(self, record: SweepRecord):
+        self.record, self.config, self.folder = record, record.config, record.folder
+        self.tracker = record.tracker
+        self.progress = SweepProgress(
+            self.config.num_trials, self.config.training.total_steps, self.config.max_concurrent
         )
-
-
-def _register_best(tracker: Tracker, folder: Path, number: int) -> int:
-    """Tag the best trial, and it alone, and register its model; the bytes to upload."""
-    from orchestration.tracking.mlflow_model import register  # imports torch
-
-    known = folder / BEST_TRIAL
-    if known.exists() and (before := int(known.read_text())) != number:
-        tracker.set_tags(f"{folder.name}/{before:04d}", {"best": "false"})
-    known.write_text(str(number))
-    key = f"{folder.name}/{number:04d}"
-    tracker.set_tags(key, {"best": "true"})
-    return register(tracker, key, trial_folder(folder, number), f"{folder.name}-{number:04d}")
-
-
-class SweepMonitor(tune.Callback):
-    """The one writer of a sweep. Tune pickles it before it starts and unpickles it on a resume: it opens in `setup`."""
-
-    def __init__(self, config: SweepConfig, folder: Path):
-        self.config, self.folder = config, folder
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "folder": self.folder}
-
-    def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
-        sweep = _sweeps[self.folder]
-        self.config, self.view, self.progress = sweep.config, sweep.view, sweep.progress
-        self.tracker = the_tracker(self.config.resolved_tracking_uri, self.folder)
-        self.common_tags = sweep_tags(self.config, self.folder)
+        self.view = make_view(self.config.progress, self.progress)
         self.facts: dict[str, dict[str, str]] = {}
         self.datasets: set[str] = set()
-        self._counted_earlier = False
+
+    def __reduce__(self):
+        return object, ()  # as OptunaSearcher: Tune saves it for a restore, which soflow never does
+
+    def count_finished(self, trials: list[FrozenTrial], replay: set[int]) -> None:
+        """On a resume, count the trials that ended before."""
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in replay:
+                values = trial.values or list(trial.intermediate_values.values())[-1:]
+                self.progress.count_finished(trial.number, trial.params, STATES[trial.state], *values[:1])
+
+    def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
         self.view.begin(self.folder.name)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._count_earlier(trials)
-        number, point = trial.config["number"], trial.config["point"]
-        config = trial_config(self.config.run, point, self.config.cases)
-        tags = self.common_tags | {
-            "soflow.kind": "trial",
-            "trial_id": trial.trial_id,
-            "optuna_number": str(number),
-            "config_hash": config_hash(config),
-            "folder": str(trial_folder(self.folder, number)),
-            "objective": config.objective.name,
-            "dataset": config.dataset.name,
-            **({CASE: point[CASE]} if CASE in point else {}),
+        ticket = ticket_of(trial)
+        key = self.record.key(ticket.number)
+        tags = self.record.common_tags | {
+            schema.KIND: schema.TRIAL_KIND,
+            schema.TRIAL_ID: trial.trial_id,
+            schema.NUMBER: str(ticket.number),
+            schema.FOLDER: str(trial_folder(self.folder, ticket.number)),
         }
-        name = f"{self.folder.name}-{number:04d}"
-        self.tracker.start_run(self._key(trial), name, flatten(to_dict(config)), tags, parent=self.folder.name)
-        self._describe(trial)
-        self.view.started(self.progress.start(number, current_point(trial.config)))
+        tags |= {schema.CASE: ticket.point[schema.CASE]} if schema.CASE in ticket.point else {}
+        try:
+            config = self._config(trial)
+            params = flatten(to_dict(config))
+            tags |= {schema.OBJECTIVE: config.objective.name, schema.DATASET: config.dataset.name}
+            tags[schema.CONFIG_HASH] = config_hash(config)
+        except ConfigError:  # the trial fails at its first step, with the reason
+            params = ticket.point
+        name = f"{self.folder.name}-{ticket.number:04d}"
+        self.tracker.start_run(key, name, params, tags, parent=self.folder.name)
+        self.tracker.describe(key, trial_note(self.folder, ticket))
+        self.view.started(self.progress.start(ticket.number, ticket.point))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        row, key = self.progress.report(trial.config["number"], result), self._key(trial)
-        if result[RESULT_STATUS] == "failed":
-            self.tracker.set_tags(key, {"failure": result[RESULT_REASON]})
+        key = self._key(trial)
+        row = self.progress.report(trial.config["number"], result)
+        if result[STATUS] == "failed":
+            self.tracker.set_tags(key, {schema.FAILURE: result[REASON]})
             if result.get("details"):
                 self._write_details(trial, result["details"])
             return
-        metrics = result["metrics"] | guidance_of(self.config, current_point(trial.config))
+        prefix = schema.RUNG if result["is_rung"] else ""
+        metrics = {f"{prefix}{name}": value for name, value in result["metrics"].items()}
         self.tracker.log_metrics(key, metrics, result["step"])
         for name, path in result["grids"].items():
             self.tracker.log_image(key, Path(path), name, result["step"])
         if self.facts.get(key) != result["facts"]:
             self.facts[key] = result["facts"]
             self.tracker.set_tags(key, result["facts"])
-            self._tell_dataset(key, trial, result["facts"])
-        if is_exchange(self.config, result["step"]):
-            row.state = "waiting"
-        self.view.reported(row, result["metrics"])
+            self._log_dataset(key, trial, result["facts"])
+        self.view.reported(row, metrics)
 
-    def _tell_dataset(self, key: str, trial: Trial, facts: dict[str, str]) -> None:
-        config = trial_config(self.config.run, current_point(trial.config), self.config.cases)
-        if (data := of_dataset(config.dataset, facts)) is not None:
-            self.tracker.log_dataset(key, **data)
-            if data["digest"] not in self.datasets:
-                self.datasets.add(data["digest"])
-                self.tracker.log_dataset(self.folder.name, **data)
+    def _log_dataset(self, key: str, trial: Trial, facts: dict[str, str]) -> None:
+        if (entry := dataset_entry(self._config(trial).dataset, facts)) is not None:
+            self.tracker.log_dataset(key, **entry)
+            if entry["digest"] not in self.datasets:
+                self.datasets.add(entry["digest"])
+                self.tracker.log_dataset(self.folder.name, **entry)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        result, key = trial.last_result, self._key(trial)
-        failed = result[RESULT_STATUS] == "failed"
-        state = ENDS[result[RESULT_STATUS]]
-        self.tracker.set_tags(key, {"state": state})
-        if not failed:
-            final = {f"final/{name}": value for name, value in result["metrics"].items()}
+        result, key, ticket = trial.last_result, self._key(trial), ticket_of(trial)
+        state = ENDS[result[STATUS]]
+        self.tracker.set_tags(key, {schema.STATE: state})
+        if state != "failed":
+            final = {f"{schema.FINAL}{name}": value for name, value in result["metrics"].items()}
             self.tracker.log_metrics(key, final, result["step"])
-            folder = trial_folder(self.folder, trial.config["number"])
-            if (folder / "config.yaml").exists():  # else it was stopped at an earlier rung
-                self.tracker.log_artifact(key, folder / "config.yaml")
-        self._describe(trial, of_end(state, result), ("failure.txt",) if result.get("details") else ())
+            config_file = trial_folder(self.folder, ticket.number) / CONFIG_FILE
+            if config_file.exists():  # else the trial was stopped at an earlier rung
+                self.tracker.log_artifact(key, config_file)
+        files = (FAILURE_FILE,) if result.get("details") else ()
+        self.tracker.describe(key, trial_note(self.folder, ticket, end_note(state, result), files))
         self._end(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         reason = "its process was lost"
-        self.tracker.set_tags(self._key(trial), {"state": "failed", "failure": reason})
+        self.tracker.set_tags(self._key(trial), {schema.STATE: "failed", schema.FAILURE: reason})
         self._end(trial, "failed", reason)
 
     def _end(self, trial: Trial, state: str, reason: str = "") -> None:
-        key = self._key(trial)
-        self.tracker.end_run(key, "FAILED" if state == "failed" else "FINISHED")
-        self.facts.pop(key, None)
+        self.tracker.end_run(self._key(trial), "FAILED" if state == "failed" else "FINISHED")
+        self.facts.pop(self._key(trial), None)
         self.view.ended(self.progress.end(trial.config["number"], state, reason))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Close what is still open: trials that an interruption cut off, and those that an earlier one lost."""
+        """End the runs of trials that an interruption cut off."""
         self.view.finish()
-        states = {self._key(trial): trial.status for trial in trials}
-        for key in self.tracker.open_runs():
-            if key == self.folder.name:
-                continue
-            if key not in states:
-                self.tracker.set_tags(key, {"state": "failed", "failure": "it was lost when the sweep was interrupted"})
-            # TERMINATED and open: Tune noted its end, but the process died before it was recorded here.
-            ends = {None: "FAILED", Trial.ERROR: "FAILED", Trial.TERMINATED: "FINISHED"}
-            unfinished = int(key.rsplit("/", 1)[1]) in self.progress.running
-            self.tracker.end_run(key, "KILLED" if unfinished else ends.get(states.get(key), "KILLED"))
+        for key in self.record.open_trials().values():
+            self.tracker.end_run(key, "KILLED")
 
-    def _count_earlier(self, trials: list[Trial]) -> None:
-        """On a resume, take in the trials that were over before."""
-        if self._counted_earlier:
-            return
-        self._counted_earlier = True
-        for trial in filter(Trial.is_finished, trials):
-            result = trial.last_result or {}
-            state = ENDS[result.get(RESULT_STATUS, "failed")]
-            self.progress.take_in(trial.config["number"], trial.config["point"], state, result.get("fid", math.nan))
-
-    def _describe(self, trial: Trial, end: str = "", files: tuple[str, ...] = ()) -> None:
-        note = of_trial(self.folder, trial.config["number"], current_point(trial.config), end, files)
-        self.tracker.describe(self._key(trial), note)
+    def _config(self, trial: Trial) -> RunConfig:
+        return trial_config(self.config.run, ticket_of(trial).point, self.config.cases)
 
     def _key(self, trial: Trial) -> str:
-        return f"{self.folder.name}/{trial.config['number']:04d}"
+        return self.record.key(trial.config["number"])
 
     def _write_details(self, trial: Trial, details: str) -> None:
-        path = trial_folder(self.folder, trial.config["number"]) / "failure.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(details)
+        path = trial_folder(self.folder, trial.config["number"]) / FAILURE_FILE
+        write_atomic(path, details)
         self.tracker.log_artifact(self._key(trial), path)

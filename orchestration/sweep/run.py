@@ -1,121 +1,161 @@
-"""A sweep: Optuna suggests, Ray Tune schedules, warm worker groups train, one writer records."""
+"""Running a sweep: Optuna suggests, Ray Tune schedules, warm worker groups train, one tracker records."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestration.cluster import connected
-from orchestration.config import ResourcesConfig, SweepConfig
-from orchestration.memory_fit import Room, check_room, room
+from orchestration.config import ResourcesConfig
+from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
 from orchestration.preflight import check_inputs
 from orchestration.storage import (
+    STUDY_FILE,
     SWEEP_FILE,
     check_storage,
     create,
     new_folder,
-    resumable_sweep,
     resume_command,
+    resumed_folder,
     sole_owner,
 )
 from orchestration.sweep import search_space
-from orchestration.sweep.resume import TUNE_FOLDER, check_state, own_config
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.resume import check_journal, saved_config
+from orchestration.sweep.rungs import rungs
 from orchestration.terminal.views import stdout_for
 from orchestration.tracking.uri import check_tracking
-from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml
+from soflow.files import write_atomic
+
+if TYPE_CHECKING:
+    from orchestration.sweep.callback import MlflowCallback, SweepRecord
+    from orchestration.sweep.study import SweepStudy
+
+TUNE_FOLDER = "tune"
+
+Report = Callable[[Path, Callable[[Path], None]], None]
+"""Writes reports of a sweep in its folder, and attaches each with the given function."""
 
 
-def run_sweep(config: SweepConfig) -> str:
+def run_sweep(config: SweepConfig, write_report: Report) -> str:
     """Run or resume a sweep to its end, with live progress on the terminal and a summary at the end.
 
+    Args:
+        write_report: called at the end, unless the sweep was interrupted.
+
     Returns:
-        "FINISHED", "FAILED" (no trial reached its last step) or "KILLED" (interrupted, after saying how to go on).
+        "FINISHED", "FAILED" (no trial reached its last step) or "KILLED" (interrupted; the command to resume was
+        printed).
 
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
     """
     with stdout_for(config.progress), ExitStack() as until_the_end:
-        return _run(config, until_the_end)
+        return _run(config, write_report, until_the_end)
 
 
-def _run(config: SweepConfig, until_the_end: ExitStack) -> str:
+def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) -> str:
     resuming = config.resume is not None
-    folder = resumable_sweep(config) if resuming else new_folder(config)
-    tune_has_state = False
+    folder = resumed_folder(config, SWEEP_FILE) if resuming else new_folder(config)
     if resuming:
         until_the_end.enter_context(sole_owner(folder))
         config = _resumed(config, folder)
-        if config.early_stopping.kind == "pbt":  # Tune would let all that waited run at once; the study knows better
-            shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
-        tune_has_state = check_state(config, folder)
+        if config.study_storage is None:
+            check_journal(folder / STUDY_FILE)
     space = search_space.build(config)
     check_storage(config.storage)
     check_inputs(config)
-    _check_study(config, folder, resuming)
+    from orchestration.sweep.callback import MlflowCallback, SweepRecord  # imports Ray Tune
+    from orchestration.sweep.checks import check_study  # imports optuna
+
+    check_study(config, folder, resuming, space)
     check_tracking(config.resolved_tracking_uri)
-    with connected(config, groups=config.max_concurrent) as resources:
-        there = room(resources, config.max_concurrent)
-        check_room(config, there, space)
-        _silence_libraries()
-        folder = folder.absolute()
-        if resuming:
-            from soflow.files import write_atomic  # imports torch
-
-            write_atomic(folder / SWEEP_FILE, to_yaml(config).encode())
-        else:
-            create(folder, SWEEP_FILE, to_yaml(config))
-            until_the_end.enter_context(sole_owner(folder))
-        trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
-        print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
-        slot = _slot(config, resources, there, folder)
-        tuner = _restored_tuner(slot, folder) if tune_has_state else _new_tuner(slot, config, folder)
-        return _execute(tuner, config, folder)
-
-
-def _check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
-    from orchestration.sweep.study import check_study  # imports optuna
-
-    check_study(config, folder, resuming)
+    record = None
+    try:
+        with connected(config, groups=config.max_concurrent) as resources:
+            budget = memory_budget(resources, config.max_concurrent)
+            check_memory(config, budget, space)
+            _silence_libraries()
+            folder = folder.absolute()
+            if resuming:
+                # Tune's own state is never restored: the study knows the trials, their folders have their reports.
+                shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
+                write_atomic(folder / SWEEP_FILE, to_yaml(config))
+            else:
+                create(folder, SWEEP_FILE, to_yaml(config))
+                until_the_end.enter_context(sole_owner(folder))
+            trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
+            print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
+            record = SweepRecord(config, folder, space)
+            record.start()
+            callback = MlflowCallback(record)
+            study = _train(record, callback, resources, budget)
+    except BaseException:
+        if record is not None:
+            record.end("FAILED", None)
+            record.close()
+        raise
+    return _finish(record, callback, study, write_report)
 
 
 def _resumed(config: SweepConfig, folder: Path) -> SweepConfig:
-    """The sweep's own configuration, with what may change on a resume."""
+    """Return the configuration of the existing sweep, with the fields that a resume may change."""
     changes = {name: getattr(config, name) for name in ("num_trials", "search", "progress")}
-    resumed = own_config(folder, {name: value for name, value in changes.items() if value is not None})
-    if resumed.early_stopping.kind == "pbt" and resumed.num_trials != (own := own_config(folder, {}).num_trials):
-        raise ConfigError(f"num_trials = {resumed.num_trials}: a population keeps its size, here {own}")
-    return resumed
+    return saved_config(folder, {name: value for name, value in changes.items() if value is not None})
 
 
-def _execute(tuner, config: SweepConfig, folder: Path) -> str:
-    from orchestration.sweep.callback import end_record, start_record
+def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesConfig, budget: MemoryBudget):
+    """Train all trials that have not finished; return the study."""
+    from orchestration.sweep.ray_search import OptunaSearcher
+    from orchestration.sweep.study import SweepStudy
+
+    study = SweepStudy(record.config, record.folder, record.space)
+    # Trials that ended in the study, but were interrupted before their end was recorded in MLflow.
+    replay = {number for number in record.open_trials() if study.has_finished(number)}
+    callback.count_finished(study.trials(), replay)
+    searcher = OptunaSearcher(study, replay)
+    if not searcher.is_complete:
+        _tuner(record.config, record.folder, searcher, callback, resources, budget).fit()
+    return study
+
+
+def _finish(record: SweepRecord, callback: MlflowCallback, study: SweepStudy, write_report: Report) -> str:
+    """Write the summary and the report, deliver all records, and return the status."""
     from orchestration.sweep.ranking import write_summary
-    from orchestration.sweep.study import trial_states
 
-    start_record(config, folder)
-    status, summary = "FAILED", None
-    try:
-        trials = tuner.fit()._experiment_analysis.trials
-        states = trial_states(config, folder)
-        over = sum(state.is_finished() for state in states.values())
-        status = "FINISHED" if over == len(states) >= config.num_trials else "KILLED"
-        if status == "FINISHED":
-            summary = write_summary(config, folder, trials)
-            status = "FINISHED" if summary.metrics else "FAILED"
-    finally:
-        end_record(config, folder, status, summary)
+    config, summary, upload_bytes = record.config, None, 0
+    finished = sum(trial.state.is_finished() for trial in study.trials())
+    status = "FINISHED" if finished >= config.num_trials else "KILLED"
+    if status == "FINISHED":
+        summary = write_summary(study)
+        status = "FINISHED" if summary.metrics else "FAILED"
+    record.end(status, summary)
+    callback.view.summarized(status, summary.metrics if summary else {})
+    if summary is not None:
+        if "best/trial" in summary.metrics:
+            upload_bytes = record.register_best(int(summary.metrics["best/trial"]))
+        record.tracker.flush(FLUSH_BEFORE_REPORT_S)
+        write_report(record.folder, record.attach)
+    record.close(upload_bytes)
     if status == "KILLED":
         print(
-            f"interrupted with {over} of {config.num_trials} trials over; go on with: {resume_command(config, folder)}"
+            f"interrupted with {finished} of {config.num_trials} trials finished; "
+            f"resume with: {resume_command(config, record.folder)}"
         )
     return status
 
 
+FLUSH_BEFORE_REPORT_S = 30.0
+"""Seconds that the report waits for the records it reads from MLflow."""
+
+
 def _silence_libraries() -> None:
-    """Keep their log lines off the terminal, which the live table has."""
+    """Keep log lines of libraries off the terminal, where the live table is."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -123,56 +163,34 @@ def _silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _slot(config: SweepConfig, resources: ResourcesConfig, there: Room, folder: Path):
+def _tuner(config: SweepConfig, folder: Path, searcher, callback, resources: ResourcesConfig, budget: MemoryBudget):
     from ray import tune
 
-    from orchestration.sweep.pruning import rungs
-    from orchestration.sweep.trial_actor import TrialSlot
+    from orchestration.sweep.pruning import StudyPruning
+    from orchestration.sweep.ray_search import FixedCountGenerator
+    from orchestration.sweep.trial_actor import TrialActor
 
     settings = {"base": config.run, "cases": config.cases, "rungs": rungs(config), "seeds": config.seeds_per_trial}
-    settings |= {"resources": resources, "there": there, "sweep_folder": folder, "restarts": config.trial_retries}
-    # A slot only waits for its workers. Tune wants it to ask for something: one byte of logical memory.
-    return tune.with_resources(tune.with_parameters(TrialSlot, **settings), {"CPU": 0, "memory": 1})
-
-
-def _new_tuner(slot, config: SweepConfig, folder: Path):
-    from ray import tune
-
-    from orchestration.sweep.callback import SweepMonitor
-    from orchestration.sweep.population import PopulationTraining
-    from orchestration.sweep.pruning import StudyPruning
-    from orchestration.sweep.ray_search import StudySearch, StudyTrials
-    from orchestration.sweep.study import SweepStudy
-
-    search = StudySearch(SweepStudy(config, folder))
-    scheduler = PopulationTraining if config.early_stopping.kind == "pbt" else StudyPruning
+    settings |= {"resources": resources, "budget": budget, "sweep_folder": folder, "restarts": config.trial_retries}
+    # The actor only waits for its workers. Tune requires a resource: one byte of logical memory.
+    actor = tune.with_resources(tune.with_parameters(TrialActor, **settings), {"CPU": 0, "memory": 1})
     return tune.Tuner(
-        slot,
+        actor,
         tune_config=tune.TuneConfig(
             metric="fid",
             mode="min",
-            search_alg=StudyTrials(search),
-            scheduler=scheduler(search),
+            search_alg=FixedCountGenerator(searcher),
+            scheduler=StudyPruning(searcher),
             num_samples=config.num_trials,
             reuse_actors=True,
-            trial_dirname_creator=_trial_number,
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
         ),
         run_config=tune.RunConfig(
             name=TUNE_FOLDER,
             storage_path=str(folder),
-            callbacks=[SweepMonitor(config, folder)],
+            callbacks=[callback],
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=config.trial_retries),
             verbose=0,
         ),
     )
-
-
-def _trial_number(trial) -> str:
-    return f"{trial.config['number']:04d}"
-
-
-def _restored_tuner(slot, folder: Path):
-    from ray import tune
-
-    return tune.Tuner.restore(str(folder / TUNE_FOLDER), slot, resume_unfinished=True)

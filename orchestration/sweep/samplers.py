@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from optuna import samplers
 from optuna.exceptions import ExperimentalWarning
 
-from orchestration.config import SweepConfig
+from orchestration.sweep.config import SweepConfig
 from soflow.config_base import ConfigError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Search spaces: dotted paths into the run's configuration, each with what may be tried there."""
+"""Search spaces: dotted paths into the configuration of a run, each with a range or choices."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from orchestration.config import CONDITIONAL_SAMPLERS, SweepConfig, read_case
-from soflow.config import RunConfig, flatten, override, parse, to_dict
+from orchestration.sweep.config import CONDITIONAL_SAMPLERS, SweepConfig
+from orchestration.sweep.ticket import trial_config
+from orchestration.tracking.schema import CASE
+from soflow.config import flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.objectives.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     import optuna
 
-CASE = "case"
-"""The dimension whose values are the names of the sweep's cases."""
 AT_MOST = {"objective.r_end": "objective.r_init"}
-"""Dimensions whose value must not exceed another's."""
+"""Dimensions whose value must not exceed that of another path."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
-"""Dimensions that have no effect where another path has some value: r(k, K) = r_end under the constant schedule."""
+"""Dimensions without effect while another path has a certain value: under the constant schedule r(k, K) = r_end."""
 PAPER = {
     "soflow": {
         "flow_matching_fraction": 0.75,
@@ -34,7 +34,7 @@ PAPER = {
     },
     "meanflow": {"flow_matching_fraction": 0.75, "guidance_omega": 1.0, "guidance_kappa": 0.5},
 }
-"""What the objectives' papers use on ImageNet 256 (SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447)."""
+"""Settings of the objectives' papers on ImageNet 256 (SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447)."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Dimension:
 
     @classmethod
     def read(cls, assignment: str) -> Dimension:
-        """From PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C.
+        """Parse PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C.
 
         Raises:
-            ConfigError: if it reads otherwise.
+            ConfigError: if the text has another form.
         """
         path, equals, spec = assignment.partition("=")
         bounds = spec.split(":")
@@ -75,7 +75,7 @@ class Dimension:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """Values that must all be allowed for the dimension to make sense."""
+        """The bounds or all choices; each of them must be a valid value."""
         return self.choices or (self.low, self.high)
 
     def __contains__(self, value: Any) -> bool:
@@ -90,7 +90,7 @@ class Dimension:
         return (IntDistribution if self.integer else FloatDistribution)(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.Trial, limit: float | None = None) -> None:
-        """Let Optuna choose a value, not above `limit`."""
+        """Let Optuna choose a value that does not exceed `limit`."""
         if self.choices:
             trial.suggest_categorical(self.path, self.choices)
             return
@@ -103,13 +103,13 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The dimensions of a sweep around a base configuration; calling it lets an Optuna trial choose a point."""
+    """The dimensions of a sweep around a base configuration. Calling it lets an Optuna trial choose a point."""
 
     dimensions: tuple[Dimension, ...]
     base: dict[str, Any]
-    """The base configuration with dotted paths."""
+    """The base configuration by dotted path."""
     fixed: bool = False
-    """Every dimension is suggested for every trial, also where it has no effect: some samplers know nothing else."""
+    """Suggest every dimension in every trial, also where it has no effect, for samplers that need that."""
 
     def __call__(self, trial: optuna.Trial) -> None:
         for dimension in self.dimensions:
@@ -117,7 +117,7 @@ class SearchSpace:
                 dimension.suggest(trial, self._limit(dimension.path, trial.params))
 
     def point(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The value of each searched path for a trial's parameters; the base's where it has no effect."""
+        """Return the value of each searched path of a trial; the base value where a path has no effect."""
         return {
             dimension.path: params[dimension.path]
             if dimension.path in params and self.is_used(dimension.path, params)
@@ -126,7 +126,7 @@ class SearchSpace:
         }
 
     def is_used(self, path: str, params: dict[str, Any]) -> bool:
-        """Whether a path has an effect, given the parameters that were chosen before it."""
+        """Check whether a path has an effect, given the parameters that were chosen before it."""
         if path not in UNUSED_WHERE:
             return True
         condition, value = UNUSED_WHERE[path]
@@ -140,7 +140,7 @@ class SearchSpace:
 
     @property
     def base_point(self) -> dict[str, Any]:
-        """The base configuration's own values, clipped into the space: the sweep's first trial."""
+        """The values of the base configuration, clipped into the space: the first trial of a sweep."""
         point = {}
         for dimension in self.dimensions:
             value = self.base[dimension.path]
@@ -152,7 +152,7 @@ class SearchSpace:
 
 
 def build(config: SweepConfig) -> SearchSpace:
-    """The sweep's search space.
+    """Build the search space of a sweep.
 
     Raises:
         ConfigError: if a path is unknown, or an extreme value of a dimension is not allowed at its path.
@@ -166,8 +166,8 @@ def build(config: SweepConfig) -> SearchSpace:
         dimension = Dimension.read(assignment)
         if dimension.path not in flat:
             close = difflib.get_close_matches(dimension.path, flat, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(flat)}"
-            raise ConfigError(f"search = {assignment}: {dimension.path} is no path of the configuration; {hint}")
+            hint = f"did you mean {close[0]}?" if close else "--help all lists all paths"
+            raise ConfigError(f"search = {assignment}: {dimension.path} is not a path of the configuration; {hint}")
         if dimension.path in {other.path for other in dimensions}:
             raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
         is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
@@ -181,8 +181,8 @@ def build(config: SweepConfig) -> SearchSpace:
 
 
 def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
-    """Every case with every seed, as two dimensions; a case stands for all that it changes."""
-    names = tuple(read_case(case)[0] for case in config.cases)
+    """Build the space of all cases with all seeds, as two dimensions."""
+    names = tuple(case.name for case in config.cases)
     for name in names:
         try:
             trial_config(config.run, {CASE: name}, config.cases)
@@ -193,7 +193,7 @@ def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
 
 
 def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
-    """A key that keeps the given order, but what limits others or decides whether they are used comes before them."""
+    """Make a sort key: the given order, but limits and conditions before the dimensions that depend on them."""
 
     def key(dimension: Dimension) -> tuple:
         condition, _ = UNUSED_WHERE.get(dimension.path, (None, None))
@@ -203,7 +203,7 @@ def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
 
 
 def _check_use(dimension: Dimension, space: SearchSpace) -> None:
-    """A dimension without any effect is refused, and one whose limit falls back to a base value that is too low."""
+    """Refuse a dimension without any effect, and one whose limit falls back to a base value that is too low."""
     searched = {other.path: other for other in space.dimensions}
     condition, value = UNUSED_WHERE.get(dimension.path, (None, None))
     if condition and condition not in searched and space.base.get(condition) == value:
@@ -222,8 +222,8 @@ def _check_use(dimension: Dimension, space: SearchSpace) -> None:
 def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
     for value in dimension.extremes:
         point = {dimension.path: value}
-        # Judge a limited range where it has most room; that the lowest values fit is judged at its limit. A choice
-        # cannot be limited, so all of them must always fit.
+        # A limited range is checked at the loosest limit; its lowest value is checked at the tightest. Choices cannot
+        # be clipped, so all of them must always fit.
         for limited, limit in AT_MOST.items():
             if dimension.path == limited and limit in searched:
                 point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
@@ -236,12 +236,12 @@ def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: 
 
 
 def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
-    """Points to try first: the configured ones, or the base configuration and the paper's settings inside the space.
+    """Return the points to try first: the configured ones, or the base and the paper's settings inside the space.
 
     Raises:
-        ConfigError: if a configured point lies outside.
+        ConfigError: if a configured point lies outside the space.
     """
-    if config.cases:  # seed by seed, so that what an interrupted comparison has is paired
+    if config.cases:  # seed by seed, so that an interrupted comparison has complete pairs
         names, seeds = (dimension for dimension in space.dimensions)
         return [{CASE: name, "seed": seed} for seed in range(seeds.low, seeds.high + 1) for name in names.choices]
     if config.known_points is not None:
@@ -262,7 +262,7 @@ def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
             raise ConfigError(f"known_points = {text}: {path} must be a searched path; those are {', '.join(searched)}")
         point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
         if point[path] is None or point[path] not in searched[path]:
-            raise ConfigError(f"known_points = {text}: {path} = {value} lies outside what is searched")
+            raise ConfigError(f"known_points = {text}: {path} = {value} lies outside the search space")
     if not _is_valid(space, space.base_point | point):
         raise ConfigError(f"known_points = {text}: {' and '.join(point)} do not go together")
     return point
@@ -270,21 +270,6 @@ def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
 
 def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
     return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
-
-
-def trial_config(base: RunConfig, point: dict[str, Any], cases: tuple[str, ...] = ()) -> RunConfig:
-    """The base configuration with a trial's values put in, those of its case first.
-
-    Raises:
-        ConfigError: if they do not go together.
-    """
-    values, point = to_dict(base), dict(point)
-    if CASE in point:
-        changes = dict(map(read_case, cases))[point.pop(CASE)]
-        if changes.get("objective.name", base.objective.name) != base.objective.name:
-            values["objective"] = {}
-        values = override(values, changes)
-    return parse(override(values, point))
 
 
 def _number(text: str) -> float | int | None:

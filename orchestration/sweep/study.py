@@ -1,71 +1,54 @@
-"""A sweep's Optuna study: which trials there are, what they reported, how they ended.
+"""The Optuna study of a sweep: its trials, their reports, and how they ended.
 
-All that search and early stopping must remember is in the study's storage and nowhere else, and is written there before
-Ray Tune acts on it. So nothing is lost with a process, and a resumed sweep goes on from the storage alone.
+All state that search and early stopping need is in the study's storage, and is written to it before Ray Tune acts on
+it. So nothing is lost with a process: a resumed sweep starts from the storage alone.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import check_distribution_compatibility
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestration.config import SweepConfig, read_case, read_constraint
-from orchestration.storage import SWEEP_FILE
+from orchestration.storage import STUDY_FILE
 from orchestration.sweep import search_space
-from orchestration.sweep.hypotheses import read_hypothesis
-from orchestration.sweep.samplers import check_sampler, make_sampler
+from orchestration.sweep.config import SweepConfig, read_constraint
+from orchestration.sweep.samplers import make_sampler
+from orchestration.sweep.search_space import SearchSpace
+from orchestration.sweep.ticket import TrialTicket
 from soflow.config_base import ConfigError
-from soflow.config_files import read_yaml
 
 STUDY = "sweep"
-"""The study's name in a journal, which holds one sweep; in a database it is the sweep's."""
-STUDY_FILE = "study.journal"
-REASON, STOPPED_AT, EXCHANGES = "reason", "stopped_at_step", "exchanges"
-"""Attributes of trials: why it failed, the step at which it was decided to stop it, what it took over from others."""
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """In population-based training: from `step` on a trial goes on with what trial `donor` had there, elsewhere."""
-
-    step: int
-    donor: int
-    point: dict[str, Any]
+"""Name of the study in a journal, which contains one sweep. In a database the study has the sweep's name."""
+REASON, STOPPED_AT, LAST_RESULT = "reason", "stopped_at_step", "last_result"
+"""Attributes of trials: why a trial failed, at which step it was stopped, its last step and metrics."""
 
 
 class SweepStudy:
-    """The one object that knows a sweep's study; search and early stopping share it.
-
-    Pickled, it is the sweep's folder: where it is loaded it opens sweep.yaml and the study again.
+    """The study of a sweep, shared by search and early stopping.
 
     Args:
-        config: of the sweep, with `num_trials` resolved.
-        folder: the sweep's.
+        config: the sweep, with `num_trials` resolved.
+        folder: folder of the sweep.
+        space: its search space.
     """
 
-    def __init__(self, config: SweepConfig, folder: Path):
-        self.config, self.folder = config, folder
-        self.space = search_space.build(config)
+    def __init__(self, config: SweepConfig, folder: Path, space: SearchSpace):
+        self.config, self.folder, self.space = config, folder, space
         self.constraints = [read_constraint(constraint) for constraint in config.constraints]
         if config.study_storage is None:
-            mend_journal(folder / STUDY_FILE)
+            repair_journal(folder / STUDY_FILE)
         self.storage, name = open_storage(config.study_storage, folder), study_name(config, folder)
         self.study = self._open(name, goals=len(config.goals))
-        self.records = self.study
-        """The study that holds reports. Optuna takes none for several goals: then it is one of the first goal."""
-        if len(config.goals) > 1:
-            self.records = self._open(f"{name}-stopping", goals=1)
+        # Optuna takes no reports in a study with several goals. They go to a second study of the first goal.
+        self.reports = self._open(f"{name}-stopping", goals=1) if len(config.goals) > 1 else self.study
         known = search_space.known_points(config, self.space)[: config.num_trials]
         for point in known[len(self.trials()) :]:
             self.study.enqueue_trial(point)
@@ -80,105 +63,105 @@ class SweepStudy:
             load_if_exists=True,
         )
 
-    @classmethod
-    def of(cls, folder: Path) -> SweepStudy:
-        return cls(SweepConfig.model_validate(read_yaml(folder / SWEEP_FILE)), folder)
-
-    def __reduce__(self):
-        return SweepStudy.of, (self.folder,)
-
     def trials(self) -> list[FrozenTrial]:
-        """All trials by number; those that wait to be suggested too."""
+        """Return all trials by number, including those that wait to be suggested."""
         return self.study.get_trials(deepcopy=False)
 
-    def next_trial(self, held: set[int]) -> dict[str, Any] | None:
-        """The next trial's configuration for Tune, None if there is to be none.
+    def next_trial(self, started: set[int], replay: Collection[int] = ()) -> TrialTicket | None:
+        """Return the next trial to run; None if there is none.
 
-        First come trials of the study that Tune does not hold: they were suggested after its last snapshot before an
-        abrupt end, and are taken up again as they were.
+        Trials that an interrupted process left unfinished come first, with the points that they had.
+
+        Args:
+            started: numbers of the trials that this process has started.
+            replay: numbers of finished trials to run once more; they read their reports instead of training.
         """
         trials = self.trials()
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         for trial in trials:
-            if trial.state != TrialState.WAITING and trial.number not in held:
+            unfinished = trial.state == TrialState.RUNNING or trial.number in replay
+            if unfinished and trial.number not in started:
                 return self._suggest(self._handle(self.study, trial.number))
         if len(trials) - len(waiting) >= self.config.num_trials:
             return None
         self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
         return self._suggest(self.study.ask())
 
-    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Choose what is not chosen yet of a trial's point; nothing is, if it is over."""
-        if not self._frozen(self.study, trial.number).state.is_finished():
+    def _suggest(self, trial: optuna.Trial) -> TrialTicket:
+        """Choose the values of a trial's point that are not chosen yet."""
+        if not self.is_finished(trial.number):
             self.study.sampler = make_sampler(self.config, trial.number)
             self.space(trial)
-            if self.records is not self.study:
-                while len(self.records.get_trials(deepcopy=False)) <= trial.number:
-                    self.records.ask()
-        return self.tune_config(trial.number)
+            if self.reports is not self.study:
+                while len(self.reports.get_trials(deepcopy=False)) <= trial.number:
+                    self.reports.ask()
+        return self.ticket(trial.number)
 
-    def tune_config(self, number: int) -> dict[str, Any]:
-        """A trial's number and point, and the last exchange if there was one: all that the trial's slot needs."""
-        found = {"number": number, "point": self.space.point(self._frozen(self.study, number).params)}
-        exchanges = self.exchanges(number)
-        return found | ({"exchange": asdict(exchanges[-1])} if exchanges else {})
+    def ticket(self, number: int) -> TrialTicket:
+        return TrialTicket(number, self.space.point(self._frozen(self.study, number).params))
 
-    def exchanges(self, number: int) -> list[Exchange]:
-        """What a trial has taken over from others, in order."""
-        return [Exchange(**values) for values in self._frozen(self.study, number).user_attrs.get(EXCHANGES, [])]
-
-    def exchange(self, number: int, new: Exchange) -> None:
-        """Record an exchange."""
-        made = [asdict(exchange) for exchange in (*self.exchanges(number), new)]
-        self._handle(self.study, number).set_user_attr(EXCHANGES, made)
-
-    def point_at(self, number: int, step: int) -> dict[str, Any]:
-        """The point with which a trial came to a step."""
-        before = [exchange.point for exchange in self.exchanges(number) if exchange.step < step]
-        return before[-1] if before else self.space.point(self._frozen(self.study, number).params)
-
-    def is_over(self, number: int) -> bool:
+    def is_finished(self, number: int) -> bool:
+        """Check whether a trial has ended, in any state."""
         return self._frozen(self.study, number).state.is_finished()
 
+    def has_finished(self, number: int) -> bool:
+        """Check whether the study has a trial of this number that has ended."""
+        trials = self.trials()
+        return number < len(trials) and trials[number].state.is_finished()
+
     def report(self, number: int, step: int, result: dict[str, Any]) -> bool:
-        """Record the first goal's value at a step, unless it is there or is no number; True if it is new."""
-        value, frozen = value_of(result, self.config.goals[0]), self.record(number)
-        if not math.isfinite(value) or frozen.state.is_finished() or step in frozen.intermediate_values:
+        """Record the first goal's value at a step.
+
+        Returns:
+            True if the value is new; False if the step was recorded before or the value is not finite.
+        """
+        value, trial = value_of(result, self.config.goals[0]), self.reported(number)
+        if not math.isfinite(value) or trial.state.is_finished() or step in trial.intermediate_values:
             return False
-        self._handle(self.records, number).report(value, step)
+        self._handle(self.reports, number).report(value, step)
         return True
 
-    def record(self, number: int) -> FrozenTrial:
-        """What a trial has reported."""
-        return self._frozen(self.records, number)
+    def reported(self, number: int) -> FrozenTrial:
+        """Return a trial with its reported values."""
+        return self._frozen(self.reports, number)
 
     def stop(self, number: int, step: int) -> None:
-        """Record that a trial is to be stopped at a step: Tune forgets that if it is killed before it does it."""
-        self._handle(self.records, number).set_user_attr(STOPPED_AT, step)
+        """Record the decision to stop a trial at a step, before Tune acts on it."""
+        self._handle(self.reports, number).set_user_attr(STOPPED_AT, step)
 
     def complete(self, number: int, result: dict[str, Any]) -> None:
-        """End a trial that has reached its last step; as failed, if a goal or constraint has no finite value."""
-        values = {name: value_of(result, name) for name in (*self.config.goals, *dict(self.constraints))}
-        without = [name for name, value in values.items() if not math.isfinite(value)]
-        if without:
-            self.fail(number, f"{', '.join(without)} was not reported or is no finite number")
+        """End a trial that reached its last step; it fails if a goal or constraint has no finite value."""
+        values = {name: value_of(result, name) for name in (*self.config.goals, *(c.metric for c in self.constraints))}
+        missing = [name for name, value in values.items() if not math.isfinite(value)]
+        if missing:
+            self.fail(number, f"{', '.join(missing)} was not reported or is not finite", result)
             return
         self.report(number, result["step"], result)
         trial = self._handle(self.study, number)
-        for constraint, (metric, bound) in zip(self.config.constraints, self.constraints, strict=True):
-            trial.set_constraint(constraint, values[metric] - bound)
+        for text, constraint in zip(self.config.constraints, self.constraints, strict=True):
+            trial.set_constraint(text, values[constraint.metric] - constraint.limit)
+        self._save_result(number, result)
         self._tell(number, [values[goal] for goal in self.config.goals])
 
-    def prune(self, number: int) -> None:
+    def prune(self, number: int, result: dict[str, Any]) -> None:
+        """End a trial that was stopped early."""
+        self._save_result(number, result)
         self._tell(number, state=TrialState.PRUNED)
 
-    def fail(self, number: int, reason: str) -> None:
+    def fail(self, number: int, reason: str, result: dict[str, Any] | None = None) -> None:
+        """End a trial that failed, with the reason."""
         self._handle(self.study, number).set_user_attr(REASON, reason)
+        self._save_result(number, result or {})
         self._tell(number, state=TrialState.FAIL)
 
+    def _save_result(self, number: int, result: dict[str, Any]) -> None:
+        """Save a trial's last step and metrics, from which the ranking is made."""
+        last = {"step": result.get("step", 0), "metrics": metrics_of(result)}
+        self._handle(self.study, number).set_user_attr(LAST_RESULT, last)
+
     def _tell(self, number: int, values: list[float] | None = None, state: TrialState | None = None) -> None:
-        if self.records is not self.study:
-            self.records.tell(number, values and values[0], state=state, skip_if_finished=True)
+        if self.reports is not self.study:
+            self.reports.tell(number, values and values[0], state=state, skip_if_finished=True)
         self.study.tell(number, values, state=state)
 
     def _handle(self, study: optuna.Study, number: int) -> optuna.Trial:
@@ -192,9 +175,20 @@ class SweepStudy:
         return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
+METRICS = "metrics/"
+"""Prefix of metrics in a result that Tune has flattened for searchers and schedulers."""
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a trial's result, flattened by Tune or not."""
+    if isinstance(result.get("metrics"), dict):
+        return dict(result["metrics"])
+    return {name.removeprefix(METRICS): value for name, value in result.items() if name.startswith(METRICS)}
+
+
 def value_of(result: dict[str, Any], metric: str) -> float:
-    """A metric of a trial's result as Tune hands it to searchers and schedulers, one level deep; NaN if it has none."""
-    return float(result.get(f"metrics/{metric}", result.get(metric, math.nan)))
+    """Return a metric of a trial's result; NaN if it has none."""
+    return float(metrics_of(result).get(metric, math.nan))
 
 
 def study_name(config: SweepConfig, folder: Path) -> str:
@@ -205,10 +199,10 @@ def open_journal(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def mend_journal(path: Path) -> None:
-    """Take away what a process that was killed while writing may have left: its lock and half a line.
+def repair_journal(path: Path) -> None:
+    """Remove the lock and the incomplete last line that a process killed while writing may have left.
 
-    Only for the sweep's own process, which is the only one that writes.
+    Only for the sweep's process, which is the only writer.
     """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
@@ -218,7 +212,7 @@ def mend_journal(path: Path) -> None:
 
 @functools.cache
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Where a sweep's study is; opened once per process, since reading a long journal takes seconds.
+    """Open the storage of a sweep's study, once per process because reading a long journal takes seconds.
 
     Raises:
         ConfigError: if the database cannot be opened.
@@ -227,83 +221,11 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         return open_journal(folder / STUDY_FILE)
     try:
         return RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's and each driver's own
+    except Exception as error:  # SQLAlchemy's and each driver's errors
         reason = str(error).splitlines()[0]
         raise ConfigError(f"study_storage = {url}: cannot be opened ({reason})") from None
 
 
 def load_study(config: SweepConfig, folder: Path) -> optuna.Study:
-    """The study of an existing sweep, to read."""
+    """Open the study of an existing sweep for reading."""
     return optuna.load_study(study_name=study_name(config, folder), storage=open_storage(config.study_storage, folder))
-
-
-def trial_states(config: SweepConfig, folder: Path) -> dict[int, TrialState]:
-    """States of a sweep's trials by number: what is over and what is not, whatever Tune made of an interruption."""
-    return {trial.number: trial.state for trial in load_study(config, folder).get_trials(deepcopy=False)}
-
-
-def check_study(config: SweepConfig, folder: Path, resuming: bool) -> None:
-    """Make sure that the sweep's study can be opened, is new if the sweep is, and fits its search.
-
-    Raises:
-        ConfigError: naming the field.
-    """
-    space = search_space.build(config)
-    check_sampler(config, space)
-    if config.early_stopping.kind == "pbt":
-        from orchestration.sweep.population import check_population  # imports Ray Tune
-
-        check_population(config, space)
-    _check_metrics(config)
-    search_space.known_points(config, space)
-    if config.study_storage is None and not (folder / STUDY_FILE).exists():
-        return  # interrupted before its first trial, or new
-    folder = folder.absolute()
-    name, storage = study_name(config, folder), open_storage(config.study_storage, folder)
-    exists = name in {study.study_name for study in storage.get_all_studies()}
-    if exists and not resuming:
-        raise ConfigError(f"name = {name}: {config.study_storage} holds a study of this name; choose another")
-    if exists:
-        _check_extension(config, optuna.load_study(study_name=name, storage=storage), space)
-
-
-def _check_metrics(config: SweepConfig) -> None:
-    """Trials tell of their metrics only when they are done; what cannot be one is refused before."""
-    of_cases = {name: changes.get("evaluation.diagnostics") for name, changes in map(read_case, config.cases)}
-    for place, metric, case in _metrics_named(config):
-        measured = of_cases.get(case)
-        diagnostics = config.evaluation.diagnostics if measured is None else measured
-        groups = ("time", "throughput", "memory", "loss", "gradient", *(f"diagnostics/{name}" for name in diagnostics))
-        if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
-            raise ConfigError(
-                f"{place}: {metric} is no metric; there are fid, kid, fid_2nfe, class_consistency and those of "
-                f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
-            )
-
-
-def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str, str | None]]:
-    """Where a metric is named, the metric, and the case that it is of, None for all."""
-    for goal in config.goals:
-        yield f"goals = {goal}", goal, None
-    for constraint in config.constraints:
-        yield f"constraints = {constraint}", read_constraint(constraint)[0], None
-    for hypothesis in config.hypotheses:
-        for term in read_hypothesis(hypothesis).terms:
-            yield f"hypotheses = {hypothesis}", term.metric, term.case
-
-
-def _check_extension(config: SweepConfig, study: optuna.Study, space: search_space.SearchSpace) -> None:
-    trials = study.get_trials(deepcopy=False)
-    begun = sum(trial.state != TrialState.WAITING for trial in trials)
-    if config.num_trials < begun:
-        raise ConfigError(f"num_trials = {config.num_trials}: the sweep has {begun} trials already")
-    before = {path: distribution for trial in trials for path, distribution in trial.distributions.items()}
-    for dimension in space.dimensions:
-        if dimension.path in before:
-            try:
-                check_distribution_compatibility(before[dimension.path], dimension.distribution)
-            except ValueError:
-                raise ConfigError(
-                    f"search of {dimension.path}: the sweep's trials have {before[dimension.path]}; ranges may change, "
-                    "but not choices, kind or :log"
-                ) from None

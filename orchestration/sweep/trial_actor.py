@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,26 +11,25 @@ from typing import Any
 from ray import tune
 
 from orchestration.config import ResourcesConfig
-from orchestration.memory_fit import Room, micro_batches_that_fit
+from orchestration.memory_fit import MemoryBudget, micro_batches_that_fit
 from orchestration.storage import trial_folder
-from orchestration.sweep.ray_search import RESULT_REASON, RESULT_STATUS, current_point
-from orchestration.sweep.search_space import trial_config
+from orchestration.sweep.cases import Case
+from orchestration.sweep.ray_search import REASON, STATUS
+from orchestration.sweep.ticket import TrialTicket, trial_config
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.training import Answer, training_group
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.statistics import mean_interval
 
-LOG = logging.getLogger(__name__)
 
-
-class TrialSlot(tune.Trainable):
+class TrialActor(tune.Trainable):
     """Runs the trials that Tune gives it, one report per `step`.
 
-    A trial is one run, unless it has rungs before or more seeds after it. Each rung is a shorter run of its own, from
-    scratch and over all of its schedule, and yields one result. Further seeds are trained when the trial has reached
-    its last step, and their mean is its last result. All of these runs keep their reports in their folders, so that
-    nothing is trained twice if this process is lost.
+    A trial is one run, unless it has rungs before or more seeds after it. Each rung is a shorter run from scratch over
+    the whole schedule, and yields one result. Further seeds are trained when the trial has reached its last step; their
+    mean is its last result. All these runs keep their reports in their folders, so that nothing is trained twice if
+    this process is lost.
 
     Tune discards the process of a trial that raises, and with it the warm workers. So a trial that fails by its own
     fault ends with a result that says so.
@@ -41,67 +39,65 @@ class TrialSlot(tune.Trainable):
         self,
         config: dict[str, Any],
         base: RunConfig,
-        cases: tuple[str, ...],
+        cases: tuple[Case, ...],
         resources: ResourcesConfig,
         sweep_folder: Path,
-        there: Room,
+        budget: MemoryBudget,
         rungs: tuple[int, ...],
         seeds: int,
         restarts: int,
     ) -> None:
         self.base, self.cases, self.sweep_folder = base, cases, sweep_folder
-        self.resources, self.room = resources, there
+        self.resources, self.budget = resources, budget
         self.earlier_rungs, self.seeds = rungs[:-1], seeds
         self.group = training_group(resources, sweep_folder, f"group-{uuid.uuid4().hex[:8]}", restarts)
         self._begin(config)
 
-    def _begin(self, trial: dict[str, Any]) -> None:
-        self.trial, self.rungs_done, self.micro_batches = trial, 0, 1
-        self.taken_over = self.done_steps = trial.get("exchange", {"step": 0})["step"]
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.ticket = TrialTicket.from_tune(config)
+        self.rungs_done, self.steps_done, self.micro_batches = 0, 0, 1
 
     def step(self) -> dict[str, Any]:
         try:
-            config = trial_config(self.base, current_point(self.trial), self.cases)
-            parts = micro_batches_that_fit(config, self.room, self.resources.num_workers)
-            self.micro_batches = max(self.micro_batches, parts)
+            config = trial_config(self.base, self.ticket.point, self.cases)
+            needed = micro_batches_that_fit(config, self.budget, self.resources.num_workers)
+            self.micro_batches = max(self.micro_batches, needed)
         except ConfigError as error:
             return self._failed(Answer(0, failure=str(error)))
-        folder = trial_folder(self.sweep_folder, self.trial["number"])
+        folder = trial_folder(self.sweep_folder, self.ticket.number)
         if self.rungs_done < len(self.earlier_rungs):
             return self._next_rung(config, folder)
-        run = self._run(config, folder, self.done_steps, self.taken_over)
-        answer = self._follow(run)
+        answer = self._follow(self._run(config, folder, self.steps_done))
         if answer.failure:
             return self._failed(answer)
-        self.done_steps = answer.step
-        if not answer.finished:
-            return self._result(answer, answer.metrics)
+        self.steps_done = answer.step
+        if not answer.report.finished:
+            return self._result(answer, answer.report.metrics)
         return self._end(config, folder, answer)
 
     def _next_rung(self, config: RunConfig, folder: Path) -> dict[str, Any]:
-        """The result of a shorter run to its end; its metrics have names of their own beside the trial's."""
+        """Train a shorter run to its end and return its result."""
         steps = self.earlier_rungs[self.rungs_done]
         shorter = parse(override(to_dict(config), {"training.total_steps": steps}))
         answer = self._to_the_end(self._run(shorter, folder / f"rung-{steps}"))
         if answer.failure:
             return self._failed(replace(answer, failure=f"rung of {steps} steps: {answer.failure}"))
         self.rungs_done += 1
-        metrics = {f"rung/{name}": value for name, value in answer.metrics.items()}
-        return self._result(replace(answer, finished=False), metrics)
+        return self._result(answer, answer.report.metrics, is_rung=True)
 
     def _end(self, config: RunConfig, folder: Path, first: Answer) -> dict[str, Any]:
-        """The trial's last result, after the other seeds' runs."""
-        ends = [first.metrics]
+        """Train the other seeds and return the trial's last result."""
+        metrics = [first.report.metrics]
         for number in range(1, self.seeds):
             other = config.model_copy(update={"seed": config.seed + number})
             answer = self._to_the_end(self._run(other, folder / f"seed-{number}"))
             if answer.failure:
                 return self._failed(replace(answer, failure=f"seed {other.seed}: {answer.failure}"))
-            ends.append(answer.metrics)
-        return self._result(first, over_seeds(ends))
+            metrics.append(answer.report.metrics)
+        return self._result(first, over_seeds(metrics))
 
-    def _run(self, config: RunConfig, folder: Path, step: int = 0, taken_over: int = 0) -> FollowedRun:
-        return FollowedRun(config, folder, self.resources.num_workers, step, self.micro_batches, taken_over)
+    def _run(self, config: RunConfig, folder: Path, step: int = 0) -> FollowedRun:
+        return FollowedRun(config, folder, self.resources.num_workers, step, self.micro_batches)
 
     def _follow(self, run: FollowedRun) -> Answer:
         answer = run.next_report(self.group)
@@ -109,50 +105,43 @@ class TrialSlot(tune.Trainable):
         return answer
 
     def _to_the_end(self, run: FollowedRun) -> Answer:
-        """A run's last report, or the reason why there is none."""
-        while not ((answer := self._follow(run)).failure or answer.finished):
+        """Return a run's last report, or the reason of a failure."""
+        while not ((answer := self._follow(run)).failure or answer.report.finished):
             pass
         return answer
 
-    def _result(self, answer: Answer, metrics: dict[str, float]) -> dict[str, Any]:
+    def _result(self, answer: Answer, metrics: dict[str, float], is_rung: bool = False) -> dict[str, Any]:
+        """Make the result for Tune; `fid` and `done` are keys of Tune's, the rest is ours."""
+        report, finished = answer.report, answer.report.finished and not is_rung
         return {
-            **answer.metrics,
-            **metrics,
+            "fid": metrics["fid"],
             "step": answer.step,
-            RESULT_STATUS: "finished" if answer.finished else "running",
-            RESULT_REASON: "",
-            "done": answer.finished,
+            STATUS: "finished" if finished else "running",
+            REASON: "",
+            "done": finished,
             "metrics": metrics,
-            "facts": answer.facts,
-            "grids": {name: str(path) for name, path in answer.grids.items()},
+            "is_rung": is_rung,
+            "facts": report.facts,
+            "grids": {name: str(path) for name, path in report.grids.items()},
         }
 
     def _failed(self, answer: Answer) -> dict[str, Any]:
         return {
             "fid": float("nan"),
             "step": answer.step,
-            RESULT_STATUS: "failed",
-            RESULT_REASON: answer.failure,
+            STATUS: "failed",
+            REASON: answer.failure,
             "done": True,
+            "metrics": {},
             "details": answer.details,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
-        """The workers wrote the real checkpoints into the runs' folders before they reported."""
-        return {"rungs": self.rungs_done, "step": self.done_steps, "micro_batches": self.micro_batches}
-
-    def restore(self, checkpoint_path: Any) -> None:
-        """As Tune does, unless it has deleted what it remembers: a killed program's snapshot may be older than that.
-
-        Then the trial begins anew, and the reports that it made are read from its folder.
-        """
-        try:
-            super().restore(checkpoint_path)
-        except (ValueError, OSError) as error:
-            LOG.warning("trial %d: %s", self.trial["number"], error)
+        """Save counts only: the workers wrote the checkpoints into the runs' folders before they reported."""
+        return {"rungs": self.rungs_done, "step": self.steps_done, "micro_batches": self.micro_batches}
 
     def load_checkpoint(self, checkpoint: dict[str, int]) -> None:
-        self.rungs_done, self.done_steps = checkpoint["rungs"], checkpoint["step"]
+        self.rungs_done, self.steps_done = checkpoint["rungs"], checkpoint["step"]
         self.micro_batches = checkpoint["micro_batches"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

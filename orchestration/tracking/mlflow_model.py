@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orchestration.tracking.environment import git_commit
-from orchestration.tracking.notes import of_model
+from orchestration.tracking.notes import model_note
 from soflow import codecs
 from soflow.config import flatten, parse, to_dict
 from soflow.config_base import ConfigError
@@ -147,5 +147,5 @@ def register(tracker: Tracker, key: str, folder: Path, name: str) -> int:
         return 0
     commit = git_commit(Path(__file__).parent)
     tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit}
-    tracker.log_model(key, path, name, step, flatten(to_dict(config)), tags, of_model(step, commit))
+    tracker.log_model(key, path, name, step, flatten(to_dict(config)), tags, model_note(step, commit))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -55,5 +55,5 @@ FLOW_DISTANCE, ODE_VIOLATION = "diagnostics/flow_distance/rms", "diagnostics/ode
 # Prefixes of metrics.
 FINAL = "final/"
 """Values of a trial's last report; also those of its logged model."""
-POINT = "point/"
-"""Searched values that change while a trial of a population trains."""
+RUNG = "rung/"
+"""Values of the shorter trainings of a trial, with early_stopping.compare = equal_progress."""

@@ -1,7 +1,7 @@
-"""The worker's side of training: holds one run at a time and takes it from report to report.
+"""The worker's side of training: keeps one run at a time and trains it from report to report.
 
-A request says all there is to know ("train this configuration in this folder from step k to its next report"), so that
-a restarted worker can serve it as well as the one that was lost.
+A request is complete in itself ("train this configuration in this folder from step k to its next report"), so that a
+restarted worker can serve it as well as the one that was lost.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import functools
 import gc
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestration.config import ResourcesConfig
 from orchestration.workers import mailbox
 from orchestration.workers.group import WorkerGroup
+from soflow.config import RunConfig
+from soflow.training.reports import Report
 
 if TYPE_CHECKING:
     import torch
@@ -29,43 +31,38 @@ if TYPE_CHECKING:
 class Request:
     """Train `config` in `directory` from its checkpoint at `start` (0: from scratch) to the next report."""
 
-    config: dict[str, Any]
-    directory: str
+    config: RunConfig
+    directory: Path
     start: int
     micro_batches: int = 1
-    """In how many parts each worker takes its samples of a step."""
-    taken_over: int = 0
-    """Step whose checkpoint is another run's, of another configuration; 0 if none is."""
+    """Parts into which each worker splits its samples of a step."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request: a report, or the reason why there is none."""
+    """Outcome of a request: a report, or the reason of a failure."""
 
     step: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
-    grids: dict[str, Path] = field(default_factory=dict)
-    """PNGs of samples by the name of their pictures."""
-    finished: bool = False
+    report: Report | None = None
+    """None on failure, and on ranks other than 0."""
     failure: str | None = None
-    """One line; None if all went well."""
+    """One line; None on success."""
     out_of_memory: bool = False
-    """Whether it failed because an optimiser step did not fit into memory."""
+    """Whether it failed because an optimizer step did not fit into memory."""
     details: str = ""
-    """The traceback of an unexpected failure."""
+    """Traceback of an unexpected failure."""
 
 
 def training_group(
     resources: ResourcesConfig, folder: Path, name: str, restarts: int = mailbox.RESTARTS
 ) -> WorkerGroup:
-    """A group of workers that train; reference features are cached beside `folder`, for all sweeps and runs there."""
+    """Start a group of training workers; reference features are cached beside `folder`, for all sweeps and runs."""
     make_server = functools.partial(TrainingWorker, str(folder.parent / "reference"))
     return WorkerGroup(resources, folder, name, make_server, restarts=restarts)
 
 
 class TrainingWorker:
-    """One worker's state between requests: the run that it holds, if any. Nothing else is carried over.
+    """State of one worker between requests: its current run. Nothing else is carried over.
 
     Args:
         cache: folder for reference features.
@@ -80,17 +77,20 @@ class TrainingWorker:
         self._answered_at: float | None = None
 
     def serve(self, request: Request) -> Answer:
-        """Raises any error that may have left the other workers of a group waiting; else failures are answers."""
+        """Train to the next report.
+
+        Failures become answers. Errors that may have left the other workers of a group waiting are raised.
+        """
         from soflow.training.trainer import NonFiniteLoss
 
-        took = time.perf_counter()
+        began = time.perf_counter()
         try:
             fresh = self._prepare(request)
-            waited = {"time/handover_s": time.perf_counter() - (self._answered_at or took)} if fresh else {}
+            waited = {"time/handover_s": time.perf_counter() - (self._answered_at or began)} if fresh else {}
             report = self._run.advance()
-            while self._run.trainer.step <= request.start:  # it had to go back to an older checkpoint
+            while self._run.trainer.step <= request.start:  # it resumed from an older checkpoint
                 report = self._run.advance()
-        except NonFiniteLoss as error:  # seen by all workers alike
+        except NonFiniteLoss as error:  # raised on all workers alike
             self._run = None
             return Answer(request.start, failure=str(error))
         except Exception as error:
@@ -102,36 +102,34 @@ class TrainingWorker:
             self._answered_at = time.perf_counter()
         if report is None:
             return Answer(self._run.trainer.step)
-        return Answer(report.step, report.metrics | waited, report.facts, report.grids, report.finished)
+        return Answer(report.step, replace(report, metrics=report.metrics | waited))
 
     def _prepare(self, request: Request) -> bool:
-        """Hold the run of the request at its start, built anew unless it is just there; True if it is a new one."""
+        """Make the request's run the current one, at its start; return True if it is a new run."""
         if self._run is not None and replace(self._request, start=self._run.trainer.step) == request:
             return False
-        from soflow.config import parse
         from soflow.training.run import TrainingRun
 
         self._run = None  # frees its memory first
         if request.micro_batches > 1:  # memory is scarce
-            _give_back_memory()
-        config = parse(request.config)
+            _free_memory()
+        config = request.config
         self._run = TrainingRun(
             config,
             self._source(config),
-            Path(request.directory),
+            request.directory,
             self.device,
             self._evaluator(config),
             request.start,
             self.rank,
             self.world_size,
             request.micro_batches,
-            request.taken_over,
         )
         self._request = request
         return request.start == 0
 
-    def _source(self, config) -> DataSource:
-        """The configured data; kept for the next run, since nothing changes it."""
+    def _source(self, config: RunConfig) -> DataSource:
+        """Open the configured data, or reuse the previous run's."""
         from soflow.data import open_source
 
         key = config.dataset.model_dump_json()
@@ -139,8 +137,8 @@ class TrainingWorker:
             self._sources = {key: open_source(config.dataset)}
         return self._sources[key]
 
-    def _evaluator(self, config) -> Evaluator:
-        """The configured evaluation with its reference features; kept for the next run likewise."""
+    def _evaluator(self, config: RunConfig) -> Evaluator:
+        """Build the configured evaluator with its reference features, or reuse the previous run's."""
         from soflow.evaluation.fidelity import Evaluator
         from soflow.evaluation.moments import Workers
 
@@ -151,7 +149,7 @@ class TrainingWorker:
         return self._evaluators[key]
 
     def failure(self, request: Request, error: Exception) -> Answer:
-        """The answer to a request that ended in an unexpected error, made where that was caught."""
+        """Make the answer to a request that raised an unexpected error; called while handling that error."""
         from soflow.training.out_of_memory import StepOutOfMemory
 
         if isinstance(error, StepOutOfMemory):
@@ -160,8 +158,8 @@ class TrainingWorker:
         return Answer(request.start, failure=reason, details=traceback.format_exc())
 
 
-def _give_back_memory() -> None:
-    """Free what a failed step left behind, in reference cycles and in the caching allocator."""
+def _free_memory() -> None:
+    """Free memory that a failed step left in reference cycles and in the caching allocator."""
     import torch
 
     gc.collect()

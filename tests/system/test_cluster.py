@@ -39,7 +39,7 @@ class Files:
 
 from orchestration.cluster import connected
 from orchestration.config import TrainConfig
-from orchestration.workers import WorkerGroup
+from orchestration.workers.group import WorkerGroup
 
 with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
     import ray

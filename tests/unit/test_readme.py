@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.config import SweepConfig, TrainConfig
+from orchestration.config import TrainConfig
+from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import read_command_line
 from soflow.config import RunConfig
 from soflow.config_files import to_yaml

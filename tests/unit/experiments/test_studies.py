@@ -12,12 +12,13 @@ from sweep_store import SweepStore
 
 from dashboards.comparison.claims import EXPONENT, judge_claims, page, read_claims
 from dashboards.comparison.exponents import RELATIONS
-from dashboards.comparison.verdicts import CONFIRMED, UNDECIDED
+from dashboards.comparison.results import CONFIRMED, UNDECIDED
 from dashboards.reading.sweep_data import read_sweep
 from experiments import launch, plan
-from orchestration.config import SweepConfig, read_case
 from orchestration.sweep import search_space
-from orchestration.sweep.study import check_study
+from orchestration.sweep.checks import check_study
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import read_command_line
 from orchestration.tracking.uri import TrackingError
 from soflow.config import RunConfig, flatten, parse, to_dict
@@ -27,11 +28,11 @@ from soflow.cost.predict import predict
 from soflow.statistics import LEVEL, detectable_effect
 
 EXPERIMENTS = REPOSITORY / "experiments"
-STUDIES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "STUDY = Study(" in path.read_text())
+STUDIES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "EXPERIMENT = Experiment(" in path.read_text())
 
 
 def study(name: str):
-    return importlib.import_module(f"experiments.{name}").STUDY
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
 
 
 def config_of(name: str, scale: str) -> SweepConfig:
@@ -42,8 +43,9 @@ def config_of(name: str, scale: str) -> SweepConfig:
 @pytest.mark.parametrize("name", STUDIES)
 def test_both_scales_are_valid(name, scale, tmp_path):
     config = config_of(name, scale)
-    check_study(config, tmp_path / "none", resuming=False)
-    assert search_space.build(config).dimensions
+    space = search_space.build(config)
+    check_study(config, tmp_path / "none", resuming=False, space=space)
+    assert space.dimensions
     if study(name).name:
         assert study(name).name == name
         assert config.hypotheses or "exponent" in study(name).question
@@ -58,7 +60,7 @@ def test_published_baselines_have_their_papers_settings():
     config = config_of("compare_baselines", "paper")
     for case, preset in (("soflow", "soflow-imagenet256-b4"), ("meanflow", "meanflow-imagenet256-b4")):
         published = parse(read_yaml(EXPERIMENTS / "presets" / f"{preset}.yaml")).objective
-        assert search_space.trial_config(config.run, {"case": case}, config.cases).objective == published
+        assert trial_config(config.run, {"case": case}, config.cases).objective == published
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -80,7 +82,7 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
         config = config_of(claim.study, "small")
         if match := EXPONENT.fullmatch(claim.test):
             assert match[1] in {relation.name for relation in RELATIONS}, claim
-            assert match[2] in {read_case(case)[0] for case in config.cases}, claim
+            assert match[2] in {case.name for case in config.cases}, claim
         else:
             assert claim.test in config.hypotheses, claim
         assert claim.source
@@ -91,7 +93,7 @@ def test_cases_of_ones_own_leave_the_studys_hypotheses_out(monkeypatch):
     monkeypatch.setattr(launch, "_run", lambda study, config: seen.append(config) or 0)
     monkeypatch.setattr(sys, "argv", ["compare_baselines.py", "--cases", "plain", "--name", "own"])
     assert launch.launch(study("compare_baselines")) == 0
-    assert (seen[0].hypotheses, seen[0].cases, seen[0].num_trials) == ((), ("plain",), 5)
+    assert (seen[0].hypotheses, [case.name for case in seen[0].cases], seen[0].num_trials) == ((), ["plain"], 5)
 
 
 def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
@@ -99,8 +101,8 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
     assert launch.launch(study("sanity_check")) == 0
     told = capsys.readouterr().out
     config = config_of("sanity_check", "paper")
-    name, changes = read_case(config.cases[0])
-    run = search_space.trial_config(config.run, {"case": name}, config.cases)
+    name, changes = config.cases[0].name, config.cases[0].changes
+    run = trial_config(config.run, {"case": name}, config.cases)
     assert flatten(to_dict(run)).items() >= changes.items()
     cost = predict(run)
     hours = 100_000 * cost.roofline_s(ACCELERATORS["H100"], "tf32") / 3600
@@ -138,34 +140,34 @@ def judged(tmp_path):
     listed = "".join(f"- {{claim: c{n} | x, source: s, study: {s}, test: '{t}'}}\n" for n, (s, t) in enumerate(texts))
     (tmp_path / "claims.yaml").write_text(listed)
 
-    records = {}
+    sweeps = {}
 
-    def record_of(name: str):
-        records[name] = read_sweep(store.uri, ran if name == "ran" else "nowhere")
-        return records[name]
+    def read(name: str):
+        sweeps[name] = read_sweep(store.uri, ran if name == "ran" else "nowhere")
+        return sweeps[name]
 
-    return judge_claims(read_claims(tmp_path / "claims.yaml"), record_of), records
+    return judge_claims(read_claims(tmp_path / "claims.yaml"), read), sweeps
 
 
 def test_claims_are_judged_together_and_what_was_not_run_is_not_decided(judged):
     claims, _ = judged
-    assert [each.found.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
-    found = claims[0].found
-    assert found.p == pytest.approx(2 * found.quotient.p)  # two tests, not three
-    assert found.smallest == pytest.approx(
-        math.exp(detectable_effect(4, LEVEL / 2) * math.log(found.quotient.value) / found.quotient.effect_size)
+    assert [each.result.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
+    result = claims[0].result
+    assert result.p == pytest.approx(2 * result.ratio.p)  # two tests, not three
+    assert result.detectable_ratio == pytest.approx(
+        math.exp(detectable_effect(4, LEVEL / 2) * math.log(result.ratio.value) / result.ratio.effect_size)
     )
-    assert "nowhere: no sweep has this name or id" in claims[2].found.reason
+    assert "nowhere: no sweep has this name or id" in claims[2].result.reason
 
 
 def test_the_page_tells_every_claim_with_its_numbers(judged):
-    claims, records = judged
-    text = page(claims, {"date": "2026-01-02", "hardware": "a laptop"}, records)
+    claims, sweeps = judged
+    text = page(claims, {"date": "2026-01-02", "hardware": "a laptop"}, sweeps)
     rows = [line for line in text.splitlines() if line.startswith(("| c0", "| c1", "| c2"))]
     assert len(rows) == 3
     assert "3 claims: 1 confirmed, 0 refuted, 2 not decided." in text
     assert r"c0 \| x" in rows[0]
-    assert f"× {claims[0].found.quotient.value:.3g} [" in rows[0]
+    assert f"× {claims[0].result.ratio.value:.3g} [" in rows[0]
     assert "a laptop" in text
     assert "| ran | 2 | 4 | 8 | 0 | 1,600 | 1.5 | aaaaaaaaaaaa |" in text
 
@@ -173,8 +175,8 @@ def test_the_page_tells_every_claim_with_its_numbers(judged):
 def test_a_server_that_is_gone_is_one_line(tmp_path):
     (tmp_path / "claims.yaml").write_text("- {claim: c, source: s, study: ran, test: 'fid(a) < 1'}\n")
 
-    def record_of(name: str):
+    def read(name: str):
         raise TrackingError("tracking_uri = http://127.0.0.1:9: cannot be reached")
 
-    (each,) = judge_claims(read_claims(tmp_path / "claims.yaml"), record_of)
-    assert each.found.reason == "tracking_uri = http://127.0.0.1:9: cannot be reached"
+    (each,) = judge_claims(read_claims(tmp_path / "claims.yaml"), read)
+    assert each.result.reason == "tracking_uri = http://127.0.0.1:9: cannot be reached"

@@ -9,10 +9,11 @@ import pytest
 from helpers import CPU, tiny_teacher
 
 from experiments import distillation, jvp_cost
-from orchestration.config import SweepConfig, read_case
 from orchestration.sweep import search_space
-from orchestration.sweep.search_space import CASE, trial_config
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import read_command_line
+from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml
@@ -24,7 +25,7 @@ from soflow.training.trainer import Trainer
 
 def configured(study, storage: Path, *flags: str, scale: str = "small") -> SweepConfig:
     flags = (*flags, "--storage", str(storage), "--name", "study")
-    return read_command_line(SweepConfig, "", list(flags), study.STUDY.layers(scale))
+    return read_command_line(SweepConfig, "", list(flags), study.EXPERIMENT.layers(scale))
 
 
 def trial(config: SweepConfig, case: str) -> RunConfig:
@@ -41,7 +42,7 @@ def test_cases_can_be_trained_as_they_stand(study, scale, tmp_path):
     config = configured(study, tmp_path, scale=scale)
     search_space.build(config)
     assert {term for text in config.hypotheses for term in [text.split("(")[1].split(")")[0]]} <= {
-        read_case(case)[0] for case in config.cases
+        case.name for case in config.cases
     }
     assert config.case_seeds >= 3
 
@@ -151,12 +152,12 @@ def made_up_cost_study(config: SweepConfig, quotients: dict[str, float]) -> None
 
 
 def test_equal_time_is_read_back_from_the_cost_study(tmp_path):
-    cases = [case for case in jvp_cost.CASES if not read_case(case)[0].endswith("_memory")]
+    cases = [case for case in jvp_cost.CASES if not case.partition(":")[0].endswith("_memory")]
     config = configured(jvp_cost, tmp_path, "--training.total-steps", "1000", "--cases", *cases, "--hypotheses")
     made_up_cost_study(config, {"soflow": 1, "meanflow_a": 0.5, "meanflow_b": 0.6666, "meanflow_c": 1.25})
     before = content(tmp_path)
     prepared = jvp_cost.prepare(config)
-    steps = {read_case(case)[0]: trial(prepared, read_case(case)[0]).training.total_steps for case in cases}
+    steps = {name: trial(prepared, name).training.total_steps for name in (case.partition(":")[0] for case in cases)}
     equal = dict.fromkeys(("soflow", "meanflow_a", "meanflow_b", "meanflow_c"), 1000)
     assert steps == equal | {"meanflow_a_time": 500, "meanflow_b_time": 667, "meanflow_c_time": 1250}
     assert jvp_cost.prepare(config) == prepared

@@ -10,9 +10,11 @@ import pytest
 from helpers import tiny_config
 from pydantic import ValidationError
 
-from orchestration.config import LaunchConfig, SweepConfig, TrainConfig, read_case
+from orchestration.config import LaunchConfig, TrainConfig
 from orchestration.sweep import search_space
-from orchestration.sweep.search_space import Dimension, build, known_points, trial_config
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.search_space import Dimension, build, known_points
+from orchestration.sweep.ticket import trial_config
 from soflow.config import config_hash, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
@@ -327,12 +329,12 @@ SEARCH_FAULTS = [
     (("optimizer.learning_rate=0.1:inf",), "finite"),
     (("objective.gap_schedule=[a",), "must read PATH="),
     (("objective.time_mean=[0,0,0],[1,1,1]",), "must read PATH="),
-    (("objective.r_ned=0.1:0.2",), "objective.r_ned is no path of the configuration; did you mean objective.r_end?"),
-    (("resources.num_workers=1:2",), "resources.num_workers is no path of the configuration"),
+    (("objective.r_ned=0.1:0.2",), "objective.r_ned is not a path of the configuration; did you mean objective.r_end?"),
+    (("resources.num_workers=1:2",), "resources.num_workers is not a path of the configuration"),
     (("objective.gap_schedule=constant,sqrt",), "objective.gap_schedule = sqrt: "),
     (("objective.flow_matching_fraction=0.5:1.5",), "objective.flow_matching_fraction = 1.5: .*or equal to 1"),
     (("training.batch_size=16.5:20",), "training.batch_size = 16.5: .*integer"),
-    (("objective.guidance_kappa=0:0.5",), "objective.guidance_kappa is no path"),  # MeanFlow's, not SoFlow's
+    (("objective.guidance_kappa=0:0.5",), "objective.guidance_kappa is not a path"),  # MeanFlow's, not SoFlow's
     (("training.batch_size=16:32", "training.batch_size=64,128"), "training.batch_size.* twice"),
     (("objective.r_end=0.05:0.5", "objective.r_init=0.01:0.5"), "r_end = 0.05 must not exceed r_init = 0.01"),
     (("objective.r_end=0.01:0.5",), "r_end = 0.5 must not exceed r_init = 0.1"),
@@ -460,4 +462,4 @@ def test_a_case_of_no_configuration_is_refused():
 
 def test_cases_may_come_as_a_mapping_and_hold_lists():
     config = compared(cases={"plain": {}, "close": {"optimizer.betas": [0.9, 0.95], "seed": 3}})
-    assert [read_case(case)[1] for case in config.cases] == [{}, {"optimizer.betas": [0.9, 0.95], "seed": 3}]
+    assert [case.changes for case in config.cases] == [{}, {"optimizer.betas": [0.9, 0.95], "seed": 3}]

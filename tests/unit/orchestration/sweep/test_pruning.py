@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.config import SweepConfig
-from orchestration.sweep.pruning import StudyPruning, rungs
-from orchestration.sweep.ray_search import StudySearch
-from orchestration.sweep.study import SweepStudy, open_storage
-from tests.unit.orchestration.sweep.test_search_space import new_study, result
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.pruning import StudyPruning
+from orchestration.sweep.ray_search import OptunaSearcher
+from orchestration.sweep.rungs import rungs
+from tests.unit.orchestration.sweep.test_search_space import new_study, reopened, result
 
 STEPS = range(100, 801, 100)
 TRAINING = {"total_steps": 800, "report_every": 100}
@@ -30,18 +30,16 @@ class Sweep:
     """A sweep's search and scheduler without Tune and training; trials run in turns of one report."""
 
     def __init__(self, folder: Path, **stopping):
-        new_study(folder, training=TRAINING, early_stopping=stopping, sampler="random")
-        self.folder = folder
+        self.study = new_study(folder, training=TRAINING, early_stopping=stopping, sampler="random")
         self.reopen()
 
     def reopen(self) -> None:
         """As a new process would."""
-        open_storage.cache_clear()
-        self.scheduler = StudyPruning(StudySearch(SweepStudy.of(self.folder)))
-        self.study = self.scheduler.study
+        self.study = reopened(self.study)
+        self.scheduler = StudyPruning(OptunaSearcher(self.study))
 
     def begin(self, number: int) -> None:
-        assert self.study.next_trial(set(range(number)))["number"] == number
+        assert self.study.next_trial(set(range(number))).number == number
 
     def report(self, number: int, step: int, value: float) -> bool:
         """True if the trial goes on."""
@@ -49,7 +47,7 @@ class Sweep:
             self.study.complete(number, result("finished", value, step))
             return False
         if self.scheduler.must_stop(number, result("running", value, step)):
-            self.study.prune(number)
+            self.study.prune(number, result("running", value, step))
             return False
         return True
 
@@ -107,7 +105,7 @@ def test_a_trial_without_numbers_is_compared_with_none(tmp_path, kind):
     for step in (100, 200, 300):
         assert with_nan.report(0, step, math.nan)
     with_nan.study.fail(0, "diverged")
-    assert with_nan.study.record(0).intermediate_values == {}
+    assert with_nan.study.reported(0).intermediate_values == {}
     ends = [without.run(number) for number in range(7)]
     for number, end in enumerate(ends):
         with_nan.begin(number + 1)
@@ -143,7 +141,7 @@ def test_a_restart_changes_no_record_and_no_decision(tmp_path, kind):
 
 
 def test_a_result_that_comes_again_is_answered_as_before(tmp_path):
-    """Tune, restored from an older snapshot, repeats results that the study has."""
+    """A trial that resumes from an older checkpoint repeats results that the study has."""
     sweep = Sweep(tmp_path, kind="asha", grace_reports=2)
     sweep.begin(0)
     sweep.begin(1)
@@ -166,10 +164,11 @@ def test_another_process_sees_the_same_rungs(tmp_path):
     for number in range(4):
         sweep.run(number)
     script = (
-        "import sys, pathlib; \n"
-        "from orchestration.sweep.study import SweepStudy\n"
-        "study = SweepStudy.of(pathlib.Path(sys.argv[1]))\n"
-        "print([trial.system_attrs for trial in study.trials()])"
+        "import sys, pathlib\n"
+        "from orchestration.sweep.resume import saved_config\n"
+        "from orchestration.sweep.study import load_study\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "print([trial.system_attrs for trial in load_study(saved_config(folder), folder).trials])"
     )
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert ran.stdout.strip() == str([trial.system_attrs for trial in sweep.study.trials()]), ran.stderr
@@ -198,15 +197,15 @@ def test_trials_are_compared_once_at_the_end_of_each_rung(tmp_path):
         training = {"total_steps": total, "report_every": 50}
         values = {"compare": "equal_progress", "grace_reports": 1, "kind": "asha"}
         study = new_study(tmp_path / str(total), training=training, early_stopping=values, max_concurrent=2)
-        scheduler = StudyPruning(StudySearch(study))
+        scheduler = StudyPruning(OptunaSearcher(study))
         study.next_trial(set())
         steps = rungs(study.config)
         for step in steps[:-1]:
             assert not scheduler.must_stop(0, result("running", 1.0, step))
         for step in range(50, total, 50):  # the last rung's own reports, at part of its progress
             assert not scheduler.must_stop(0, result("running", 1e9, step))
-        assert study.record(0).intermediate_values == dict.fromkeys(steps[:-1], 1.0)
-        passed = [name for name in study.record(0).system_attrs if name.startswith("completed_rung")]
+        assert study.reported(0).intermediate_values == dict.fromkeys(steps[:-1], 1.0)
+        passed = [name for name in study.reported(0).system_attrs if name.startswith("completed_rung")]
         assert len(passed) == len(steps) - 1
         study.next_trial({0})
         assert scheduler.must_stop(1, result("running", 2.0, steps[0]))

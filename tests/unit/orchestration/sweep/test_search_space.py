@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from ray.tune.experiment import Trial
 
-from orchestration.config import SweepConfig
-from orchestration.storage import SWEEP_FILE
+from orchestration.storage import STUDY_FILE, SWEEP_FILE
+from orchestration.sweep.checks import check_study
+from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.pruning import StudyPruning
-from orchestration.sweep.ray_search import StudySearch, StudyTrials
+from orchestration.sweep.ray_search import OptunaSearcher
+from orchestration.sweep.resume import saved_config
 from orchestration.sweep.samplers import SAMPLERS
-from orchestration.sweep.study import STUDY_FILE, SweepStudy, check_study, load_study, open_storage, trial_states
+from orchestration.sweep.search_space import build
+from orchestration.sweep.study import SweepStudy, load_study, open_storage
+from orchestration.sweep.ticket import TrialTicket
 from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml
 
@@ -29,13 +31,22 @@ def new_study(folder: Path, **values) -> SweepStudy:
     config = SweepConfig.model_validate(values)
     folder.mkdir(exist_ok=True)
     (folder / SWEEP_FILE).write_text(to_yaml(config))
-    return SweepStudy(config, folder)
+    return SweepStudy(config, folder, build(config))
 
 
 def reopened(study: SweepStudy) -> SweepStudy:
-    """As a new process finds it."""
+    """Open a study as a new process would."""
     open_storage.cache_clear()
-    return pickle.loads(pickle.dumps(study))
+    config = saved_config(study.folder)
+    return SweepStudy(config, study.folder, build(config))
+
+
+def check(config: SweepConfig, folder: Path, resuming: bool) -> None:
+    check_study(config, folder, resuming, build(config))
+
+
+def states_of(study: SweepStudy) -> dict[int, TrialState]:
+    return {trial.number: trial.state for trial in load_study(study.config, study.folder).get_trials(deepcopy=False)}
 
 
 def result(status: str, fid: float, step: int = 10, reason: str = "", **metrics: float) -> dict:
@@ -51,7 +62,7 @@ def quality(point: dict) -> float:
 
 def test_each_end_has_its_state(tmp_path):
     study = new_study(tmp_path)
-    search = StudySearch(study)
+    search = OptunaSearcher(study)
     scheduler = StudyPruning(search)
     search.study.config = study.config.model_copy(update={"max_concurrent": 4})
     for trial in "abcd":
@@ -62,7 +73,7 @@ def test_each_end_has_its_state(tmp_path):
     search.on_trial_complete("b", result("running", 4.0, 5))  # stopped by the scheduler
     search.on_trial_complete("c", result("failed", math.nan, 0, "diverged"))
     search.on_trial_complete("d", error=True)
-    assert trial_states(study.config, tmp_path) == {
+    assert states_of(study) == {
         0: TrialState.COMPLETE,
         1: TrialState.PRUNED,
         2: TrialState.FAIL,
@@ -78,32 +89,32 @@ def test_each_end_has_its_state(tmp_path):
 
 def test_a_goal_without_a_finite_value_fails_the_trial(tmp_path):
     study = new_study(tmp_path, goals=["fid", "time/train_s"])
-    search = StudySearch(study)
+    search = OptunaSearcher(study)
     search.suggest("a")
     search.on_trial_complete("a", result("finished", math.nan, **{"time/train_s": 1.0}))
     search.suggest("b")
     search.on_trial_complete("b", result("finished", 1.0))
-    assert set(trial_states(study.config, tmp_path).values()) == {TrialState.FAIL}
+    assert set(states_of(study).values()) == {TrialState.FAIL}
     reasons = [trial.user_attrs["reason"].split(" was not")[0] for trial in study.trials()]
     assert reasons == ["fid", "time/train_s"]
 
 
 def test_known_points_come_first(tmp_path):
-    first = StudySearch(new_study(tmp_path / "default")).suggest("a")
+    first = OptunaSearcher(new_study(tmp_path / "default")).suggest("a")
     objective = SweepConfig().objective
     assert first["number"] == 0
     assert first["point"] == {
         f"objective.{name}": getattr(objective, name)
         for name in ("flow_matching_fraction", "gap_schedule", "r_init", "r_end", "guidance_strength", "velocity_mix")
     }
-    paper = new_study(tmp_path / "default", max_concurrent=4).next_trial({0})["point"]
+    paper = new_study(tmp_path / "default", max_concurrent=4).next_trial({0}).point
     assert paper["objective.flow_matching_fraction"] == 0.75
     assert paper["objective.velocity_mix"] == 0.25
     assert paper["objective.guidance_strength"] == objective.guidance_strength  # the paper's is outside the space
 
     given = [{"objective.r_end": 0.01}, {"objective.r_end": 0.02, "objective.gap_schedule": "cosine"}]
     study = new_study(tmp_path / "given", known_points=given)
-    points = [study.next_trial(set(range(number)))["point"] for number in range(2)]
+    points = [study.next_trial(set(range(number))).point for number in range(2)]
     assert [point["objective.r_end"] for point in points] == [0.01, 0.02]
     assert points[1]["objective.gap_schedule"] == "cosine"
 
@@ -111,12 +122,12 @@ def test_known_points_come_first(tmp_path):
 @pytest.mark.parametrize("known", ["objective.r_end=1", "objective.r_end=x", "objective.weight_eps=1", "r"])
 def test_a_known_point_outside_the_space_is_refused(tmp_path, known):
     with pytest.raises(ConfigError, match=r"^known_points = .*(outside|must be a searched path)"):
-        check_study(SweepConfig(known_points=(known,)), tmp_path, resuming=False)
+        check(SweepConfig(known_points=(known,)), tmp_path, resuming=False)
 
 
 def test_what_has_no_effect_is_not_suggested(tmp_path):
     study = new_study(tmp_path, num_trials=40, sampler="random")
-    points = [study.next_trial(set(range(number)))["point"] for number in range(40)]
+    points = [study.next_trial(set(range(number))).point for number in range(40)]
     for trial, point in zip(study.trials()[2:], points[2:], strict=True):
         constant = point["objective.gap_schedule"] == "constant"
         assert ("objective.r_init" in trial.params) != constant
@@ -126,7 +137,7 @@ def test_what_has_no_effect_is_not_suggested(tmp_path):
     for search in (["objective.r_init=0.1:1"], ["objective.gap_schedule=constant,linear", "objective.r_end=0.5:0.8"]):
         config = SweepConfig.model_validate({"search": search, "objective": {"gap_schedule": "constant"}})
         with pytest.raises(ConfigError, match=r"^search of objective.r_(init: has no effect|end: .* r_init = 0.1)"):
-            check_study(config, tmp_path / "other", resuming=False)
+            check(config, tmp_path / "other", resuming=False)
 
 
 @pytest.mark.parametrize("sampler", ROSTER)
@@ -140,7 +151,7 @@ def test_a_resumed_sequence_is_the_undisturbed_one(tmp_path, sampler):
         study, found = new_study(tmp_path / name, **values), []
         for number in range(NUM):
             study = reopened(study) if restarts else study
-            found.append(study.next_trial(set(range(number)))["point"])
+            found.append(study.next_trial(set(range(number))).point)
             study.complete(number, result("finished", quality(found[-1])))
         assert study.next_trial(set(range(NUM))) is None
         return found
@@ -155,49 +166,39 @@ def test_another_seed_gives_another_sequence(tmp_path):
     assert one != other
 
 
-def test_a_restart_goes_on_with_what_tune_forgot(tmp_path):
+def test_a_resumed_sweep_starts_with_its_unfinished_trials(tmp_path):
     study = new_study(tmp_path, num_trials=4, max_concurrent=3)
-    search = StudySearch(study)
-    kept, told, forgotten = (search.suggest(name) for name in ("kept", "told", "forgotten"))
-    search.on_trial_complete("told", result("finished", 1.0))  # after the snapshot: Tune will tell it again
-    snapshots = [
-        Trial("slot", stub=True, trial_id=name, config=trial) for name, trial in (("kept", kept), ("told", told))
-    ]
+    search = OptunaSearcher(study)
+    first, _, third = (search.suggest(name) for name in ("a", "b", "c"))
+    search.on_trial_complete("b", result("finished", 1.0))
 
-    open_storage.cache_clear()
-    trials, scheduler = pickle.loads(pickle.dumps((StudyTrials(search), StudyPruning(search))))
-    restored = trials.searcher
-    assert scheduler.search is restored
-    for trial in snapshots:
-        scheduler.on_trial_add(None, trial)
-    assert not trials.is_finished()
-    assert restored.suggest("new name") == forgotten
-    assert restored.suggest("one too many") is None  # three are live
-    assert trial_states(study.config, tmp_path)[1] == TrialState.COMPLETE
-    restored.on_trial_complete("told", result("finished", 1.0))
-    assert restored.suggest("next")["number"] == 3
-    assert trials.is_finished()
-    for name in ("kept", "new name", "next"):
-        restored.on_trial_complete(name, result("finished", 2.0))
-    assert restored.suggest("beyond") is None
-    assert set(trial_states(study.config, tmp_path).values()) == {TrialState.COMPLETE}
+    resumed = OptunaSearcher(reopened(study))
+    assert [resumed.suggest("d"), resumed.suggest("e")] == [first, third]
+    assert resumed.suggest("f")["number"] == 3
+    assert resumed.is_complete
+    assert resumed.suggest("one too many") is None
+    for name in "def":
+        resumed.on_trial_complete(name, result("finished", 2.0))
+    assert resumed.suggest("beyond") is None
+    assert set(states_of(study).values()) == {TrialState.COMPLETE}
+    assert OptunaSearcher(reopened(study)).is_complete
 
 
-def test_trials_that_only_the_study_knows_are_given_to_tune_as_they_were(tmp_path):
+def test_a_finished_trial_is_replayed_where_its_end_was_not_recorded(tmp_path):
     study = new_study(tmp_path, num_trials=3, max_concurrent=1)
-    search = StudySearch(study)
+    search = OptunaSearcher(study)
     first = search.suggest("a")
     search.on_trial_complete("a", result("finished", 1.0))
-    open_storage.cache_clear()
-    restored = pickle.loads(pickle.dumps(search))
-    assert restored.suggest("b") == first
-    restored.on_trial_complete("b", result("finished", 1.0))
-    assert [restored.suggest("c")["number"], len(study.trials())] == [1, 2]
+    resumed = OptunaSearcher(reopened(study), replay={0})
+    assert resumed.suggest("b") == first
+    resumed.on_trial_complete("b", result("finished", 1.0))
+    assert [resumed.suggest("c")["number"], len(study.trials())] == [1, 2]
+    assert states_of(study)[0] == TrialState.COMPLETE
 
 
 def test_a_kill_while_suggesting_or_writing_leaves_a_study_to_go_on_with(tmp_path):
     study = new_study(tmp_path, num_trials=5)
-    undisturbed = [study.next_trial(set(range(number)))["point"] for number in range(4)]
+    undisturbed = [study.next_trial(set(range(number))).point for number in range(4)]
     study = new_study(tmp_path / "killed", num_trials=5)
     for number in range(3):
         study.next_trial(set(range(number)))
@@ -207,8 +208,8 @@ def test_a_kill_while_suggesting_or_writing_leaves_a_study_to_go_on_with(tmp_pat
         file.write('{"op_code":5,"wor')
     journal.with_name(journal.name + ".lock").symlink_to(journal)
     study = reopened(study)
-    assert study.next_trial({0, 1, 2}) == {"number": 3, "point": undisturbed[3]}
-    assert study.next_trial(set(range(4)))["number"] == 4
+    assert study.next_trial({0, 1, 2}) == TrialTicket(3, undisturbed[3])
+    assert study.next_trial(set(range(4))).number == 4
 
 
 def test_a_sweep_is_extended(tmp_path):
@@ -217,10 +218,10 @@ def test_a_sweep_is_extended(tmp_path):
         study.next_trial(set(range(number)))
         study.complete(number, result("finished", 1.0))
     more = study.config.model_copy(update={"num_trials": 3, "search": ("objective.r_end=0.0005:0.03:log",)})
-    check_study(more, tmp_path, resuming=True)
+    check(more, tmp_path, resuming=True)
     (tmp_path / SWEEP_FILE).write_text(to_yaml(more))
-    number, point = SweepStudy.of(tmp_path).next_trial({0, 1}).values()
-    assert (number, list(point)) == (2, ["objective.r_end"])
+    ticket = reopened(study).next_trial({0, 1})
+    assert (ticket.number, list(ticket.point)) == (2, ["objective.r_end"])
     faults = {
         "num_trials = 1: the sweep has 3 trials already": {"num_trials": 1},
         "search of objective.gap_schedule: .* but not choices": {"search": ("objective.gap_schedule=constant,cosine",)},
@@ -228,7 +229,7 @@ def test_a_sweep_is_extended(tmp_path):
     }
     for message, change in faults.items():
         with pytest.raises(ConfigError, match=f"^{message}"):
-            check_study(more.model_copy(update=change), tmp_path, resuming=True)
+            check(more.model_copy(update=change), tmp_path, resuming=True)
 
 
 def test_a_study_in_a_database_has_the_sweep_s_name(tmp_path):
@@ -237,13 +238,13 @@ def test_a_study_in_a_database_has_the_sweep_s_name(tmp_path):
     study.next_trial(set())
     study.complete(0, result("finished", 1.0))
     assert optuna.load_study(study_name="mine", storage=url).best_value == 1.0
-    check_study(study.config, tmp_path / "mine", resuming=True)
-    check_study(study.config, tmp_path / "other", resuming=False)
-    with pytest.raises(ConfigError, match=r"^name = mine: .* holds a study of this name; choose another"):
-        check_study(study.config, tmp_path / "mine", resuming=False)
+    check(study.config, tmp_path / "mine", resuming=True)
+    check(study.config, tmp_path / "other", resuming=False)
+    with pytest.raises(ConfigError, match=r"^name = mine: .* has a study of this name; choose another"):
+        check(study.config, tmp_path / "mine", resuming=False)
     for bad in ("nothing", "sqlite:////nowhere/at/all.db"):
         with pytest.raises(ConfigError, match=f"^study_storage = {bad}: cannot be opened"):
-            check_study(study.config.model_copy(update={"study_storage": bad}), tmp_path / "x", resuming=False)
+            check(study.config.model_copy(update={"study_storage": bad}), tmp_path / "x", resuming=False)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random", "qmc"])
@@ -251,10 +252,10 @@ def test_several_goals_and_constraints(tmp_path, sampler):
     goals, constraints = ["fid", "memory/peak_mib"], ["time/train_s<=1.5"]
     study = new_study(tmp_path, num_trials=13, goals=goals, constraints=constraints, sampler=sampler, search=NUMERIC)
     for number in range(13):
-        point = study.next_trial(set(range(number)))["point"]
+        point = study.next_trial(set(range(number))).point
         study.report(number, 5, result("running", 1.0, 5))
         if number % 5 == 4:
-            study.prune(number)
+            study.prune(number, result("running", 1.0, 5))
             continue
         values = {"memory/peak_mib": 1 / (1 + number), "time/train_s": float(number % 3)}
         study.complete(number, result("finished", quality(point), **values))
@@ -262,16 +263,16 @@ def test_several_goals_and_constraints(tmp_path, sampler):
     assert trials[0].values == [quality(study.space.point(trials[0].params)), 1.0]
     assert [trial.constraints["time/train_s<=1.5"] for trial in trials[:3]] == [-1.5, -0.5, 0.5]
     assert {trial.number % 3 for trial in study.study.best_trials} <= {0, 1}
-    assert study.record(3).intermediate_values == {5: 1.0, 10: trials[3].values[0]}
-    assert [trial.state for trial in study.records.trials] == [trial.state for trial in trials]
+    assert study.reported(3).intermediate_values == {5: 1.0, 10: trials[3].values[0]}
+    assert [trial.state for trial in study.reports.trials] == [trial.state for trial in trials]
     assert load_study(study.config, tmp_path).directions == study.study.directions
 
 
 FAULTS = {
     "sampler = cmaes: serves one goal, not fid, kid; choose one of tpe": {"sampler": "cmaes", "goals": ("fid", "kid")},
     "sampler = cmaes: knows no constraints; choose one of tpe": {"sampler": "cmaes", "constraints": ("kid<=1",)},
-    "goals = fdi: fdi is no metric": {"goals": ("fdi",)},
-    "constraints = mib<=1: mib is no metric": {"constraints": ("mib<=1",)},
+    "goals = fdi: fdi is not a metric": {"goals": ("fdi",)},
+    "constraints = mib<=1: mib is not a metric": {"constraints": ("mib<=1",)},
     "sampler = cmaes: needs a searched range": {
         "sampler": "cmaes",
         "search": ("objective.gap_schedule=linear,cosine",),
@@ -282,4 +283,4 @@ FAULTS = {
 @pytest.mark.parametrize("message", FAULTS)
 def test_what_cannot_be_searched_is_refused(tmp_path, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
-        check_study(SweepConfig.model_validate(FAULTS[message]), tmp_path, resuming=False)
+        check(SweepConfig.model_validate(FAULTS[message]), tmp_path, resuming=False)

@@ -29,7 +29,7 @@ from orchestration.tracking.uri import TrackingError, check_tracking
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], "first", Path(sys.argv[2]))
 tracker.start_run("first", "first", {}, {})
 assert tracker.close(60) == 0
@@ -37,7 +37,7 @@ assert tracker.close(60) == 0
 RECORD_UNTIL_KILLED = """
 import itertools, sys, time
 from pathlib import Path
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 tracker.start_run("run", "run", {"a": 1}, {})
 for step in itertools.count(1):
@@ -143,7 +143,7 @@ def assert_sweep(uri, experiment):
 
 
 def test_import_is_light():
-    script = "import sys, orchestration.tracking; print({'mlflow', 'ray', 'torch', 'requests'} & set(sys.modules))"
+    script = "import sys, orchestration.tracking.tracker; print({'mlflow', 'ray', 'torch', 'requests'} & set(sys.modules))"
     result = subprocess.run(python(script), cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
@@ -498,7 +498,7 @@ def test_driver_killed_in_the_middle(uri, experiment, tmp_path):
 RECORD_TRIALS_UNTIL_KILLED = """
 import itertools, sys, time
 from pathlib import Path
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 uri, experiment, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 tracker = Tracker(uri, experiment, folder / "spool")
 tracker.start_run("sweep", "sweep", {}, {})
@@ -667,7 +667,7 @@ def test_several_programs_may_make_the_database_at_once(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from orchestration.tracking import Tracker
+from orchestration.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], "shared", Path(sys.argv[2]))
 tracker.start_run("run", "run", {}, {})
 tracker.end_run("run", "FINISHED")

@@ -101,10 +101,10 @@ def test_equal_contents_are_equal_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"latents": None}, "has no data set latents"),
-        ({"labels": None}, "has no data set labels"),
-        ({"amount": None}, "has no data set amount"),
-        ({"latent_size": None}, "has no data set latent_size"),
+        ({"latents": None}, "has no dataset latents"),
+        ({"labels": None}, "has no dataset labels"),
+        ({"amount": None}, "has no dataset amount"),
+        ({"latent_size": None}, "has no dataset latent_size"),
         ({"latents": MOMENTS[:, :4]}, "must be floats [N, 8, H, H]"),
         ({"latents": MOMENTS[..., :2]}, "must be floats [N, 8, H, H]"),
         ({"latents": MOMENTS.astype(int)}, "must be floats [N, 8, H, H]"),
@@ -176,7 +176,7 @@ def test_no_file_is_refused_by_name(root, tmp_path):
 
 def test_another_image_size_is_refused_with_both(path):
     with pytest.raises(
-        DataError, match=re.escape(f"{path}: holds latents of side 4, of images of 32 pixels, but")
+        DataError, match=re.escape(f"{path}: contains latents of side 4, of images of 32 pixels, but")
     ) as e:
         open_source(config(path, image_size=64))
     assert "dataset.image_size = 64" in str(e.value)

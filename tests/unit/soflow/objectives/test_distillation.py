@@ -317,7 +317,7 @@ def test_a_run_without_labels_can_learn_from_either_kind(conditional, digits, tm
         (None, "objective.teacher = None: must be a trained run to distill, its folder or one of its checkpoint-"),
         ("nowhere.pt", "objective.teacher = {folder}/nowhere.pt: no such checkpoint"),
         ("nowhere", "objective.teacher = {folder}/nowhere: no such checkpoint"),
-        ("empty", "objective.teacher = {folder}/empty: holds no checkpoint-*.pt"),
+        ("empty", "objective.teacher = {folder}/empty: contains no checkpoint-*.pt"),
         ("damaged.pt", "objective.teacher = {folder}/damaged.pt: is damaged or not a checkpoint"),
         ("other.pt", "objective.teacher = {folder}/other.pt: is no checkpoint of a run of this version"),
     ],

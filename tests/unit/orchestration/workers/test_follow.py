@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +11,16 @@ import pytest
 import torch
 from helpers import CPU, REPOSITORY, relative_error, tiny_config
 
-from orchestration.config import SweepConfig
-from orchestration.storage import SWEEP_FILE, create, new_folder, sole_owner
-from orchestration.sweep.resume import check_state, own_config
-from orchestration.sweep.study import SweepStudy, open_storage
 from orchestration.sweep.trial_actor import over_seeds
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.group import RequestFailed
 from orchestration.workers.mailbox import OUT_OF_MEMORY as NO_MEMORY
 from orchestration.workers.training import Request, TrainingWorker
 from soflow.config import RunConfig
-from soflow.config_base import ConfigError
-from soflow.config_files import read_yaml, to_yaml
 from soflow.statistics import mean_interval
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
-from soflow.training.reports import recorded
+from soflow.training.reports import load_report
 from soflow.training.trainer import Trainer
 from tests.unit.soflow.training.test_distributed import cases, disturb, source
 
@@ -50,7 +41,7 @@ class OneWorker:
 
 def to_the_end(run: FollowedRun, group: OneWorker) -> list:
     answers = []
-    while not (answers and answers[-1].finished):
+    while not (answers and answers[-1].report.finished):
         answers.append(run.next_report(group))
         assert answers[-1].failure is None, answers[-1].failure
     return answers
@@ -58,6 +49,10 @@ def to_the_end(run: FollowedRun, group: OneWorker) -> list:
 
 def numbers(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
+
+
+def all_numbers(answers: list) -> list[dict[str, float]]:
+    return [numbers(answer.report.metrics) for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +125,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(damage, config, 
     group.worker = TrainingWorker(str(group.worker.cache), CPU, 0, 1)  # the one that held the run is lost
     answers += to_the_end(run, group)
     assert [answer.step for answer in answers] == [2, 4, 6, 8]  # nothing twice
-    assert [numbers(answer.metrics) for answer in answers[-1:]] == [numbers(undisturbed[-1].metrics)]
+    assert [numbers(answer.report.metrics) for answer in answers[-1:]] == [numbers(undisturbed[-1].report.metrics)]
     assert checkpoints.load(checkpoints.path_of(tmp_path, 6))["step"] == 6  # made again on the way
 
 
@@ -157,10 +152,12 @@ def test_reports_that_were_lost_with_their_owner_are_read_not_made_again(config,
     assert len(group.requests) == asked
     assert [answer.step for answer in again] == [2, 4, 6, 8]
     for one, other in zip(first, again, strict=True):
-        handover = {"time/handover_s": one.metrics.get("time/handover_s")} if one.step == 2 else {}
-        assert other.metrics | handover == one.metrics  # clocks included
-        assert (other.facts, other.grids, other.finished) == (one.facts, one.grids, one.finished)
-    assert [numbers(answer.metrics) for answer in again] == [numbers(answer.metrics) for answer in undisturbed]
+        handover = {"time/handover_s": one.report.metrics.get("time/handover_s")} if one.step == 2 else {}
+        assert other.report.metrics | handover == one.report.metrics  # clocks included
+        assert (other.report.facts, other.report.grids) == (one.report.facts, one.report.grids)
+    assert [numbers(answer.report.metrics) for answer in again] == [
+        numbers(answer.report.metrics) for answer in undisturbed
+    ]
 
 
 def test_an_owner_that_is_behind_the_checkpoints_catches_up(config, group, undisturbed, tmp_path):
@@ -172,20 +169,22 @@ def test_an_owner_that_is_behind_the_checkpoints_catches_up(config, group, undis
     group.worker = TrainingWorker(str(group.worker.cache), CPU, 0, 1)
     answers = to_the_end(FollowedRun(config, tmp_path, 1, step=2), group)
     assert [answer.step for answer in answers] == [4, 6, 8]
-    assert [numbers(answer.metrics) for answer in answers] == [numbers(answer.metrics) for answer in undisturbed[1:]]
+    assert [numbers(answer.report.metrics) for answer in answers] == [
+        numbers(answer.report.metrics) for answer in undisturbed[1:]
+    ]
 
 
 def test_a_damaged_or_foreign_report_is_made_again(config, group, tmp_path):
     FollowedRun(config, tmp_path, 1).next_report(group)
     other = config.model_copy(update={"seed": 1})
-    assert recorded(config, tmp_path, 0).step == 2
-    assert recorded(other, tmp_path, 0) is None
+    assert load_report(config, tmp_path, 0).step == 2
+    assert load_report(other, tmp_path, 0) is None
     (path,) = (tmp_path / "reports").iterdir()
     path.write_text(path.read_text()[:40])
-    assert recorded(config, tmp_path, 0) is None
+    assert load_report(config, tmp_path, 0) is None
     answer = FollowedRun(other, tmp_path, 1).next_report(group)
     assert answer.step == 2
-    assert recorded(other, tmp_path, 0).metrics["fid"] == answer.metrics["fid"]
+    assert load_report(other, tmp_path, 0).metrics["fid"] == answer.report.metrics["fid"]
 
 
 # Memory.
@@ -238,7 +237,7 @@ from pathlib import Path
 import torch
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 from helpers import tiny_config
-from tests.unit.soflow.training.test_run_recovery import OneWorker, heavy
+from tests.unit.orchestration.workers.test_follow import OneWorker, heavy
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.mailbox import OUT_OF_MEMORY as NO_MEMORY
 
@@ -252,7 +251,9 @@ for headroom_mib in map(int, sys.argv[3:]):
     group.requests.clear()
     answer = FollowedRun(heavy(), folder / str(headroom_mib), 1).next_report(group)
     print([request.micro_batches for request in group.requests])
-    print(answer.facts.get("micro_batch"), answer.metrics.get("loss/flow_matching"), answer.failure)
+    report = answer.report
+    made = (report.facts["micro_batch"], report.metrics["loss/flow_matching"]) if report else (None, None)
+    print(*made, answer.failure)
 """
 
 
@@ -280,7 +281,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_parts(group, tmp_path):
     assert int(micro_batch) == 512 // parts[-1]
     whole = FollowedRun(heavy(), tmp_path / "whole", 1).next_report(group)
     assert whole.facts["micro_batch"] == "512"
-    assert float(loss) == pytest.approx(whole.metrics["loss/flow_matching"], rel=1e-5)  # float32
+    assert float(loss) == pytest.approx(whole.report.metrics["loss/flow_matching"], rel=1e-5)  # float32
     assert asked_again == str([2**attempt for attempt in range(10)])
     reason = r"training.batch_size = 512: a step does not fit into memory with 1 samples at a time on each of 1 workers"
     assert failed[2].startswith(reason)
@@ -304,117 +305,6 @@ def test_the_mean_over_seeds_takes_the_place_of_the_first_seed_s_fid():
     assert several["fid/low"] < 1 < 3 < several["fid/high"]
 
 
-# A sweep's files.
-
-
-def sweep_folder(storage: Path, **fields) -> tuple[SweepConfig, Path]:
-    """A sweep that was interrupted before Tune had begun, with two trials in its study."""
-    config = SweepConfig(name="s", storage=storage, num_trials=4, **fields)
-    folder = new_folder(config)
-    create(folder, SWEEP_FILE, to_yaml(config))
-    study = SweepStudy(config, folder)
-    for number in range(2):
-        study.next_trial(set(range(number)))
-    return config, folder
-
-
-def test_a_folder_is_never_taken_twice(tmp_path):
-    config, folder = sweep_folder(tmp_path)
-    with pytest.raises(ConfigError, match=f"name = s: is taken in {tmp_path}; choose another or use --resume"):
-        new_folder(config)
-    with pytest.raises(ConfigError, match="name = s: is taken"):  # by another process, after new_folder looked
-        create(folder, SWEEP_FILE, "another: sweep")
-    assert read_yaml(folder / SWEEP_FILE)["name"] == "s"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
-
-
-def test_a_sweep_has_one_process_at_a_time(tmp_path):
-    _, folder = sweep_folder(tmp_path)
-    another = pytest.raises(ConfigError, match="resume = s: another process is at it")
-    with sole_owner(folder), another, sole_owner(folder):
-        pass
-    with sole_owner(folder):
-        pass
-
-
-def test_a_sweep_that_was_interrupted_before_tune_had_begun_has_no_state_of_tune(tmp_path):
-    config, folder = sweep_folder(tmp_path)
-    assert check_state(config, folder) is False
-    (folder / "study.journal").unlink()
-    assert check_state(config, folder) is False
-
-
-def test_a_damaged_study_journal_is_refused_by_name_and_line(tmp_path):
-    config, folder = sweep_folder(tmp_path)
-    journal = folder / "study.journal"
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines) + b'{"op_code": 4, "wor')  # what a killed process leaves
-    assert check_state(config, folder) is False
-    journal.write_bytes(b"".join([*lines[:3], lines[3][:10] + b"\n", *lines[4:]]))
-    with pytest.raises(ConfigError, match=re.escape(f"{journal}: line 4 is damaged")):
-        check_state(config, folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"), [("num_trials: 4\nsampler: [", "cannot be read"), ("num_trialz: 4", "num_trialz: unknown key")]
-)
-def test_a_damaged_sweep_configuration_is_refused_by_name(text, reason, tmp_path):
-    _, folder = sweep_folder(tmp_path)
-    (folder / SWEEP_FILE).write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(f"{folder / SWEEP_FILE}: {reason}")):
-        own_config(folder, {})
-
-
-def tune_state(config: SweepConfig, folder: Path) -> tuple[Path, Path]:
-    """What a Tuner and its controller write: the state of the study's trials and the Tuner itself."""
-    from ray import tune
-    from ray.tune.experiment import Trial
-
-    from orchestration.sweep.trial_actor import TrialSlot
-
-    study = SweepStudy(config, folder)
-    trials = [{"number": trial.number, "point": study.space.point(trial.params)} for trial in study.trials()[:2]]
-    tune.Tuner(TrialSlot, run_config=tune.RunConfig(name="tune", storage_path=str(folder)))
-    state = folder / "tune" / "experiment_state-2026-01-01_00-00-00.json"
-    saved = [Trial("TrialSlot", stub=True, config=trial).get_json_state() for trial in trials]
-    state.write_text(json.dumps({"trial_data": saved}))
-    return state, folder / "tune" / "tuner.pkl"
-
-
-@pytest.mark.parametrize("damage", ["state", "tuner", "no tuner", "moved", "short study", "another study"])
-def test_damaged_or_foreign_state_of_tune_is_refused_by_name(damage, tmp_path):
-    """State as a Tuner writes it, of a folder of two trials."""
-    config, folder = sweep_folder(tmp_path)
-    state, tuner = tune_state(config, folder)
-    assert check_state(config, folder) is True
-    if damage == "state":
-        state.write_bytes(state.read_bytes()[:-10])
-        expected = f"{state}: is damaged"
-    elif damage == "tuner":
-        tuner.write_bytes(tuner.read_bytes()[:-10])
-        expected = f"{tuner}: is damaged"
-    elif damage == "no tuner":
-        tuner.unlink()
-        expected = f"{tuner}: is missing"
-    elif damage == "moved":
-        folder = folder.rename(tmp_path / "other")
-        expected = f"{folder / 'tune' / 'tuner.pkl'}: belongs to a sweep in another folder"
-    elif damage == "short study":
-        journal = folder / "study.journal"
-        journal.write_bytes(journal.read_bytes().partition(b"\n")[0] + b"\n")
-        expected = f"{journal}: trial 0 of {folder / 'tune'} is not in it"
-    else:
-        _, another = sweep_folder(tmp_path / "elsewhere", objective={"name": "soflow", "velocity_mix": 0.9})
-        shutil.copy(another / "study.journal", folder)
-        expected = f"{folder / 'study.journal'}: trial 0 of {folder / 'tune'} is another one in it"
-    open_storage.cache_clear()  # as a new process would find it
-    with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
-        check_state(config, folder)
-    assert "\n" not in str(caught.value)
-    if "study" not in damage:
-        assert f"delete the folder {folder / 'tune'} to go on" in str(caught.value)
-
-
 class OutOfMemoryAbove:
     """A group whose node runs out of memory at more samples at a time, as Ray's memory monitor tells it."""
 
@@ -432,7 +322,7 @@ def test_workers_that_their_node_had_no_memory_for_are_asked_for_less(config, gr
     run = FollowedRun(config, tmp_path, 1)
     answer = run.next_report(scarce)
     assert (run.micro_batches, answer.failure) == (4, None)
-    losses = [found.metrics["loss/consistency"] for found in (answer, undisturbed[0])]
+    losses = [found.report.metrics["loss/consistency"] for found in (answer, undisturbed[0])]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32 sums in another order
     hopeless = FollowedRun(config, tmp_path / "hopeless", 1)
     assert "ran out of memory" in hopeless.next_report(OutOfMemoryAbove(group, 0, 8)).failure

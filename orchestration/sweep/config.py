@@ -1,0 +1,168 @@
+"""Configuration of a sweep."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestration.config import LaunchConfig
+from orchestration.sweep.cases import Case, read_cases
+from orchestration.sweep.hypotheses import read_hypothesis
+from soflow.config_base import Count, Section
+
+SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random"]
+CONDITIONAL_SAMPLERS = ("tpe", "random")
+"""Samplers that can leave a dimension out of a trial; with the others every trial has all dimensions."""
+NUM_TRIALS = 16
+
+
+class EarlyStoppingConfig(Section):
+    kind: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """asha = successive halving as results come in, hyperband = several halvings in parallel, median = median rule,
+    none = never stop a trial."""
+    grace_reports: Count = 4
+    """Reports that every trial makes before it may be stopped."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    """Successive-halving factor η: each rung keeps 1/η of its trials and is η times longer than the last."""
+    compare: Literal["equal_steps", "equal_progress"] = "equal_steps"
+    """equal_steps = compare trials at equal steps; equal_progress = after complete trainings of growing length K, each
+    with its whole schedule r(k, K), for up to twice the steps."""
+
+
+class SweepConfig(LaunchConfig):
+    """A search over the configuration of training runs."""
+
+    num_trials: Count | None = None
+    """Configurations to try. With --resume: extend the sweep to this many."""
+    max_concurrent: Count = 2
+    """Trials that run in parallel, each on its own group of workers."""
+    seeds_per_trial: Count = 1
+    """Seeds per configuration, all trained to the end; the search sees their mean FID."""
+    trial_retries: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a trial from its checkpoint after its process or a worker was lost."""
+    search: tuple[str, ...] | None = None
+    """Search space, each PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C. Default: the objective's own."""
+    cases: tuple[Case, ...] = ()
+    """Configurations to compare instead of a search, each NAME or NAME:PATH=VALUE,PATH=VALUE. Another objective.name
+    starts from the defaults of that objective."""
+    case_seeds: Count = 1
+    """Seeds per case, one trial each: `seed` and the numbers after it."""
+    hypotheses: tuple[str, ...] = ()
+    """Hypotheses to test, e.g. "fid(soflow) < 0.9 * fid(meanflow)" or "fid(soflow) < 65"."""
+    sampler: SamplerName = "tpe"
+    """Optuna sampler; cmaes and gp suit few, numeric dimensions."""
+    goals: tuple[str, ...] = ("fid",)
+    """Metrics to minimize, e.g. fid time/train_s memory/peak_mib; the first ranks and stops trials."""
+    constraints: tuple[str, ...] = ()
+    """Limits for the best trial, each METRIC<=NUMBER, e.g. "memory/peak_mib<=2000"."""
+    known_points: tuple[str, ...] | None = None
+    """Points to try first, each PATH=VALUE,PATH=VALUE. Default: the base configuration and the paper's settings."""
+    early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
+    study_storage: str | None = None
+    """Database URL of the Optuna study. Default: study.journal in the sweep's folder."""
+    progress: Literal["auto", "live", "plain", "json"] = "auto"
+    """Progress output: live = table, plain = one line per report, json = one JSON object per event on stdout; auto =
+    live on a terminal, else plain."""
+    resume: str | None = None
+    """Name or folder of a sweep to continue or extend, with its own configuration except num_trials and search."""
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _as_assignments(cls, search: Any) -> Any:
+        """Accept a mapping of paths, as YAML files may have it."""
+        return tuple(f"{path}={spec}" for path, spec in search.items()) if isinstance(search, dict) else search
+
+    @field_validator("known_points", mode="before")
+    @classmethod
+    def _as_points(cls, points: Any) -> Any:
+        """Accept mappings of paths, as YAML files may have them."""
+        if not isinstance(points, (list, tuple)):
+            return points
+        as_text = (
+            ",".join(f"{k}={v}" for k, v in point.items()) if isinstance(point, dict) else point for point in points
+        )
+        return tuple(as_text)
+
+    @field_validator("goals")
+    @classmethod
+    def _goals_differ(cls, goals: tuple[str, ...]) -> tuple[str, ...]:
+        if not goals or len(set(goals)) < len(goals):
+            raise ValueError("must be one or more different metrics")
+        return goals
+
+    @field_validator("constraints")
+    @classmethod
+    def _constraints_parse(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        for constraint in constraints:
+            read_constraint(constraint)
+        return constraints
+
+    @field_validator("cases", mode="before")
+    @classmethod
+    def _as_cases(cls, cases: Any) -> Any:
+        return read_cases(cases)
+
+    @field_validator("cases")
+    @classmethod
+    def _case_names_differ(cls, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        if len({case.name for case in cases}) < len(cases):
+            raise ValueError("must have different names")
+        return cases
+
+    @model_validator(mode="after")
+    def _hypotheses_are_about_cases(self) -> SweepConfig:
+        known = [case.name for case in self.cases]
+        for text in self.hypotheses if self.resume is None else ():
+            for term in read_hypothesis(text).terms:
+                if term.case not in known:
+                    raise ValueError(f"hypotheses = {text}: {term.case} must be a case: {', '.join(known) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _cases_replace_the_search(self) -> SweepConfig:
+        """Cases are trained to the end, and all of them."""
+        if not self.cases or self.resume is not None:
+            return self
+        for name, value, needed in (
+            ("search", self.search, None),
+            ("known_points", self.known_points, None),
+            ("early_stopping.kind", self.early_stopping.kind, "none"),
+            ("seeds_per_trial", self.seeds_per_trial, 1),
+        ):
+            if value != needed:
+                raise ValueError(f"{name} = {value}: must be {needed or 'left out'} with cases")
+        if self.num_trials != (total := len(self.cases) * self.case_seeds):
+            raise ValueError(f"num_trials = {self.num_trials}: must be {total} or left out with these cases")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
+            cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
+            return values | {"num_trials": len(cases or ()) * int(seeds) or NUM_TRIALS}
+        return values
+
+
+class Constraint(NamedTuple):
+    """A limit that a trial must keep to count as best."""
+
+    metric: str
+    limit: float
+
+
+def read_constraint(text: str) -> Constraint:
+    """Parse METRIC<=NUMBER.
+
+    Raises:
+        ValueError: if the text has another form.
+    """
+    metric, sign, limit = text.partition("<=")
+    try:
+        if metric.strip() and sign and math.isfinite(float(limit)):
+            return Constraint(metric.strip(), float(limit))
+    except ValueError:
+        pass
+    raise ValueError("must read METRIC<=NUMBER, as in memory/peak_mib<=2000")
