@@ -44,4 +44,5 @@ def _mapping(path: str | Path) -> dict[str, Any]:
 
 
 def to_yaml(config: BaseModel) -> str:
+    """Format a configuration as YAML."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)

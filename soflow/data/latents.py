@@ -44,7 +44,7 @@ class LatentFile:
             file = self._open()
             for name in ("latents", "labels", "amount", "latent_size"):
                 if not isinstance(file.get(name), h5py.Dataset):
-                    raise DataError(f"{path}: has no data set {name}; {REMEDY}")
+                    raise DataError(f"{path}: has no dataset {name}; {REMEDY}")
             self.shape = self._checked_shape(file)
             self.labels = file["labels"][()]
             classes = file.attrs.get("num_classes")
@@ -136,7 +136,7 @@ def open_source(root: Path | None, image_size: int | None, download: bool = Fals
     source = LatentFile(root)
     if (side := source.shape[2] * LATENT_FACTOR) != image_size:
         raise DataError(
-            f"{root}: holds latents of side {source.shape[2]}, of images of {side} pixels, "
+            f"{root}: contains latents of side {source.shape[2]}, of images of {side} pixels, "
             f"but dataset.image_size = {image_size}; set dataset.image_size to {side}"
         )
     return source

@@ -18,10 +18,10 @@ class EvaluationConfig(Section):
     """Number of generated samples per FID."""
     nfe: tuple[Count, ...] | None = None
     """NFE values (number of function evaluations) to evaluate. The first is logged as `fid`, the others as
-    `fid_{n}nfe`. Default: the objective's own values."""
+    `fid_{n}nfe`. Default: depends on the objective."""
     sampler: Sampler | None = None
-    """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: the objective's own
-    sampler."""
+    """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: depends on the
+    objective."""
     feature_network: str | None = None
     """Feature network for FID: digits-cnn, fashion-cnn or inception. Default: the one that fits the dataset."""
     inception_weights: InputPath | None = None

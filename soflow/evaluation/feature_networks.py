@@ -173,5 +173,5 @@ def _fetch_inception() -> Path:
 def _remedy() -> str:
     return (
         f"download {URL_INCEPTION_V3} elsewhere and give its path, or set evaluation.feature_network to one of "
-        f"{', '.join(WIDTHS)} where it fits the data set"
+        f"{', '.join(WIDTHS)} if it fits the dataset"
     )

@@ -173,7 +173,7 @@ class Evaluator:
         """Merge all workers' moments and return the number of images."""
         moments.merge(self.workers)
         if moments.count < 2:
-            raise ValueError(f"{moments.count} image given: a distribution needs at least 2")
+            raise ValueError(f"{moments.count} image evaluated: a distribution needs at least 2")
         return moments.count
 
     def _checked_layers(self, batch: Batch) -> dict[str, Tensor]:

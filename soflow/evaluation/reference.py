@@ -96,6 +96,7 @@ def _from_cache_or_together(
 ) -> dict[str, Tensor] | None:
     """Read the cache on worker 0; on a miss, compute on all workers."""
 
+    # An all-reduce that every worker makes exactly once: it reports a cache miss of worker 0 to all of them.
     def missing(flag: float) -> bool:
         return bool(workers.sum(torch.tensor(flag, device=workers.device)))
 
@@ -105,12 +106,12 @@ def _from_cache_or_together(
         return None
     measured = False
 
-    def measure_with_the_others() -> dict[str, Tensor]:
+    def measure_on_all_workers() -> dict[str, Tensor]:
         nonlocal measured
         measured = missing(1.0)
         return measure()
 
-    tensors = cached(path, measure_with_the_others)
+    tensors = cached(path, measure_on_all_workers)
     if not measured:
         missing(0.0)
     return tensors
@@ -122,7 +123,7 @@ def _measure(
 ) -> dict[str, Tensor]:
     """Compute the content of the cache file: `mu`, `sigma`, `features` of at most 10,000 images, `floor` (FID, KID)."""
     if len(source) < 4:
-        raise DataError(f"the data set has {len(source)} images: its two halves need at least 2 each")
+        raise DataError(f"the dataset has {len(source)} images: its two halves need at least 2 each")
     dimension = FEATURE_NETWORKS[config.feature_network].num_features
     codec = codecs.build(config.dataset, workers.device)
     order, half = _halves(source.labels)

@@ -2,8 +2,8 @@
 
 An authors' checkpoint is a dictionary of `model` and `ema_model` (parameters by name, prefixed with `network.`),
 `optimizer`, `finished_steps` and `finished_epochs`. DiT parameters have the same names here, with two differences. The
-position table is a parameter there and a buffer here, so optimizer states are numbered differently. Without label drop,
-their label table has no null row, because it would never be used.
+position table is a parameter in their code and a buffer here, so optimizer states are numbered differently. Without
+label drop, their label table has no null row, because it would never be used.
 """
 
 from __future__ import annotations

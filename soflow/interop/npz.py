@@ -38,7 +38,7 @@ def write_samples(path: Path, batches: Iterable[Batch], shape: tuple[int, int, i
                 written += len(batch.images)
                 labels += [] if batch.labels is None else [batch.labels.cpu()]
         if written != count:
-            raise ValueError(f"{written} images were given in place of {count}")
+            raise ValueError(f"{written} images written, expected {count}")
         if labels:
             with archive.open("arr_1.npy", "w") as file:
                 np.lib.format.write_array(file, torch.cat(labels).numpy())
@@ -46,4 +46,4 @@ def write_samples(path: Path, batches: Iterable[Batch], shape: tuple[int, int, i
 
 def _check(images: Tensor, shape: tuple[int, int, int, int]) -> None:
     if images.dtype != torch.uint8 or images.shape[1:] != shape[1:]:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape[1:])} in place of uint8 {shape[1:]}")
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape[1:])}, expected uint8 {shape[1:]}")

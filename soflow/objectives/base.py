@@ -203,6 +203,7 @@ class Objective(ABC):
             with phase("guidance"):
                 outputs = self.forward(network, x_t[rows], t, t, network_labels)
         of_null, of_label = outputs[: len(guided)] if null else 0.0, outputs[len(guided) if null else 0 :]
+        # The flow-matching samples come first, so the reused outputs precede the computed ones.
         if label and n_reused:
             of_label = torch.cat([output[guided[:n_reused]], of_label])
         return of_null, of_label if label else 0.0

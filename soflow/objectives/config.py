@@ -47,7 +47,7 @@ class WeightFields(Section):
 
 
 class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
-    """Flow-matching baseline: SoFlow's flow-matching loss alone."""
+    """Flow-matching baseline: only SoFlow's flow-matching loss."""
 
     name: Literal["flow_matching"] = "flow_matching"
     time_mean: float = -0.2

@@ -1,4 +1,4 @@
-"""Flow matching with training-time guidance: SoFlow's flow-matching loss alone (arXiv 2512.15657)."""
+"""Flow matching with training-time guidance: only SoFlow's flow-matching loss (arXiv 2512.15657)."""
 
 from __future__ import annotations
 

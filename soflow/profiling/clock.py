@@ -41,6 +41,7 @@ class StepClock:
 
     def _now(self):
         if self.device.type == "cuda":
+            # Events are timestamped on the device, so recording one does not wait for it.
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
             return event

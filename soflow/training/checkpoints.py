@@ -30,6 +30,7 @@ class CheckpointError(RuntimeError):
 
 
 def path_of(directory: Path, step: int) -> Path:
+    """Return the path of a step's checkpoint in a run's directory."""
     return directory / f"checkpoint-{step:08d}.pt"
 
 
@@ -57,6 +58,7 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
         stale.unlink()
     with atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)
+        # Without fsync, a machine failure soon after the rename could leave an empty file under the final name.
         file.flush()
         os.fsync(file.fileno())
     best = _best(directory)

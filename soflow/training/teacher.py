@@ -56,7 +56,7 @@ def _checkpoint(path: Path | None) -> Path:
     if not path.is_dir():
         return path
     if not (step := checkpoints.latest_step(path)):
-        raise ConfigError(f"objective.teacher = {path}: holds no checkpoint-*.pt of a run or trial")
+        raise ConfigError(f"objective.teacher = {path}: contains no checkpoint-*.pt of a run or trial")
     return checkpoints.path_of(path, step)
 
 

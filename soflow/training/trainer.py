@@ -270,9 +270,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of `state_dict`."""
         self.step, self.train_s = state["step"], state["train_s"]
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
         self._batches = None
+        # The optimizer keeps references to the loaded tensors and updates them in place.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
