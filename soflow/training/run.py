@@ -1,7 +1,7 @@
-"""One training run in its directory: train to a report, evaluate, draw a grid, write a checkpoint, go on.
+"""Training run in a directory: alternate between training and reports (evaluation, sample grid, checkpoint).
 
-The directory holds config.yaml, the checkpoints that are kept (`checkpoints`), grids/ with PNGs of samples for each
-report and reports/ with what each of them said. Nothing here knows what started the run or where its reports go.
+The directory contains config.yaml, the checkpoints (see `checkpoints`), grids/ with the PNGs of each report, and
+reports/ with the metrics. This module does not depend on the program that starts the run or reads its reports.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from soflow.training.reports import Report
 from soflow.training.trainer import Trainer
 
 NUM_DIAGNOSED = 512
-"""Training samples used by diagnostics."""
+"""Number of training samples used by diagnostics."""
 LAST_NFE = (1, 2, 4)
-"""The last report's samples are also drawn at these numbers of network evaluations."""
+"""Additional NFE values of the last report's sample grids."""
 
 
 class TrainingRun:
-    """A run on one of `world_size` workers, which all train and evaluate; rank 0 writes files.
+    """Training run on one of `world_size` data-parallel workers. All workers train and evaluate; rank 0 writes files.
 
     Args:
-        directory: the run's own folder, on storage that all workers see.
-        start: steps that were reported, 0 for a fresh start. The run goes on from the newest good checkpoint up to
-            there and may so be some steps behind.
-        evaluator: of the configured data and features, for the same rank and number of workers.
+        directory: folder of the run, on storage shared by all workers.
+        start: last reported step, 0 for a new run. The run resumes from the newest readable checkpoint up to this step,
+            which may be an earlier one.
+        evaluator: evaluator of the configured data and features, for the same rank and number of workers.
 
     Raises:
         CheckpointError: if all checkpoints to start from are missing or damaged, or one is of another configuration.
@@ -69,7 +69,7 @@ class TrainingRun:
         return self.trainer.step >= self.config.training.total_steps
 
     def advance(self) -> Report | None:
-        """Train to the next report and make it; None on ranks other than 0.
+        """Train to the next report and return it; return None on ranks other than 0.
 
         Raises:
             NonFiniteLoss: if training diverged.
@@ -82,18 +82,18 @@ class TrainingRun:
         evaluation = self.config.evaluation
         if evaluation.diagnostics and (self.finished or evaluation.diagnose_every_report):
             metrics |= self.diagnose(network)
-        metrics["time/evaluate_s"] = time.perf_counter() - began  # of this report; it ends in numbers, so synchronised
+        metrics["time/evaluate_s"] = time.perf_counter() - began  # the metrics are Python floats: already synchronized
         if trainer.rank:
             return None
         grids = self._draw(network)
         state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
         checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
         report = Report(trainer.step, metrics, self._facts(), grids, self.finished)
-        reports.record(report, self.directory)
+        reports.save_report(report, self.directory)
         return report
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Measure every metric at every configured NFE and, on rank 0, the FID floor of the data itself."""
+        """Compute all metrics at every configured NFE and, on rank 0, the FID floor of the data."""
         trainer, metrics = self.trainer, {}
         for i, nfe in enumerate(evaluation_nfe(self.config, trainer.objective)):
             sampler = sampler_for(self.config, trainer.objective, nfe)
@@ -102,7 +102,7 @@ class TrainingRun:
         return metrics | self.evaluator.floor()
 
     def diagnose(self, network: nn.Module) -> dict[str, float]:
-        """Measure the configured diagnostics, e.g. "diagnostics/ode_violation/mean"; the same on all workers."""
+        """Compute the configured diagnostics, e.g. "diagnostics/ode_violation/mean"; equal on all workers."""
         source = self.trainer.source
         stored, classes = source.batch(np.arange(min(NUM_DIAGNOSED, len(source))))
         labels = torch.from_numpy(classes).to(self.device)
@@ -119,31 +119,31 @@ class TrainingRun:
         return {f"diagnostics/{name}": value for name, value in metrics.items()}
 
     def _images(self, network: nn.Module, nfe: int, sampler: str) -> Iterator[Batch]:
-        """Generate this worker's share of the evaluation's images."""
+        """Generate this worker's share of the evaluation images."""
         trainer = self.trainer
         return generate(trainer.objective, network, trainer.codec, self.config, nfe, sampler, self.evaluator.workers)
 
     def _draw(self, network: nn.Module) -> dict[str, Path]:
-        """Grids from equal noise, by the name of their pictures: named as the metrics at equal NFE are."""
-        trainer, found = self.trainer, {}
+        """Write sample grids at each NFE from the same noise; return paths by name, with the metrics' suffixes."""
+        trainer, paths = self.trainer, {}
         first, *others = evaluation_nfe(self.config, trainer.objective)
         for nfe in (first, *(sorted({*others, *LAST_NFE} - {first}) if self.finished else ())):
             suffix = "" if nfe == first else f"_{nfe}nfe"
             path = self.directory / "grids" / f"step-{trainer.step:08d}{suffix}.png"
             images = draw_grid(trainer.objective, network, self.config, self.device, nfe, codec=trainer.codec)
             write_grid(images, path, GRID_COLUMNS)
-            found[f"samples{suffix}"] = path
-        return found
+            paths[f"samples{suffix}"] = path
+        return paths
 
     def _facts(self) -> dict[str, str]:
-        """How this run's numbers were made, for comparing like with like."""
+        """Collect the conditions that must agree for two runs' numbers to be comparable."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine(),
             "dtype": self.config.training.precision,
             "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
-            "memory_measure": "peak of tensors in an optimiser step",
+            "memory_measure": "peak of tensors in an optimizer step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),
             "micro_batch": str(self.trainer.micro_batch),
