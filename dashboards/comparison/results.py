@@ -16,8 +16,6 @@ COLUMNS = ("hypothesis", "verdict", "ratio [95 % CI]", "p", "d", "seeds", "minim
 class TestResult(Protocol):
     """Result of a test: a `Verdict`, an `Exponent` or `NotTested`."""
 
-    __test__ = False
-
     @property
     def outcome(self) -> str:
         """One of OUTCOMES."""

@@ -224,7 +224,7 @@ def show_costs(snapshot: Snapshot) -> None:
         if figure.data:
             column.plotly_chart(figure, key=f"pareto {cost}")
         else:
-            column.info(f"No {plain(title(cost))} reported yet.")
+            column.info(f"No {title(cost).partition(' [')[0]} reported yet.")
 
 
 def show_failures(sweep: LiveSweep, snapshot: Snapshot) -> None:

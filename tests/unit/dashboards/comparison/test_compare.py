@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 from sweep_store import SweepStore
 
+from dashboards import report
 from dashboards.comparison.compare import compare, interval
 from dashboards.comparison.page import comparison_page, write_tables
 from dashboards.comparison.results import CONFIRMED, UNDECIDED
@@ -23,7 +24,7 @@ from soflow.statistics import paired_ratio
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
 LAST = ([0.50, 0.70, 0.52], [0.46, 0.66, 0.44], [0.58, 0.75, 0.60], [0.49, 0.69, 0.51])
-"""FID at the end, seed by seed and in each of them by case."""
+"""Final FID by seed, then by case."""
 
 WITHIN_COST = "memory/peak_mib(plain) < 2 * memory/peak_mib(worse)"
 
@@ -50,7 +51,7 @@ def parent(store) -> str:
     return write_sweep(store)
 
 
-def test_every_number_is_mlflows(store, parent):
+def test_measurements_and_ratios_equal_those_in_mlflow(store, parent):
     comparison = compare(read_sweep(store.uri, parent))
     runs = store.children(parent)
     assert [case.name for case in comparison.cases] == ["plain", "worse", "odd_<i>_&_$x$"]
@@ -65,11 +66,8 @@ def test_every_number_is_mlflows(store, parent):
             assert measure.high == pytest.approx(mean + half, rel=1e-9)
     for position in (1, 2):
         case = comparison.cases[position]
-        found, expected = (
-            case.against["fid"],
-            paired_ratio([fids[position] for fids in LAST], [fids[0] for fids in LAST]),
-        )
-        assert found == expected
+        expected = paired_ratio([fids[position] for fids in LAST], [fids[0] for fids in LAST])
+        assert case.against["fid"] == expected
         assert 0 < case.against["time/train_s"].n == 4
     ps = sorted(case.against["fid"].p for case in comparison.cases[1:])
     corrected = sorted(case.p for case in comparison.cases[1:])
@@ -77,7 +75,7 @@ def test_every_number_is_mlflows(store, parent):
     assert math.isnan(comparison.cases[0].p)
 
 
-def test_the_answer_calls_what_the_test_finds_and_nothing_else(store, parent):
+def test_the_answer_names_significant_differences_only(store, parent):
     comparison = compare(read_sweep(store.uri, parent))
     first, second = comparison.answer
     best = comparison.cases[0]
@@ -89,7 +87,7 @@ def test_the_answer_calls_what_the_test_finds_and_nothing_else(store, parent):
     assert "With 4 seeds, the test detects effects of 2.1 standard deviations with 80 % power" in second
 
 
-def test_lost_trials_count_nowhere_and_pairs_are_of_equal_seeds(store):
+def test_lost_trials_are_excluded_and_pairs_share_their_seed(store):
     parent = write_sweep(store, lost=(0, 4))  # the first seed of the first case, the second of the second
     comparison = compare(read_sweep(store.uri, parent))
     plain, worse, odd = comparison.cases
@@ -100,7 +98,7 @@ def test_lost_trials_count_nowhere_and_pairs_are_of_equal_seeds(store):
     assert "plain, seed 0 (trial 0): failed, the loss became NaN" in page
 
 
-def test_fids_measured_in_different_ways_are_not_compared(store):
+def test_fids_of_different_protocols_are_not_compared(store):
     parent = write_sweep(store)
     run = store.children(parent)[5].info.run_id
     store.client.set_tag(run, "nfe", "50")
@@ -110,10 +108,10 @@ def test_fids_measured_in_different_ways_are_not_compared(store):
     assert all(math.isnan(case.p) and "fid" not in case.measures for case in comparison.cases)
     page = page_of(store, parent)
     assert "must not be compared" in page
-    assert "time per step" in page or "peak memory" in page  # costs are
+    assert "time per step" in page or "peak memory" in page  # costs are compared
 
 
-def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(store):
+def test_hypotheses_within_one_protocol_are_tested_and_others_are_not(store):
     texts = ("fid(plain) < 20", "fid(worse) < 20 * fid_floor(worse)", "fid(plain) < fid(worse)", WITHIN_COST)
     parent = write_sweep(store, hypotheses=texts)
     for number, run in store.children(parent).items():
@@ -133,7 +131,7 @@ def test_hypotheses_within_one_way_of_measuring_are_judged_and_others_refused(st
 
 
 @pytest.mark.parametrize(("lost", "seeds"), [(tuple(range(12)), 4), ((), 1)])
-def test_failed_and_single_trials_give_a_report(store, lost, seeds):
+def test_failed_trials_and_single_seeds_give_a_report(store, lost, seeds):
     if seeds == 4:
         parent = write_sweep(store, lost=lost)
     else:
@@ -143,7 +141,7 @@ def test_failed_and_single_trials_give_a_report(store, lost, seeds):
     assert ("No case has a finished trial." in page) == (seeds == 4)
 
 
-def test_the_page_shows_the_table_and_takes_names_as_text(store, parent):
+def test_the_page_shows_the_table_and_escapes_names(store, parent):
     comparison, page = compare(read_sweep(store.uri, parent)), page_of(store, parent)
     assert "<i>" not in page
     table = re.search(r'<table id="measured">.*?</table>', page, re.DOTALL)[0]
@@ -159,7 +157,7 @@ def test_the_page_shows_the_table_and_takes_names_as_text(store, parent):
     assert page.count('<img src="data:image/webp') == 3
 
 
-def test_tables_for_papers(store, parent, tmp_path):
+def test_markdown_and_latex_tables_equal_the_page(store, parent, tmp_path):
     comparison = compare(read_sweep(store.uri, parent))
     markdown, latex = (path.read_text() for path in write_tables(comparison, tmp_path))
     rows = measured_table(comparison)
@@ -172,7 +170,7 @@ def test_tables_for_papers(store, parent, tmp_path):
     assert "Published, not measured here" in markdown
 
 
-def test_the_terminal_shows_verdicts_and_takes_names_as_text(store, capsys):
+def test_the_terminal_shows_verdicts_and_escapes_names(store, capsys):
     cases = ("plain", "[red]worse[/red]:objective.guidance_strength=2", "other:objective.guidance_strength=3")
     parent = write_sweep(
         store, cases=cases, hypotheses=("fid(plain) < fid([red]worse[/red])", "fid(plain) < fid(other)")
@@ -194,3 +192,23 @@ def test_a_comparison_leaves_its_report_and_tables(store, parent, capsys):
     names = ("report.html", "comparison.md", "comparison.tex")
     assert attached == [folder / name for name in names], capsys.readouterr().out
     assert all(path.exists() for path in attached)
+
+
+def test_analysis_and_rendering_do_not_access_mlflow(store, parent, tmp_path, monkeypatch):
+    data = read_sweep(store.uri, parent)
+    comparison = compare(data)
+    attachments = read_attachments(comparison)
+    for name in ("get_metric_history", "search_runs", "list_artifacts", "download_artifacts", "get_run"):
+        monkeypatch.setattr(f"mlflow.MlflowClient.{name}", None)
+    assert compare(data).answer == comparison.answer
+    assert comparison.answer[0] in html.unescape(comparison_page(comparison, *attachments))
+    assert len(write_tables(comparison, tmp_path)) == 2
+
+
+def test_a_sweep_is_read_and_analyzed_once(store, parent, tmp_path, monkeypatch):
+    calls = []
+    for name in ("read_sweep", "compare"):
+        function = getattr(report, name)
+        monkeypatch.setattr(report, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
+    leave_report(store.uri, store.folder_of(parent), lambda path: None)
+    assert calls == ["read_sweep", "compare"]

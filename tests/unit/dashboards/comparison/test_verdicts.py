@@ -1,4 +1,4 @@
-"""Hypotheses: how they read, and that their verdicts are what their tests say, no more often wrong than stated."""
+"""Hypotheses: syntax, verdicts by paired t-tests, family-wise error rate."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def by_seed(values: list[float]) -> dict[int, float]:
     return dict(enumerate(values))
 
 
-def test_hypotheses_read_as_they_are_written():
-    found = read_hypothesis(" fid(λ 0.75, w 3) < 0.9 * time/step_ms(r 1e-4) ")
-    assert (found.left, found.right) == (Measured("fid", "λ 0.75, w 3"), Measured("time/step_ms", "r 1e-4"))
-    assert found.factor == 0.9
+def test_hypotheses_are_parsed():
+    hypothesis = read_hypothesis(" fid(λ 0.75, w 3) < 0.9 * time/step_ms(r 1e-4) ")
+    assert (hypothesis.left, hypothesis.right) == (Measured("fid", "λ 0.75, w 3"), Measured("time/step_ms", "r 1e-4"))
+    assert hypothesis.factor == 0.9
     assert read_hypothesis("fid(a)<fid(b)").factor == 1
     bound = read_hypothesis("diagnostics/fid_by_nfe/compose_2(a) < 6.5e1")
     assert (bound.left.metric, bound.right, bound.factor) == ("diagnostics/fid_by_nfe/compose_2", None, 65)
@@ -40,7 +40,7 @@ def test_hypotheses_read_as_they_are_written():
     "text",
     ["", "fid < fid(b)", "fid(a) > fid(b)", "fid(a) < ", "fid(a) < x * fid(b)", "fid(a) < 0 * fid(b)", "fid() < 1"],
 )
-def test_what_reads_otherwise_is_refused(text):
+def test_invalid_hypotheses_are_rejected(text):
     with pytest.raises(ValueError, match="must"):
         read_hypothesis(text)
     assert logged_hypotheses(str([text])) == []
@@ -71,7 +71,7 @@ def test_hypotheses_must_be_about_the_sweeps_cases_and_metrics(tmp_path):
             check(config, tmp_path)
 
 
-def test_verdicts_are_students_test_of_the_logarithms():
+def test_verdicts_are_paired_t_tests_of_the_logarithms():
     values = {A: by_seed(BETTER), B: by_seed(WORSE)}
     texts = ("fid(a) < fid(b)", "fid(b) < fid(a)", "fid(a) < 0.7 * fid(b)", "fid(a) < 0.2", "fid(a) < 0.39")
     verdicts = judge(map(read_hypothesis, texts), values)
@@ -79,7 +79,7 @@ def test_verdicts_are_students_test_of_the_logarithms():
     right = np.log([WORSE, BETTER, 0.7 * np.array(WORSE), [0.2] * 5, [0.39] * 5])
     ps = [stats.ttest_rel(ours, theirs).pvalue for ours, theirs in zip(left, right, strict=True)]
     ranks = np.argsort(np.argsort(ps, kind="stable"), kind="stable")
-    holm = [max(min(1, p * (5 - rank)) for p, rank in zip(ps, ranks, strict=True) if rank <= own) for own in ranks]
+    holm = [max(min(1, p * (5 - rank)) for p, rank in zip(ps, ranks, strict=True) if rank <= last) for last in ranks]
     assert [verdict.p for verdict in verdicts] == pytest.approx(holm, rel=1e-9)
     assert [verdict.outcome for verdict in verdicts] == [CONFIRMED, REFUTED, REFUTED, REFUTED, UNDECIDED]
     for verdict, difference in zip(verdicts, left - right, strict=True):
@@ -89,7 +89,7 @@ def test_verdicts_are_students_test_of_the_logarithms():
     assert summary(verdicts).startswith("Of 5 hypotheses stated before the run: 1 confirmed, 3 refuted, 1 not decided")
 
 
-def test_pairs_are_of_equal_seeds_and_without_them_nothing_is_called():
+def test_pairs_share_their_seed_and_without_pairs_there_is_no_test():
     values = {A: {0: 1.0, 1: 1.1, 2: 0.9, 7: 5.0}, B: {1: 2.1, 0: 2.0, 2: 1.9, 9: 0.1}}
     (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
     assert verdict.ratio.n == 3
@@ -105,18 +105,18 @@ def test_pairs_are_of_equal_seeds_and_without_them_nothing_is_called():
         assert reason in verdict.row()[1]
 
 
-def test_no_true_equality_is_called_more_often_than_stated():
-    """400 families of four true equalities: the number with a call is at most binomial(400, 0.05), mean 20, deviation
-    4.4; four deviations above it are 38."""
+def test_the_family_wise_error_rate_is_at_most_its_level():
+    """Of 400 families of four true equalities, at most binomial(400, 0.05) have a false positive: mean 20, standard
+    deviation 4.4, so 38 is four deviations above the mean."""
     random = np.random.default_rng(0)
     cases = [Measured("fid", name) for name in "abcde"]
     hypotheses = [read_hypothesis(f"fid(a) < fid({other})") for other in "bcde"]
-    called = 0
+    false_positives = 0
     for _ in range(400):
         seeds = random.normal(0, 0.5, 5)
         values = {case: by_seed(np.exp(seeds + random.normal(0, 0.2, 5)).tolist()) for case in cases}
-        called += any(verdict.outcome != UNDECIDED for verdict in judge(hypotheses, values))
-    assert 0 < called <= 38
+        false_positives += any(verdict.outcome != UNDECIDED for verdict in judge(hypotheses, values))
+    assert 0 < false_positives <= 38
 
 
 def test_verdicts_of_several_sweeps_are_corrected_for_all():

@@ -26,16 +26,16 @@ class CountingClient(MlflowClient):
 
     def __init__(self, uri):
         super().__init__(uri)
-        self.asked = Counter()
+        self.requests = Counter()
 
     def get_metric_history(self, run_id, key):
-        self.asked["history"] += 1
+        self.requests["history"] += 1
         return super().get_metric_history(run_id, key)
 
     def search_runs(self, *arguments, **options):
-        found = super().search_runs(*arguments, **options)
-        self.asked["runs"] += len(found)
-        return found
+        runs = super().search_runs(*arguments, **options)
+        self.requests["runs"] += len(runs)
+        return runs
 
 
 class RunningSweep:
@@ -71,7 +71,7 @@ class RunningSweep:
 
     def refresh(self, *metrics):
         """Refresh as the page does."""
-        self.client.asked.clear()
+        self.client.requests.clear()
         return self.live.refresh(metrics or ("fid",))
 
 
@@ -93,26 +93,26 @@ def test_a_refresh_reads_only_what_is_new(sweep):
     first = sweep.refresh()
     assert first.complete
     assert states(first) == ["finished", "stopped", "failed", "finished", "running", "running"]
-    assert sweep.client.asked["history"] == 6
+    assert sweep.client.requests["history"] == 6
 
     again = sweep.refresh()
     assert (again.trials, again.curves) == (first.trials, first.curves)
-    assert sweep.client.asked["history"] == 0
-    assert sweep.client.asked["runs"] <= 3  # the two that run, and the newest once more
+    assert sweep.client.requests["history"] == 0
+    assert sweep.client.requests["runs"] <= 3  # the two running trials, and the newest one again
 
     sweep.report(runs[5], 20, 4.0)
     new = sweep.start(6, 10)
     changed = sweep.refresh()
-    assert sweep.client.asked["history"] == 1
+    assert sweep.client.requests["history"] == 1
     assert changed.curve(changed.trials[5], "fid").values == (5.0, 4.0)
     assert changed.trials[6].run_id == new
 
     sweep.end(runs[5], "stopped")
     assert states(sweep.refresh())[5] == "stopped"
-    assert sweep.client.asked["history"] <= 1
+    assert sweep.client.requests["history"] <= 1
 
 
-def test_what_is_shown_is_what_mlflow_holds(tmp_path):
+def test_values_equal_those_in_mlflow(tmp_path):
     store = SweepStore(tmp_path)
     run_id = store.sweep("s", [("finished", [5.0, 3.0, 1.0]), ("stopped", [6.0, 5.5]), ("failed", [])])
     live = LiveSweep(store.client, run_id)
@@ -142,7 +142,7 @@ def test_the_time_left_is_the_sweeps_formula(sweep):
     assert findings.left_s(sweep.refresh()) is None
 
 
-def test_half_written_runs_and_strange_values_are_shown_as_far_as_they_go(sweep):
+def test_incomplete_runs_and_extreme_values_are_shown(sweep):
     empty = sweep.refresh()
     assert (empty.trials, findings.left_s(empty), findings.current_best(empty)) == ((), None, None)
     bare = sweep.client.create_run(sweep.experiment, tags={"mlflow.parentRunId": sweep.id})
@@ -165,7 +165,7 @@ def test_half_written_runs_and_strange_values_are_shown_as_far_as_they_go(sweep)
     assert "fid" in findings.metrics_of(snapshot)
 
 
-def test_deleted_trials_go_and_a_deleted_sweep_is_told(sweep):
+def test_deleted_trials_disappear_and_a_deleted_sweep_is_reported(sweep):
     gone, stays = sweep.start(0), sweep.start(1)
     assert len(sweep.refresh().trials) == 2
     sweep.client.delete_run(gone)
@@ -187,7 +187,7 @@ def test_thinned_curves_keep_their_ends_and_their_lowest_point():
     assert thinned(Curve(), 12) == Curve()
 
 
-def test_the_front_is_what_no_other_beats_in_both():
+def test_the_front_is_the_pareto_front():
     points = [(1.0, 5.0), (2.0, 3.0), (2.5, 3.0), (3.0, 4.0), (4.0, 1.0), (math.nan, 0.0), (1.0, 6.0)]
     assert front(points) == [(1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
 
@@ -206,7 +206,7 @@ def page(tracking_uri):
         os.environ.update(before)
 
 
-def test_an_empty_store_and_one_that_is_away_are_reported(tmp_path):
+def test_an_empty_and_an_unreachable_store_are_reported(tmp_path):
     empty = f"sqlite:///{tmp_path / 'empty.db'}"
     MlflowClient(empty).search_experiments()
     for uri, message in (
@@ -220,20 +220,20 @@ def test_an_empty_store_and_one_that_is_away_are_reported(tmp_path):
             assert message in shown_text, uri
 
 
-def test_the_page_of_a_trial_that_failed_before_its_first_time(tmp_path):
+def test_the_page_of_a_trial_that_failed_before_its_first_timing(tmp_path):
     sweep = RunningSweep(tmp_path)
     run = sweep.start(0)
     sweep.client.log_metric(run, "fid", 2.0, step=10)
     sweep.end(run, "failed", "of memory")
     with page(sweep.uri) as shown:
         assert not shown.exception
-        said = " ".join(box.value for box in shown.info).replace("\\", "")
-        assert "No training time [s] reported yet." in said
-        assert "No peak memory [MiB] reported yet." in said
+        infos = " ".join(box.value for box in shown.info).replace("\\", "")
+        assert "No training time reported yet." in infos
+        assert "No peak memory reported yet." in infos
         assert "of memory" in [box.value for box in shown.code]
 
 
-def test_the_page_shows_a_sweep_and_keeps_foreign_text_from_markdown(tmp_path):
+def test_the_page_shows_a_sweep_and_escapes_markdown(tmp_path):
     sweep = RunningSweep(tmp_path, EVIL)
     runs = [sweep.start(number, number, **{"objective.r_end": number / 10}) for number in range(3)]
     for step in (10, 20):

@@ -101,7 +101,7 @@ def good(store, tmp_path_factory) -> tuple[str, Page]:
     return parent, Page(path)
 
 
-def test_every_number_of_the_table_is_mlflows(store, good):
+def test_the_table_equals_mlflow(store, good):
     parent, page = good
     runs = store.children(parent)
     assert [int(row["trial"]) for row in page.table] == [1, 5, 0, 3, 2, 4]
@@ -119,21 +119,21 @@ def test_every_number_of_the_table_is_mlflows(store, good):
             if name == "objective.gap_schedule":
                 assert row[name] == params[name]
             elif name == "objective.r_init" and params["objective.gap_schedule"] == "constant":
-                assert row[name] == ""  # it had no effect
+                assert row[name] == ""  # no effect in this trial
             else:
                 assert float(row[name]) == float(params[name])
     assert page.table[-1]["reason"] == "the loss became NaN"
     assert page.table[-2]["reason"] == "by asha"
 
 
-def test_the_answer_names_the_best_how_it_was_measured_the_default_and_the_floor(good):
+def test_the_answer_names_best_trial_protocol_default_and_floor(good):
     text = good[1].text
     assert "Best trial: 1 (FID 0.75 at 1 NFE), of 6 started, 4 finished." in text
     assert "digits-cnn features (weights 32fbca5906c8), 1,024 samples at 1, 2 NFE, against 1,797 real images" in text
     assert "40 % below the default configuration (trial 0, FID 1.25); 18.4 times the floor of 0.0407" in text
 
 
-def test_every_figure_is_there(good):
+def test_the_page_contains_every_figure(good):
     page = good[1]
     assert {"history", "steps", "importances", "slices", "parallel", "pareto", "costs", "samples"} <= page.ids
     slices, fronts, bars, others = 6, 2, 2, 4 + ("contour" in page.ids)
@@ -142,18 +142,18 @@ def test_every_figure_is_there(good):
     assert page.text.count("4 NFE") == 3
 
 
-def test_the_report_says_how_to_repeat_the_sweep(store, good):
+def test_the_page_contains_the_command_that_repeats_the_sweep(store, good):
     parent, page = good
     assert f"git checkout {'a' * 40}" in page.text
     command = "python experiments/sweep_schedule.py --config sweep.yaml --name good-again"
     assert command in page.text
     configuration = page.text.partition(command)[2].partition("sweep.yaml")[2]
     again = SweepConfig.model_validate(yaml.safe_load(configuration))
-    own = SweepConfig.model_validate(yaml.safe_load((store.folder_of(parent) / "sweep.yaml").read_text()))
-    assert to_dict(again) == to_dict(own)
+    original = SweepConfig.model_validate(yaml.safe_load((store.folder_of(parent) / "sweep.yaml").read_text()))
+    assert to_dict(again) == to_dict(original)
 
 
-def test_unlike_fids_are_not_ranked(store, report):
+def test_fids_of_different_protocols_are_not_ranked(store, report):
     parent = store.sweep("mixed", GOOD)
     other = store.children(parent)[1].info.run_id
     for tag, value in (("fid_num_samples", "50000"), ("fid_feature_network", "inception")):
@@ -168,7 +168,7 @@ def test_unlike_fids_are_not_ranked(store, report):
     assert "Best trial: 1 " in report("mixed").text
 
 
-def test_text_of_others_is_text(store, report):
+def test_user_input_is_escaped(store, report):
     choice = HOSTILE.replace("=", "").replace(",", "")
     parent = store.sweep("hostile", GOOD, search=[f"dataset.root={choice},other"], known_points=[])
     for tag in ("mlflow.runName", "objective", "dataset", "search", "git_commit"):
@@ -189,7 +189,7 @@ def test_text_of_others_is_text(store, report):
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_missing_and_the_rest_is_there(store, report):
+def test_missing_values_leave_the_rest_of_the_report(store, report):
     for name, outcomes in (
         ("one", [("finished", [2.0])]),
         ("all failed", [("failed", [30.0]), ("failed", [])]),
@@ -226,7 +226,7 @@ def test_a_deleted_parent(store, report):
         assert "Best trial: 1 " in page.text
     import sqlite3
 
-    with sqlite3.connect(store.folder / "mlflow.db") as database:  # as `mlflow gc` leaves it
+    with sqlite3.connect(store.folder / "mlflow.db") as database:  # as `mlflow gc` does
         for table in ("params", "tags", "latest_metrics", "metrics", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (parent,))
     page = report(parent)
@@ -245,20 +245,20 @@ def test_very_long_values(store, report):
 
 
 @pytest.mark.slow
-def test_the_study_comes_from_the_run_where_the_folder_is_gone(store, report, tmp_path):
+def test_the_study_is_read_from_the_run_if_the_folder_is_deleted(store, report, tmp_path):
     parent = store.sweep("moved", GOOD)
     folder = store.folder_of(parent)
-    here = report("moved")
+    before = report("moved")
     store.client.log_artifact(parent, str(folder / "study.journal"))
     shutil.rmtree(folder)
-    there = report("moved")
-    assert there.figures == here.figures
-    assert there.ids == here.ids
-    assert "No Optuna study" not in there.text
+    after = report("moved")
+    assert after.figures == before.figures
+    assert after.ids == before.ids
+    assert "No Optuna study" not in after.text
 
 
 @pytest.mark.slow
-def test_without_a_study_mlflow_is_enough_for_a_table(store, report):
+def test_without_a_study_the_report_uses_mlflow_alone(store, report):
     parent = store.sweep("no study", GOOD)
     shutil.rmtree(store.folder_of(parent))
     page = report("no study")
@@ -273,13 +273,13 @@ def test_several_goals_and_constraints(store, report):
     goals = {"goals": ["fid", "time/train_s"], "constraints": ["time/train_s<=9.2"]}
     store.sweep("goals", GOOD, **goals)
     page = report("goals")
-    assert [int(row["trial"]) for row in page.table][:4] == [0, 1, 5, 3]  # only trial 0 keeps the constraint
+    assert [int(row["trial"]) for row in page.table][:4] == [0, 1, 5, 3]  # only trial 0 satisfies the constraint
     assert [row["feasible"] for row in page.table][:2] == ["yes", "no"]
     assert "Pareto front of FID and training time [s]: trial 0." in page.text
     assert {"history", "importances", "slices", "parallel", "pareto"} <= page.ids
 
 
-def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys):
+def test_errors_are_one_line_and_exit_code_2(store, tmp_path, capsys):
     store.sweep("twice", GOOD[:1])
     store.sweep("twice", GOOD[:1])
     run = next(iter(store.children(store.sweep("single", GOOD[:1])).values())).info.run_id
@@ -299,7 +299,7 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(store, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_that_fails_at_a_sweeps_end_is_one_line(store, tmp_path, capsys):
+def test_a_failed_report_at_the_end_of_a_sweep_is_one_line(store, tmp_path, capsys):
     attached = []
     leave_report("http://127.0.0.1:9", tmp_path, attached.append)
     printed = capsys.readouterr().out
