@@ -19,13 +19,7 @@ from dashboards.comparison.cases import Case
 from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED, with_holm
 from dashboards.labels import p_value, shorten, with_interval
 from dashboards.reading.sweep_data import SweepData
-from orchestration.tracking.schema import (
-    CONSISTENCY_LOSS,
-    FLOW_DISTANCE,
-    ODE_VIOLATION,
-    TRUE_DISTANCE,
-    TRUE_VIOLATION,
-)
+from orchestration.tracking import schema
 from soflow.statistics import LEVEL, log_log_slope, mean_interval, t_test
 
 PREDICTED, MARGIN = 0.5, 0.1
@@ -46,11 +40,11 @@ class Relation:
 
 
 RELATIONS = (
-    Relation("distance to the true solution ~ training loss", TRUE_DISTANCE, CONSISTENCY_LOSS),
-    Relation("distance to the own flow ~ training loss", FLOW_DISTANCE, CONSISTENCY_LOSS),
-    Relation("ODE violation ~ training loss", ODE_VIOLATION, CONSISTENCY_LOSS),
-    Relation("distance to the true solution ~ (true ODE violation)²", TRUE_DISTANCE, TRUE_VIOLATION, 2),
-    Relation("distance to the own flow ~ (ODE violation)²", FLOW_DISTANCE, ODE_VIOLATION, 2),
+    Relation("distance to the true solution ~ training loss", schema.TRUE_DISTANCE, schema.CONSISTENCY_LOSS),
+    Relation("distance to the own flow ~ training loss", schema.FLOW_DISTANCE, schema.CONSISTENCY_LOSS),
+    Relation("ODE violation ~ training loss", schema.ODE_VIOLATION, schema.CONSISTENCY_LOSS),
+    Relation("distance to the true solution ~ (true ODE violation)²", schema.TRUE_DISTANCE, schema.TRUE_VIOLATION, 2),
+    Relation("distance to the own flow ~ (ODE violation)²", schema.FLOW_DISTANCE, schema.ODE_VIOLATION, 2),
 )
 AS_PREDICTED = "as √δ"
 

@@ -12,7 +12,7 @@ from dashboards.reading.protocols import Protocol
 from dashboards.reading.sweep_data import SweepData
 from orchestration.storage import SWEEP_FILE
 from orchestration.terminal.format import format_time
-from orchestration.tracking.schema import CPU, DATASET, GIT_COMMIT, OBJECTIVE
+from orchestration.tracking.schema import CPU, DATASET, FINGERPRINT, GIT_COMMIT, OBJECTIVE
 
 FACTS = {
     "hardware": ("device", CPU, "hardware.cpu_cores", "hardware.memory_gib"),
@@ -30,7 +30,6 @@ SETTINGS = {
     "search": ("num_trials", "sampler", "early_stopping.kind", "early_stopping.compare", "goals", "constraints"),
 }
 """Parameters of the sweep by heading."""
-FINGERPRINT = "fid_reference_fingerprint"
 
 
 def subtitle(data: SweepData) -> str:

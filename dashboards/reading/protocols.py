@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dashboards.labels import plural, thousands
 from dashboards.reading.sweep_data import SweepData
-from orchestration.tracking.schema import FID_PROTOCOL
+from orchestration.tracking.schema import FID_PROTOCOL, NFE
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Protocol:
             network += f" (weights {weights})"
         samples = f"{thousands(tags.get('num_samples', '?'))} samples"
         references = f"{thousands(tags['num_references'])} real images" if "num_references" in tags else "the reference"
-        nfe = f" at {tags['nfe'].replace(',', ', ')} NFE" if "nfe" in tags else ""
+        nfe = f" at {tags[NFE].replace(',', ', ')} NFE" if NFE in tags else ""
         source = ", ".join(tags[name] for name in ("reference", "reference_fingerprint") if name in tags)
         return f"{network}, {samples}{nfe}, against {references}" + (f" ({source})" if source else "")
 
     @property
     def first_nfe(self) -> str:
         """NFE of the metric `fid`; empty if unknown."""
-        return self.tags.get("nfe", "").partition(",")[0]
+        return self.tags.get(NFE, "").partition(",")[0]
 
 
 def is_quality(metric: str) -> bool:

@@ -23,20 +23,7 @@ from dashboards.reading.mlflow_runs import (
     read_history,
 )
 from orchestration.storage import SWEEP_FILE
-from orchestration.tracking.schema import (
-    CASE,
-    CONSISTENCY_LOSS,
-    FAILURE,
-    FINAL,
-    FLOW_DISTANCE,
-    NUMBER,
-    ODE_VIOLATION,
-    STATE,
-    SWEEP,
-    TRAIN_S,
-    TRUE_DISTANCE,
-    TRUE_VIOLATION,
-)
+from orchestration.tracking import schema
 
 if TYPE_CHECKING:
     import optuna
@@ -44,12 +31,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 COMPARED_OVER_STEPS = (
-    TRAIN_S,
-    CONSISTENCY_LOSS,
-    FLOW_DISTANCE,
-    ODE_VIOLATION,
-    TRUE_DISTANCE,
-    TRUE_VIOLATION,
+    schema.TRAIN_S,
+    schema.CONSISTENCY_LOSS,
+    schema.FLOW_DISTANCE,
+    schema.ODE_VIOLATION,
+    schema.TRUE_DISTANCE,
+    schema.TRUE_VIOLATION,
 )
 """Metrics whose histories a comparison uses, besides the first goal."""
 
@@ -90,7 +77,7 @@ class SweepData:
     @property
     def is_comparison(self) -> bool:
         """True if the sweep compares cases instead of searching."""
-        return CASE in self.paths
+        return schema.CASE in self.paths
 
     def param(self, name: str, default: str = "") -> str:
         return param_of(self.run, name, default)
@@ -105,7 +92,7 @@ def read_sweep(tracking_uri: str, name_or_id: str) -> SweepData:
     client = connect(tracking_uri)
     with one_line(tracking_uri):
         parent, children = find_sweep(client, name_or_id)
-        name = parent.info.run_name if parent else children[0].data.tags.get(SWEEP, name_or_id)
+        name = parent.info.run_name if parent else children[0].data.tags.get(schema.SWEEP, name_or_id)
         runs = _by_number(children)
         notes = [] if parent else ["The sweep's run was deleted from MLflow; information stored only in it is missing."]
         if parent and parent.info.lifecycle_stage == "deleted":
@@ -118,7 +105,7 @@ def read_sweep(tracking_uri: str, name_or_id: str) -> SweepData:
         if len(started) > len(runs):
             notes.append(f"MLflow contains {len(runs)} of the study's {len(started)} trials.")
         goals, paths = goals_of(parent), _searched(started, runs)
-        metrics = [goals[0], *(COMPARED_OVER_STEPS if CASE in paths else ())]
+        metrics = [goals[0], *(COMPARED_OVER_STEPS if schema.CASE in paths else ())]
         histories = {metric: read_history(client, runs, metric) for metric in metrics}
         trials = _table(runs, paths, started, histories[goals[0]])
         content = read_artifact(client, parent.info.run_id, SWEEP_FILE) if parent else None
@@ -130,7 +117,7 @@ def _by_number(children: list[Run]) -> dict[int, Run]:
     """Map trial numbers to runs; runs without a number follow the others."""
     runs, unnumbered = {}, []
     for run in sorted(children, key=lambda run: run.info.start_time):
-        number = run.data.tags.get(NUMBER, "")
+        number = run.data.tags.get(schema.NUMBER, "")
         if number.isdecimal() and int(number) not in runs:
             runs[int(number)] = run
         else:
@@ -140,8 +127,8 @@ def _by_number(children: list[Run]) -> dict[int, Run]:
 
 def _searched(started: list[FrozenTrial], runs: dict[int, Run]) -> list[str]:
     """List the paths that the study searched; without a study, the parameters that differ between trials."""
-    if runs and all(CASE in run.data.tags for run in runs.values()):
-        return [CASE, "seed"]
+    if runs and all(schema.CASE in run.data.tags for run in runs.values()):
+        return [schema.CASE, "seed"]
     if started:
         return list(dict.fromkeys(path for trial in started for path in trial.distributions))
     return differing_params(run.data.params for run in runs.values())
@@ -153,17 +140,17 @@ def _table(runs: dict[int, Run], paths: list[str], started: list[FrozenTrial], h
     rows = []
     for number, run in runs.items():
         data, info = run.data, run.info
-        latest = {name: value for name, value in data.metrics.items() if not name.startswith(FINAL)}
-        final = {name.removeprefix(FINAL): value for name, value in data.metrics.items() if name not in latest}
+        latest = {name: value for name, value in data.metrics.items() if not name.startswith(schema.FINAL)}
+        final = {name.removeprefix(schema.FINAL): value for name, value in data.metrics.items() if name not in latest}
         # Conditional dimensions without effect in a trial stay empty, although its run logs the default value.
         used = [path for path in paths if path in params_of.get(number, {path})]
         rows.append(
             {
                 "trial": number,
                 "run_id": info.run_id,
-                "state": data.tags.get(STATE) or RUN_STATES.get(info.status, "interrupted"),
+                "state": data.tags.get(schema.STATE) or RUN_STATES.get(info.status, "interrupted"),
                 "step": last_steps.get(number, 0),
-                "reason": data.tags.get(FAILURE, ""),
+                "reason": data.tags.get(schema.FAILURE, ""),
                 "wall_s": (info.end_time - info.start_time) / 1e3 if info.end_time else math.nan,
                 **{path: parse_param(data.params.get(path, data.tags.get(path))) for path in used},
                 **latest,

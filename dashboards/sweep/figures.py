@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import optuna
@@ -221,10 +220,7 @@ def _pareto(data: SweepData, study: optuna.Study | None) -> Panel:
 
 def _front(rows: pd.DataFrame, cost: str, quality: str) -> go.Figure:
     on_front, figure = pareto_front(rows[[cost, quality]].to_numpy(np.float64)), go.Figure()
-    for name, color, shown in (
-        ("finished trial", BLUE, rows[~on_front]),
-        ("Pareto front", ORANGE, rows[on_front]),
-    ):
+    for name, color, shown in (("finished trial", BLUE, rows[~on_front]), ("Pareto front", ORANGE, rows[on_front])):
         figure.add_scatter(
             x=shown[cost],
             y=shown[quality],
@@ -262,13 +258,4 @@ def _costs(data: SweepData, study: optuna.Study | None) -> Panel:
     return panel if panel.figures else without(panel, "reported time or memory")
 
 
-ALL: tuple[Callable[[SweepData, optuna.Study | None], Panel], ...] = (
-    _history,
-    _values_over_steps,
-    _importances,
-    _slices,
-    _parallel,
-    _contour,
-    _pareto,
-    _costs,
-)
+ALL = (_history, _values_over_steps, _importances, _slices, _parallel, _contour, _pareto, _costs)

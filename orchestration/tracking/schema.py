@@ -28,14 +28,15 @@ STATE, FAILURE, BEST = "state", "failure", "best"
 MAY_CHANGE = ("num_trials", "search", "progress", "resume")
 """Fields of a sweep that a resume may change; recorded as tags, because MLflow does not change parameters."""
 
+FINGERPRINT, NFE = "fid_reference_fingerprint", "nfe"
 FID_PROTOCOL = (
     "fid_feature_network",
     "fid_feature_weights_sha256",
     "fid_num_samples",
     "fid_reference",
-    "fid_reference_fingerprint",
+    FINGERPRINT,
     "fid_num_references",
-    "nfe",
+    NFE,
 )
 """Tags that must agree for two FIDs to be comparable."""
 
