@@ -75,7 +75,9 @@ def _measure(values: dict[int, float]) -> Measure:
 def _ratios(case: Case, first: Case, metrics: list[str]) -> dict[str, Ratio]:
     """Compute the ratio to the first case over shared seeds, for metrics whose values are positive."""
     ratios = {}
-    for metric in set(metrics) & set(case.measures) & set(first.measures):
+    for metric in metrics:
+        if metric not in case.measures or metric not in first.measures:
+            continue
         values, reference = case.measures[metric].values, first.measures[metric].values
         pairs = [(values[seed], reference[seed]) for seed in sorted(set(values) & set(reference))]
         if pairs and all(value > 0 for pair in pairs for value in pair):

@@ -67,14 +67,14 @@ def _against_default(rows: pd.DataFrame, goal: str, findings: Findings) -> str:
     if default == best:
         return "The best trial is the default configuration"
     row, value = rows.loc[default], rows.loc[default, goal]
-    name = f"the default configuration (trial {default}"
+    name = f"default configuration (trial {default}"
     if row["state"] == "finished" and math.isfinite(value) and value > 0:
         change = rows.loc[best, goal] / value - 1
         amount = percent(abs(change), digits=0 if abs(change) >= 0.01 else 1)
         level = f"{amount} {'below' if change <= 0 else 'above'}" if amount != "0.0 %" else "Within 0.1 % of"
-        return f"{level} {name}, {title(goal)} {value:.4g})"
+        return f"{level} the {name}, {title(goal)} {value:.4g})"
     reached = f", {title(goal)} {value:.4g}" if math.isfinite(value) else ""
-    return f"{name.capitalize()}) {row['state']} at step {row['step']}{reached}"
+    return f"The {name}) {row['state']} at step {row['step']}{reached}"
 
 
 def _against_floor(row: pd.Series, goal: str) -> str:
