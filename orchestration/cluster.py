@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting one on this machine."""
+"""Connection to a Ray cluster, or start of one on this machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from orchestration.config import LaunchConfig, ResourcesConfig
 from soflow.config_base import ConfigError
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
-"""For two questions: whether the port is open, and whether a cluster is behind it, which takes an import of Ray."""
-REMEDY = "start one with `ray start --head`, or leave address out to use this machine alone"
+"""Limits for opening the port, and for the health check, which imports Ray."""
+REMEDY = "start one with `ray start --head`, or leave out address to use this machine alone"
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 RAY_SETTINGS = {
     # The watcher is one more process per worker group to start; lost workers are noticed without it.
@@ -26,29 +26,29 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its default
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # processes start one after another on a busy laptop
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",  # how much an abrupt end of the driver costs
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are logged to MLflow
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",  # progress lost if the driver is killed
 }
 
 
-def check_fits(resources: ResourcesConfig, groups: int, there: dict[str, float], where: str) -> None:
-    """Make sure that `groups` worker groups fit at a time into CPUs and GPUs that are `there`.
+def check_fits(resources: ResourcesConfig, groups: int, available: dict[str, float], where: str) -> None:
+    """Check that `groups` concurrent worker groups fit into the available CPUs and GPUs.
 
     Raises:
-        ConfigError: saying what is needed and what there is.
+        ConfigError: with the required and the available number.
     """
-    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker or 0)):
-        needed = groups * resources.num_workers * each
-        if needed > there.get(kind, 0):
+    for kind, per_worker in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker or 0)):
+        required = groups * resources.num_workers * per_worker
+        if required > available.get(kind, 0):
             raise ConfigError(
-                f"resources = {groups} x {resources.num_workers} workers x {each:g} {kind}s: need {needed:g} {kind}s, "
-                f"{where} has {there.get(kind, 0):g}; lower max_concurrent, resources.num_workers or "
+                f"resources = {groups} x {resources.num_workers} workers x {per_worker:g} {kind}s: need {required:g} "
+                f"{kind}s, {where} has {available.get(kind, 0):g}; lower max_concurrent, resources.num_workers or "
                 f"resources.{kind.lower()}s_per_worker"
             )
 
 
 def share_gpus(resources: ResourcesConfig, groups: int, gpus: float) -> ResourcesConfig:
-    """Give every worker its share of the GPUs that there are, unless the configuration says how much it gets."""
+    """Divide `gpus` among all workers, at most one each, unless resources.gpus_per_worker is configured."""
     if resources.gpus_per_worker is not None:
         return resources
     share = min(1.0, gpus / (groups * resources.num_workers))
@@ -56,68 +56,68 @@ def share_gpus(resources: ResourcesConfig, groups: int, gpus: float) -> Resource
 
 
 def check_address(address: str) -> None:
-    """Make sure that a Ray cluster answers at an address.
+    """Check that a Ray cluster answers at an address.
 
     Raises:
-        ConfigError: if none does within 15 seconds.
+        ConfigError: if none answers within 15 seconds.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
-            raise ConfigError(f"address = {address}: must read HOST:PORT, or auto for a cluster on this machine")
+            raise ConfigError(f"address = {address}: must be HOST:PORT, or auto for a cluster on this machine")
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
         except OSError as error:
-            raise ConfigError(f"address = {address}: no Ray cluster answers there ({error}); {REMEDY}") from None
-    _use_token_if_there_is_one()
-    # Connecting blocks for a minute inside Ray's native code where the other side does not answer as a cluster: so ask
-    # in a process that can be ended.
+            raise ConfigError(f"address = {address}: no connection ({error}); {REMEDY}") from None
+    _enable_token_authentication()
+    # If the port does not belong to a Ray cluster, connecting blocks for a minute in Ray's native code. A subprocess can
+    # be killed.
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     try:
-        asked = subprocess.run(
+        result = subprocess.run(
             command if address == "auto" else [*command, "--address", address],
             capture_output=True,
             text=True,
             timeout=HEALTH_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"address = {address}: what answers there is no Ray cluster; {REMEDY}") from None
-    if asked.returncode:
-        lines = asked.stderr.strip().splitlines() or ["no reason given"]
-        raise ConfigError(f"address = {address}: the Ray cluster does not let us in ({lines[-1][:160]}…); {REMEDY}")
+        raise ConfigError(f"address = {address}: must be the address of a Ray cluster; {REMEDY}") from None
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["no reason given"]
+        raise ConfigError(f"address = {address}: the Ray cluster refuses access ({lines[-1][:160]}…); {REMEDY}")
 
 
-def _use_token_if_there_is_one() -> None:
-    """Ray itself does not send a token to an address that is given; clusters that want none ignore it."""
+def _enable_token_authentication() -> None:
+    """Make Ray send the user's token, if one exists, to a configured address; clusters without tokens ignore it."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextmanager
 def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
-    """A connection to the configured cluster, with what each of `groups` worker groups gets of it.
+    """Connect to the configured cluster; yield the resources of each of `groups` worker groups.
 
-    A cluster of our own ends with the connection.
+    A cluster that this function starts stops with the connection.
 
     Raises:
         ConfigError: if the cluster cannot be reached or is too small.
     """
     if config.address is None:
-        there = {"CPU": os.cpu_count() or 1, "GPU": float("inf")}  # GPUs are counted once Ray has found them
-        check_fits(config.resources, groups, there, "this machine")
+        available = {"CPU": os.cpu_count() or 1, "GPU": float("inf")}  # Ray counts the GPUs, below
+        check_fits(config.resources, groups, available, "this machine")
     else:
         check_address(config.address)
     import ray
 
     with ray_session(config.address):
-        there = ray.cluster_resources()
-        check_fits(config.resources, groups, there, "the cluster")
-        yield share_gpus(config.resources, groups, there.get("GPU", 0))
+        available = ray.cluster_resources()
+        check_fits(config.resources, groups, available, "the cluster")
+        yield share_gpus(config.resources, groups, available.get("GPU", 0))
 
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """A connection to the Ray cluster at `address`; without one, to a cluster of our own that ends with it.
+    """Connect to the Ray cluster at `address`; without one, start a cluster and stop it at the end.
 
     Raises:
         ConfigError: if the cluster cannot be reached.
@@ -126,7 +126,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    # "local" starts a cluster even where another one is running, which is not ours to use unasked.
+    # "local" starts a new cluster even if one is running on this machine, which may belong to somebody else.
     options = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
     runtime_env: dict[str, Any] = {"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}}
     if address:
@@ -143,7 +143,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def _packages() -> list[str]:
-    """Folders of this program's own packages: other nodes run the same code, and need not have it installed."""
+    """Return the folders of this project's packages, which Ray sends to nodes without an installation."""
     import orchestration
     import soflow
 
