@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,8 @@ def check_address(address: str) -> None:
         except OSError as error:
             raise ConfigError(f"address = {address}: no connection ({error}); {REMEDY}") from None
     _enable_token_authentication()
-    # If the port does not belong to a Ray cluster, connecting blocks for a minute in Ray's native code. A subprocess can
-    # be killed.
+    # If the port does not belong to a Ray cluster, connecting blocks for a minute in Ray's native code. A process
+    # with a time limit avoids that.
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     try:
         result = subprocess.run(
@@ -107,12 +108,18 @@ def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
         check_fits(config.resources, groups, available, "this machine")
     else:
         check_address(config.address)
+    threading.Thread(target=_preload, daemon=True).start()
     import ray
 
     with ray_session(config.address):
         available = ray.cluster_resources()
         check_fits(config.resources, groups, available, "the cluster")
         yield share_gpus(config.resources, groups, available.get("GPU", 0))
+
+
+def _preload() -> None:
+    """Import the modules that predict memory, which takes seconds, while Ray's processes start."""
+    import soflow.cost.predict  # noqa: F401
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from orchestration.sweep.cases import Case
 from orchestration.sweep.ray_search import REASON, STATUS
 from orchestration.sweep.ticket import TrialTicket, trial_config
 from orchestration.workers.follow import FollowedRun
-from orchestration.workers.training import Answer, training_group
+from orchestration.workers.messages import Answer
+from orchestration.workers.training import training_group
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.statistics import mean_interval

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestration.workers.group import RequestFailed, WorkerGroup
 from orchestration.workers.mailbox import OUT_OF_MEMORY
-from orchestration.workers.training import Answer, Request
+from orchestration.workers.messages import Answer, Request
 from soflow.config import RunConfig
 from soflow.training import reports
 

@@ -10,47 +10,21 @@ import functools
 import gc
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.config import ResourcesConfig
 from orchestration.workers import mailbox
 from orchestration.workers.group import WorkerGroup
+from orchestration.workers.messages import Answer, Request
 from soflow.config import RunConfig
-from soflow.training.reports import Report
 
 if TYPE_CHECKING:
     import torch
 
     from soflow.data.base import DataSource
     from soflow.evaluation.fidelity import Evaluator
-
-
-@dataclass(frozen=True)
-class Request:
-    """Train `config` in `directory` from its checkpoint at `start` (0: from scratch) to the next report."""
-
-    config: RunConfig
-    directory: Path
-    start: int
-    micro_batches: int = 1
-    """Parts into which each worker splits its samples of a step."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Outcome of a request: a report, or the reason of a failure."""
-
-    step: int
-    report: Report | None = None
-    """None on failure, and on ranks other than 0."""
-    failure: str | None = None
-    """One line; None on success."""
-    out_of_memory: bool = False
-    """Whether it failed because an optimizer step did not fit into memory."""
-    details: str = ""
-    """Traceback of an unexpected failure."""
 
 
 def training_group(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from soflow.data.digits import read_digits
 from soflow.data.in_memory import InMemorySource
 
 NUM_SAMPLES, NUM_CLASSES = 60_000, 10
@@ -55,8 +56,6 @@ def open_source(root: Path | None = None, image_size: int | None = None, downloa
 
 def mean_digits() -> np.ndarray:
     """Compute μ_c [10, 1, 8, 8] in [−0.4, 0.4]: the mean image of each digit of scikit-learn."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    digits = load_digits()
-    means = np.stack([digits.images[digits.target == label].mean(0) for label in range(NUM_CLASSES)])
+    gray, labels = read_digits()
+    means = np.stack([gray[labels == label].mean(0) for label in range(NUM_CLASSES)])
     return (means[:, None] / 16 * 2 - 1) * LARGEST_MEAN

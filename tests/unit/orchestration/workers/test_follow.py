@@ -15,7 +15,8 @@ from orchestration.sweep.trial_actor import over_seeds
 from orchestration.workers.follow import FollowedRun
 from orchestration.workers.group import RequestFailed
 from orchestration.workers.mailbox import OUT_OF_MEMORY as NO_MEMORY
-from orchestration.workers.training import Request, TrainingWorker
+from orchestration.workers.messages import Request
+from orchestration.workers.training import TrainingWorker
 from soflow.config import RunConfig
 from soflow.statistics import mean_interval
 from soflow.training import checkpoints

@@ -18,6 +18,7 @@ from soflow.codecs.pixels import Pixels
 from soflow.data import fashion_mnist, open_source
 from soflow.data.base import DataError
 from soflow.data.config import DatasetConfig
+from soflow.data.digits import read_digits
 from soflow.data.image_folder import center_square
 from soflow.data.in_memory import InMemorySource
 from soflow.data.latents import write_latents
@@ -44,6 +45,13 @@ def test_digits(digits):
     # 17 grey levels over the whole range of a byte.
     assert np.unique(images).tolist() == [round(level * 255 / 16) for level in range(17)]
     assert DatasetConfig(name="digits").image_shape == images.shape[1:]
+
+
+def test_digits_are_those_of_scikit_learn():
+    expected = load_digits()
+    gray, labels = read_digits()
+    assert np.array_equal(gray, expected.images)
+    assert np.array_equal(labels, expected.target)
 
 
 def test_a_batch_is_what_its_indices_say(digits):
