@@ -1,7 +1,7 @@
-"""Check by prediction that a training fits into the memory of its workers.
+"""Predict whether a training fits into the memory of its workers.
 
-A step that does not fit with all samples at once is split into micro-batches, with the same mathematics. A training is
-refused only if it does not fit even with the smallest micro-batch.
+A step that does not fit with all samples at once is split into micro-batches, which compute the same gradient. A
+training is rejected only if the smallest micro-batch does not fit either.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from soflow.config_base import ConfigError
 LOG = logging.getLogger(__name__)
 
 ERROR = 0.10
-"""Relative error of predicted memory (tests/unit/soflow/cost/test_cost.py); refuse only what exceeds it."""
+"""Relative error of predicted memory (tests/unit/soflow/cost/test_cost.py); only larger excesses are rejected."""
 SHAPES_MEMORY = ("network.", "dataset.", "training.", CASE)
 """Prefixes of searched paths on which the memory of a trial depends."""
 MOST_POINTS = 8
@@ -41,7 +41,7 @@ class MemoryBudget:
 
     bytes_per_worker: float
     description: str
-    """The memory that it is a share of, for messages."""
+    """Total memory and its division among workers, for messages."""
 
 
 def memory_budget(resources: ResourcesConfig, groups: int) -> MemoryBudget:
@@ -63,7 +63,7 @@ def memory_budget(resources: ResourcesConfig, groups: int) -> MemoryBudget:
 
 
 def _gpu_bytes() -> list[int]:
-    """Ask each node that has GPUs for the memory of one."""
+    """Return the memory of one GPU of each node that has any."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -74,48 +74,50 @@ def _gpu_bytes() -> list[int]:
         return torch.cuda.get_device_properties(0).total_memory
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    asked = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    return ray.get([memory.options(scheduling_strategy=strategy).remote() for strategy in asked])
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    return ray.get([memory.options(scheduling_strategy=strategy).remote() for strategy in strategies])
 
 
 def micro_batches_that_fit(config: RunConfig, budget: MemoryBudget, num_workers: int) -> int:
-    """Predict into how many micro-batches a worker must split its samples of a step.
+    """Predict the number of micro-batches into which a worker must split its samples of a step.
 
-    Takes seconds the first time, and no time for another run of the same shapes.
+    The first call for given shapes takes seconds; later ones use the cached prediction.
 
     Raises:
-        ConfigError: if the fewest samples at a time do not fit, with the numbers.
+        ConfigError: with the numbers, if the smallest micro-batch does not fit.
     """
     samples = config.training.batch_size // num_workers
     allowed = (1 + ERROR) * budget.bytes_per_worker
     if _peak_bytes(config, samples) <= allowed:
         return 1
-    if (needed := _peak_bytes(config, FEWEST_SAMPLES, adds_up=True)) > allowed:
+    if (required := _peak_bytes(config, FEWEST_SAMPLES, accumulates=True)) > allowed:
         raise ConfigError(
-            f"network.name = {config.network.name}: training needs {needed / GIB:.2f} GiB per worker even with "
+            f"network.name = {config.network.name}: training needs {required / GIB:.2f} GiB per worker even with "
             f"{FEWEST_SAMPLES} samples at a time (predicted, ± {ERROR:.0%}), available are "
             f"{budget.bytes_per_worker / GIB:.2f} GiB ({budget.description}); choose a smaller network, "
             "network.gradient_checkpointing, or fewer trainings at a time"
         )
-    parts = 2
-    while parts < samples and _peak_bytes(config, math.ceil(samples / parts), adds_up=True) > allowed:
-        parts = min(2 * parts, samples)
-    return parts
+    micro_batches = 2
+    while (
+        micro_batches < samples and _peak_bytes(config, math.ceil(samples / micro_batches), accumulates=True) > allowed
+    ):
+        micro_batches = min(2 * micro_batches, samples)
+    return micro_batches
 
 
 def check_memory(config: LaunchConfig, budget: MemoryBudget, space: SearchSpace | None = None) -> None:
-    """Check that a run, or some point of a sweep, fits.
+    """Check that a run, or at least one point of a sweep, fits.
 
     Raises:
-        ConfigError: with the numbers, if certainly none does.
+        ConfigError: with the numbers, if it is certain that none fits.
     """
     shapes = [d for d in (space.dimensions if space else ()) if d.path.startswith(SHAPES_MEMORY)]
     points = [dict(zip([d.path for d in shapes], values, strict=True)) for values in _extremes(shapes)]
     refusals = []
     for point in points[: MOST_POINTS + 1]:
         try:
-            tried = trial_config(config.run, point, getattr(config, "cases", ()))
-            micro_batches_that_fit(tried, budget, config.resources.num_workers)
+            run = trial_config(config.run, point, getattr(config, "cases", ()))
+            micro_batches_that_fit(run, budget, config.resources.num_workers)
             return
         except ConfigError as refusal:
             refusals.append(refusal)
@@ -127,18 +129,18 @@ def _extremes(dimensions: list) -> list[tuple[Any, ...]]:
     return list(itertools.product(*(dimension.extremes for dimension in dimensions)))
 
 
-def _peak_bytes(config: RunConfig, samples: int, adds_up: bool = False) -> float:
-    """Predict the memory of a worker with this many samples at a time; 0 if it cannot be predicted.
+def _peak_bytes(config: RunConfig, samples: int, accumulates: bool = False) -> float:
+    """Predict the memory of a worker with micro-batches of this many samples; 0 if it cannot be predicted.
 
     Args:
-        adds_up: whether gradients of several micro-batches are accumulated.
+        accumulates: whether gradients of several micro-batches are accumulated.
     """
     values = override(to_dict(config), {"training.batch_size": max(FEWEST_SAMPLES, samples)})
     key = json.dumps(_shapes({name: values[name] for name in SECTIONS}))
     if key not in _predicted:
         _predicted[key] = _predict(values)
     peak_bytes, parameters = _predicted[key]
-    return peak_bytes + (GRADIENT_BYTES * parameters if adds_up else 0)
+    return peak_bytes + (GRADIENT_BYTES * parameters if accumulates else 0)
 
 
 SECTIONS = ("dataset", "network", "objective", "optimizer", "training")
@@ -149,7 +151,7 @@ _predicted: dict[str, tuple[int, int]] = {}
 
 
 def _shapes(value: Any) -> Any:
-    """Reduce configuration values to what memory depends on: of a float, only whether it is 0 or 1."""
+    """Drop values without influence on memory; of a float, only 0, 1 or "other" matters."""
     if isinstance(value, dict):
         return {key: _shapes(inner) for key, inner in value.items() if key not in SHAPELESS}
     return "other" if isinstance(value, float) and value not in (0, 1) else value
@@ -161,6 +163,6 @@ def _predict(values: dict[str, Any]) -> tuple[int, int]:
     try:
         prediction = predict(parse(values))
     except Exception as error:  # a failed prediction must not fail the run
-        LOG.warning("the memory of a step cannot be predicted (%s: %s); trying it instead", type(error).__name__, error)
+        LOG.warning("memory of a step cannot be predicted (%s: %s); skipping the check", type(error).__name__, error)
         return 0, 0
     return prediction.peak_bytes, prediction.parameters

@@ -1,4 +1,4 @@
-"""What a run reads, looked at before anything starts."""
+"""Check of a run's input files before anything starts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from soflow.data import open_source
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Make sure that data set, reference statistics, weights of Inception, VAE and teacher, where wanted, can be had.
+    """Check that the data set, reference statistics, and weights of Inception, VAE and teacher, if used, are usable.
 
-    Warns on stderr of what is allowed but known to spoil training.
+    Warns on stderr of settings that are valid but known to degrade training.
 
     Raises:
-        DataError, ConfigError: naming the path and what is expected there.
+        DataError, ConfigError: naming the path and its expected content.
     """
     source = open_source(config.dataset)
     if hasattr(config.objective, "teacher"):
@@ -35,7 +35,7 @@ def check_inputs(config: RunConfig) -> None:
         vae_folder(config.dataset.vae)
     if (precision := config.training.quotient_precision) != "fp32":
         print(
-            f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding of its two "
-            "network calls 1 / r(k, K) times, 500 times at r = 0.002, which is known to spoil training; fp32 is safe",
+            f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding errors of "
+            "its two network calls by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
             file=sys.stderr,
         )

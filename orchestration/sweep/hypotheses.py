@@ -1,6 +1,6 @@
-"""What a study holds to be true before it is run, in a form that its report can judge.
+"""Hypotheses of a comparison, stated before it runs and tested in its report.
 
-METRIC(CASE) < METRIC(CASE), the right side also with a factor or a plain number: "fid(exponential) < fid(linear)",
+The form is METRIC(CASE) < METRIC(CASE), < NUMBER * METRIC(CASE) or < NUMBER: "fid(exponential) < fid(linear)",
 "time/step_ms(soflow) < 0.8 * time/step_ms(meanflow)", "fid(soflow) < 65".
 """
 
@@ -16,7 +16,7 @@ _FORM = re.compile(rf"{_TERM}\s*<\s*(?:(?:{_NUMBER}\s*\*\s*)?{_TERM}|{_NUMBER})"
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of a case, over its seeds."""
+    """One metric of one case, a value per seed."""
 
     metric: str
     case: str
@@ -24,7 +24,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """left < factor · right, or left < factor where right is None."""
+    """left < factor · right, or left < factor if right is None."""
 
     text: str
     left: Measured
@@ -37,13 +37,17 @@ class Hypothesis:
 
 
 def read_hypothesis(text: str) -> Hypothesis:
-    """Raises ValueError if it reads otherwise, or a factor is 0."""
+    """Parse a hypothesis.
+
+    Raises:
+        ValueError: if the text has another form, or a number in it is 0.
+    """
     match = _FORM.fullmatch(text.strip())
     if not match:
-        raise ValueError(f"{text} must read METRIC(CASE) < METRIC(CASE), < NUMBER * METRIC(CASE) or < NUMBER")
+        raise ValueError(f"{text} must have the form METRIC(CASE) < METRIC(CASE), < NUMBER * METRIC(CASE) or < NUMBER")
     metric, case, factor, other_metric, other_case, bound = match.groups()
     right = Measured(other_metric, other_case.strip()) if other_metric else None
-    found = Hypothesis(text.strip(), Measured(metric, case.strip()), right, float(factor or bound or 1))
-    if not found.factor:
+    number = float(factor or bound or 1)
+    if not number:
         raise ValueError(f"{text} must have a number above 0")
-    return found
+    return Hypothesis(text.strip(), Measured(metric, case.strip()), right, number)

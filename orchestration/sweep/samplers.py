@@ -1,7 +1,7 @@
-"""How the next configuration is chosen: Optuna's samplers by name, and what each of them can serve.
+"""Optuna's samplers by name, and the searches that each supports.
 
-A sampler is made anew for every trial, seeded by the sweep's seed and the trial's number. What it suggests then depends
-on nothing but these and the study, so that a resumed sweep suggests what an undisturbed one would have.
+Every trial gets a new sampler, seeded by the sweep's seed and the trial's number. Its suggestion depends only on these
+and on the study, so that a resumed sweep suggests the same points as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """One sampler by name."""
+    """Factory and abilities of a sampler."""
 
     make: Callable[[SweepConfig, int], samplers.BaseSampler]
-    """From the sweep and a seed for one trial."""
+    """Factory, called with the sweep and the seed of one trial."""
     several_goals: bool = True
+    """Supports more than one goal."""
     constraints: bool = True
-    """Whether constraints are heeded; a sampler that learns from no result may ignore them as well."""
+    """Supports constraints, or ignores results altogether, so that constraints do not matter."""
     categorical: bool = True
-    """Whether choices are searched; otherwise they are drawn at random."""
+    """Searches categorical dimensions; otherwise they are sampled at random."""
     package: str | None = None
-    """What must be installed beside this project's own requirements."""
+    """Required package beyond this project's requirements."""
 
 
 def _tpe(config: SweepConfig, seed: int) -> samplers.BaseSampler:
-    # `group` keeps dimensions together that are used together; the liar keeps trials at a time apart.
+    # `group` models dimensions of the same conditional branch together; the constant liar spreads concurrent trials.
     return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=config.max_concurrent > 1)
 
 
@@ -54,7 +55,7 @@ def _cmaes(config: SweepConfig, seed: int) -> samplers.BaseSampler:
 
 
 def _qmc(config: SweepConfig, seed: int) -> samplers.BaseSampler:
-    # The scrambling is the sweep's, the same for all its trials; what Sobol's sequence does not cover is the trial's.
+    # All trials must share one scrambled Sobol sequence, hence the sweep's seed; dimensions outside it use the trial's.
     return samplers.QMCSampler(
         scramble=True,
         seed=config.seed,
@@ -64,7 +65,7 @@ def _qmc(config: SweepConfig, seed: int) -> samplers.BaseSampler:
 
 
 def _population(config: SweepConfig) -> int:
-    """A population that leaves five generations to a small sweep, Optuna's 50 to a large one."""
+    """Return the population size: five generations for a small sweep, at most Optuna's default of 50."""
     return min(50, max(4, (config.num_trials or 0) // 5))
 
 
@@ -80,26 +81,26 @@ SAMPLERS = {
 
 
 def check_sampler(config: SweepConfig, space: SearchSpace) -> None:
-    """Make sure that the configured sampler can serve.
+    """Check that the configured sampler supports the sweep.
 
     Raises:
-        ConfigError: saying why it cannot and what could.
+        ConfigError: with the reason and the samplers that do.
     """
     name, spec = config.sampler, SAMPLERS[config.sampler]
     if spec.package and importlib.util.find_spec(spec.package) is None:
-        raise ConfigError(f"sampler = {name}: needs the package {spec.package}; pip install {spec.package}")
+        raise ConfigError(f"sampler = {name}: requires the package {spec.package}; pip install {spec.package}")
     if len(config.goals) > 1 and not spec.several_goals:
         raise ConfigError(
-            f"sampler = {name}: serves one goal, not {', '.join(config.goals)}; {_others('several_goals')}"
+            f"sampler = {name}: supports one goal, not {', '.join(config.goals)}; {_others('several_goals')}"
         )
     if config.constraints and not spec.constraints:
-        raise ConfigError(f"sampler = {name}: knows no constraints; {_others('constraints')}")
+        raise ConfigError(f"sampler = {name}: does not support constraints; {_others('constraints')}")
     if not spec.categorical and all(dimension.choices for dimension in space.dimensions):
-        raise ConfigError(f"sampler = {name}: needs a searched range, not only choices; {_others('categorical')}")
+        raise ConfigError(f"sampler = {name}: requires a searched range, not only choices; {_others('categorical')}")
 
 
 def make_sampler(config: SweepConfig, number: int) -> samplers.BaseSampler:
-    """The sampler for one trial."""
+    """Make the sampler of one trial."""
     digest = hashlib.sha256(f"{config.seed}/{number}".encode()).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

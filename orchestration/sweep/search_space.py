@@ -1,4 +1,4 @@
-"""Search spaces: dotted paths into the configuration of a run, each with a range or choices."""
+"""Search spaces: dotted paths into the configuration of a run, each with a range or a set of choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed that of another path."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
-"""Dimensions without effect while another path has a certain value: under the constant schedule r(k, K) = r_end."""
+"""Dimensions without effect while another path has the given value: r_init, as the constant schedule is r_end."""
 PAPER = {
     "soflow": {
         "flow_matching_fraction": 0.75,
@@ -57,14 +57,14 @@ class Dimension:
         """
         path, equals, spec = assignment.partition("=")
         bounds = spec.split(":")
-        form = ConfigError(f"search = {assignment}: must read PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
+        malformed = ConfigError(f"search = {assignment}: must be PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
         if not equals or not path or not spec:
-            raise form
+            raise malformed
         if len(bounds) == 1:
             try:
                 return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
             except yaml.YAMLError:
-                raise form from None
+                raise malformed from None
         low, high, *scale = bounds
         low, high = _number(low), _number(high)
         if low is None or high is None or scale not in ([], ["log"]) or not low < high or (scale and low <= 0):
@@ -75,7 +75,7 @@ class Dimension:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The bounds or all choices; each of them must be a valid value."""
+        """Bounds or all choices; each must be a valid value."""
         return self.choices or (self.low, self.high)
 
     def __contains__(self, value: Any) -> bool:
@@ -103,13 +103,13 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The dimensions of a sweep around a base configuration. Calling it lets an Optuna trial choose a point."""
+    """Dimensions of a sweep around a base configuration; calling it lets an Optuna trial suggest a point."""
 
     dimensions: tuple[Dimension, ...]
     base: dict[str, Any]
     """The base configuration by dotted path."""
     fixed: bool = False
-    """Suggest every dimension in every trial, also where it has no effect, for samplers that need that."""
+    """Suggest every dimension in every trial, with or without effect, for samplers that require a fixed space."""
 
     def __call__(self, trial: optuna.Trial) -> None:
         for dimension in self.dimensions:
@@ -140,7 +140,7 @@ class SearchSpace:
 
     @property
     def base_point(self) -> dict[str, Any]:
-        """The values of the base configuration, clipped into the space: the first trial of a sweep."""
+        """Values of the base configuration, clipped into the space: the first trial of a sweep."""
         point = {}
         for dimension in self.dimensions:
             value = self.base[dimension.path]
@@ -172,7 +172,7 @@ def build(config: SweepConfig) -> SearchSpace:
             raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
         is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
         dimensions.append(replace(dimension, integer=is_integer))
-    dimensions.sort(key=_turn({dimension.path: index for index, dimension in enumerate(dimensions)}))
+    dimensions.sort(key=_dependency_order({dimension.path: index for index, dimension in enumerate(dimensions)}))
     space = SearchSpace(tuple(dimensions), flat, fixed=config.sampler not in CONDITIONAL_SAMPLERS)
     for dimension in dimensions:
         _check_extremes(dimension, {d.path: d for d in dimensions}, base)
@@ -192,8 +192,8 @@ def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
     return SearchSpace((Dimension(CASE, choices=names), seeds), flat | {CASE: names[0]})
 
 
-def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
-    """Make a sort key: the given order, but limits and conditions before the dimensions that depend on them."""
+def _dependency_order(order: dict[str, int]) -> Callable[[Dimension], tuple]:
+    """Make a sort key: the order of `order`, but limits and conditions before the dimensions that depend on them."""
 
     def key(dimension: Dimension) -> tuple:
         condition, _ = UNUSED_WHERE.get(dimension.path, (None, None))
@@ -203,7 +203,7 @@ def _turn(order: dict[str, int]) -> Callable[[Dimension], tuple]:
 
 
 def _check_use(dimension: Dimension, space: SearchSpace) -> None:
-    """Refuse a dimension without any effect, and one whose limit falls back to a base value that is too low."""
+    """Reject a dimension without any effect, and one whose limit falls back to a base value that is too low."""
     searched = {other.path: other for other in space.dimensions}
     condition, value = UNUSED_WHERE.get(dimension.path, (None, None))
     if condition and condition not in searched and space.base.get(condition) == value:
@@ -214,7 +214,7 @@ def _check_use(dimension: Dimension, space: SearchSpace) -> None:
         lowest = (max if dimension.choices else min)(dimension.extremes)
         if condition in searched and value in searched[condition] and lowest > space.base[limit]:
             raise ConfigError(
-                f"search of {dimension.path}: {lowest:g} exceeds {limit} = {space.base[limit]:g}, which holds where "
+                f"search of {dimension.path}: {lowest:g} exceeds {limit} = {space.base[limit]:g}, the limit for "
                 f"{condition} = {value}"
             )
 
@@ -222,8 +222,8 @@ def _check_use(dimension: Dimension, space: SearchSpace) -> None:
 def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
     for value in dimension.extremes:
         point = {dimension.path: value}
-        # A limited range is checked at the loosest limit; its lowest value is checked at the tightest. Choices cannot
-        # be clipped, so all of them must always fit.
+        # A range is clipped to its limit, so its values only have to be valid at the loosest limit, and its lowest value
+        # at the tightest. Choices cannot be clipped, so all must be valid at the tightest limit.
         for limited, limit in AT_MOST.items():
             if dimension.path == limited and limit in searched:
                 point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
@@ -236,7 +236,7 @@ def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: 
 
 
 def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
-    """Return the points to try first: the configured ones, or the base and the paper's settings inside the space.
+    """Return the points to evaluate first: the configured ones, or the base and the paper's settings in the space.
 
     Raises:
         ConfigError: if a configured point lies outside the space.
@@ -259,12 +259,12 @@ def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
     for assignment in text.split(","):
         path, equals, value = assignment.partition("=")
         if not equals or path not in searched:
-            raise ConfigError(f"known_points = {text}: {path} must be a searched path; those are {', '.join(searched)}")
+            raise ConfigError(f"known_points = {text}: {path} must be a searched path, one of {', '.join(searched)}")
         point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
         if point[path] is None or point[path] not in searched[path]:
             raise ConfigError(f"known_points = {text}: {path} = {value} lies outside the search space")
     if not _is_valid(space, space.base_point | point):
-        raise ConfigError(f"known_points = {text}: {' and '.join(point)} do not go together")
+        raise ConfigError(f"known_points = {text}: {' and '.join(point)} exclude each other")
     return point
 
 

@@ -1,8 +1,8 @@
-"""Warm groups of Ray Train workers: started once, then given run after run.
+"""Warm groups of Ray Train workers, started once and reused for many runs.
 
-Starting a TorchTrainer takes 15 to 30 seconds, most of it process starts and imports. Here one TorchTrainer's workers
-stay in a loop and take requests from a mailbox; what they do with a request is the business of the object that serves
-it (`training_worker.TrainingWorker`, `cost_worker.CostWorker`).
+Starting a TorchTrainer takes 15 to 30 seconds, mostly for process starts and imports. Here the workers of one
+TorchTrainer loop over requests from a mailbox. A server object in each worker executes them
+(`workers.training.TrainingWorker`, `cost_study.worker.CostWorker`).
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ from orchestration.workers.mailbox import OUT_OF_MEMORY, RESTARTS, Mailbox
 from orchestration.workers.placement import free_placement_groups
 
 JOIN_S = 15.0
-"""How long closing waits for the workers to leave by themselves."""
+"""Time limit for the workers to exit by themselves when the group closes."""
 
 
 class Server(Protocol):
-    """What a worker does with requests."""
+    """Executor of requests in a worker."""
 
-    def serve(self, request: Any) -> Any: ...
+    def serve(self, request: Any) -> Any:
+        """Execute a request and return its answer."""
+        ...
 
     def failure(self, request: Any, error: Exception) -> Any:
-        """The answer to a request whose serving raised `error`."""
+        """Return the answer to a request whose execution raised `error`."""
         ...
 
 
 class RequestFailed(RuntimeError):
-    """The workers were lost on this request time and again; the group serves the next one."""
+    """Loss of the workers, more often than allowed, during one request; the group can still serve the next request."""
 
 
 class ServingFailed(RuntimeError):
-    """A worker leaves its group, since others may be waiting for what it could not do."""
+    """Exit of a worker after a failure that other workers, which may wait for it in a collective, did not share."""
 
 
 class WorkerGroup:
-    """A TorchTrainer whose workers serve requests until `close`. Used in any process connected to Ray.
+    """TorchTrainer whose workers serve requests until `close`. Usable in any process connected to Ray.
 
     Args:
-        folder: absolute path of the sweep or run, seen by all nodes.
-        name: of the group, unique in `folder`.
-        make_server: called in each worker with its device, rank and the number of workers.
-        share: of the workers' CPUs and GPUs that the group reserves, below 1 where groups take turns.
-        restarts: how many times the workers may be lost on one request.
+        folder: absolute path of the sweep or run, visible to all nodes.
+        name: name of the group, unique in `folder`.
+        make_server: factory, called in each worker with its device, rank and the number of workers.
+        share: fraction of the workers' CPUs and GPUs that the group reserves; below 1 if groups take turns.
+        restarts: how many times the workers may be lost during one request.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class WorkerGroup:
         share: float = 1.0,
         restarts: int = RESTARTS,
     ):
-        # Lost with its owner's node, and with no other.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(restarts)
+        # On this node, so that the loss of any other node leaves the mailbox and its request intact.
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=this_node).remote(restarts)
         self._make_trainer = partial(
             _trainer, resources, folder, mailbox=self._mailbox, make_server=make_server, share=share
         )
@@ -82,17 +84,19 @@ class WorkerGroup:
         self._thread.start()
 
     def ask(self, request: Any) -> Any:
-        """Post a request and wait for its answer; a worker lost meanwhile is replaced and starts the request anew.
+        """Post a request and wait for its answer; if a worker is lost, the group restarts and repeats the request.
 
         Raises:
-            RequestFailed: if the workers were lost on this request time and again.
+            RequestFailed: if the workers were lost more often than allowed during this request.
         """
         if not self._thread.is_alive():
             self._start()
         number = ray.get(self._mailbox.post.remote(request))
         while (outcome := ray.get(self._mailbox.read.remote(number))) is None:
-            free_placement_groups()  # what a lost group held may be what this one waits for
-            if not self._thread.is_alive():  # whoever replaces lost workers was lost as well
+            free_placement_groups()  # this group may wait for resources that a lost group still reserves
+            # Ray Train's controller replaces lost workers. If it was lost too, the thread has ended, and only this
+            # process can restart the group.
+            if not self._thread.is_alive():
                 ray.get(self._mailbox.ended.remote([f"the group: {_one_line(self._error)}"]))
                 self._start()
         if outcome.losses:
@@ -100,7 +104,7 @@ class WorkerGroup:
         return outcome.answer
 
     def close(self) -> None:
-        """Let the workers leave, and free their resources."""
+        """Stop the workers and free their resources."""
         with contextlib.suppress(ray.exceptions.RayActorError):
             ray.get(self._mailbox.close.remote())
         self._thread.join(JOIN_S)
@@ -109,7 +113,7 @@ class WorkerGroup:
     def _fit(self, trainer) -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # whatever ended the group is told to whoever asks it
+        except BaseException as error:  # reported by `ask`
             self._error = error
 
 
@@ -135,14 +139,14 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
             name=name,
             storage_path=str(folder / "workers"),
             callbacks=[LossReport(mailbox)],
-            # The mailbox counts, for each request anew.
+            # Unlimited here: the mailbox counts losses per request, Ray Train only per group.
             failure_config=FailureConfig(max_failures=-1),
         ),
     )
 
 
 def serve(loop_config: dict[str, Any]) -> None:
-    """The worker's loop: take a request, serve it, answer; until the mailbox closes."""
+    """Run the loop of a worker: take a request, serve it, post the answer; until the mailbox closes."""
     import torch
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
@@ -163,17 +167,19 @@ def serve(loop_config: dict[str, Any]) -> None:
         try:
             answer = server.serve(request)
         except Exception as error:
-            said = _one_line(error)
-            failed = mailbox.fail.remote(generation, number, rank, said, server.failure(request, error))
-            if not ray.get(failed):
-                raise ServingFailed(said) from error
+            # A failure that all workers share leaves the group intact. Otherwise the others may be blocked in a
+            # collective operation, and only a restart of the group releases them.
+            reason = _one_line(error)
+            shared = mailbox.fail.remote(generation, number, rank, reason, server.failure(request, error))
+            if not ray.get(shared):
+                raise ServingFailed(reason) from error
             continue
         if rank == 0:
             ray.get(mailbox.answer.remote(generation, number, answer))
 
 
 class LossReport(UserCallback):
-    """Tells the mailbox, from the process that watches the workers, why a group ended."""
+    """Callback in Ray Train's controller that reports the cause of a group's end to the mailbox."""
 
     def __init__(self, mailbox):
         self._mailbox = mailbox
@@ -184,15 +190,15 @@ class LossReport(UserCallback):
             for rank, error in sorted(worker_exceptions.items())
             if not isinstance(error, ServingFailed)
         ]
-        with contextlib.suppress(ray.exceptions.RayActorError):  # then there is no owner either
+        with contextlib.suppress(ray.exceptions.RayActorError):  # without a mailbox, nobody waits for an answer
             ray.get(self._mailbox.ended.remote(losses))
 
 
 def _one_line(error: BaseException) -> str:
-    """An error in one line; Ray's many lines about a lost process are reduced to their cause."""
+    """Format an error in one line; of Ray's long text about a lost process, keep the cause."""
     text = str(error)
     if "low on memory" in text:  # Ray's memory monitor
-        return f"killed since {OUT_OF_MEMORY}"
+        return f"killed because {OUT_OF_MEMORY}"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process or node was lost"
     return f"{type(error).__name__}: {text}".splitlines()[0]

@@ -318,17 +318,17 @@ def test_assignments_are_read():
 
 
 SEARCH_FAULTS = [
-    (("objective.r_end",), "must read PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C"),
-    (("objective.r_end=",), "must read PATH="),
-    (("=0.1:0.2",), "must read PATH="),
+    (("objective.r_end",), "must be PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C"),
+    (("objective.r_end=",), "must be PATH="),
+    (("=0.1:0.2",), "must be PATH="),
     (("objective.r_end=0.1:0.01",), "must have numbers LOW < HIGH"),
     (("objective.r_end=a:b",), "must have numbers LOW < HIGH"),
     (("objective.r_end=0:0.1:log",), "both above 0 with :log"),
     (("objective.r_end=0.1:0.2:lin",), "must have numbers LOW < HIGH"),
     (("objective.r_end=nan:0.2",), "must have numbers LOW < HIGH"),
     (("optimizer.learning_rate=0.1:inf",), "finite"),
-    (("objective.gap_schedule=[a",), "must read PATH="),
-    (("objective.time_mean=[0,0,0],[1,1,1]",), "must read PATH="),
+    (("objective.gap_schedule=[a",), "must be PATH="),
+    (("objective.time_mean=[0,0,0],[1,1,1]",), "must be PATH="),
     (("objective.r_ned=0.1:0.2",), "objective.r_ned is not a path of the configuration; did you mean objective.r_end?"),
     (("resources.num_workers=1:2",), "resources.num_workers is not a path of the configuration"),
     (("objective.gap_schedule=constant,sqrt",), "objective.gap_schedule = sqrt: "),
