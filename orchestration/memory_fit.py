@@ -97,12 +97,10 @@ def micro_batches_that_fit(config: RunConfig, budget: MemoryBudget, num_workers:
             f"{budget.bytes_per_worker / GIB:.2f} GiB ({budget.description}); choose a smaller network, "
             "network.gradient_checkpointing, or fewer trainings at a time"
         )
-    micro_batches = 2
-    while (
-        micro_batches < samples and _peak_bytes(config, math.ceil(samples / micro_batches), accumulates=True) > allowed
-    ):
-        micro_batches = min(2 * micro_batches, samples)
-    return micro_batches
+    count = 2
+    while count < samples and _peak_bytes(config, math.ceil(samples / count), accumulates=True) > allowed:
+        count = min(2 * count, samples)
+    return count
 
 
 def check_memory(config: LaunchConfig, budget: MemoryBudget, space: SearchSpace | None = None) -> None:

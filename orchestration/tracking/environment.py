@@ -1,4 +1,4 @@
-"""With which code, libraries and hardware a run was made, as tags."""
+"""Tags of a run's code version, libraries and hardware."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def environment_tags() -> dict[str, str]:
-    """Tags that tell with which code, library versions and hardware a run was made; no host name."""
+    """Return the tags of a run's code version, libraries and hardware, without the host name."""
     versions = {f"version.{name}": _version(name) for name in ("torch", "ray", "mlflow", "optuna")}
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -25,7 +25,7 @@ def environment_tags() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str:
-    """Commit of the repository around a folder, with "-dirty" if tracked files were changed; "unknown" outside git."""
+    """Return the commit of a folder's repository, with "-dirty" if tracked files changed; "unknown" outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)

@@ -1,10 +1,10 @@
-"""A trained generator as an MLflow model: `mlflow.pyfunc.load_model(uri).predict(...)` draws images.
+"""Trained generators as MLflow models: `mlflow.pyfunc.load_model(uri).predict(...)` generates images.
 
     model = mlflow.pyfunc.load_model("models:/m-…")
     images = model.predict(pandas.DataFrame({"label": [0, 1, 2]}), params={"seed": 7, "nfe": 2})   # uint8 [3, C, H, W]
 
-The model's folder holds the averaged weights as a checkpoint, read with weights_only, and the name of this module:
-nothing in it is pickled code. So whoever loads it needs this package, at the commit in the model's tags.
+The model's folder contains the averaged weights as a checkpoint, loaded with weights_only, and the name of this module,
+but no pickled code. Loading it therefore requires this package, at the commit in the model's tags.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from orchestration.tracking.tracker import Tracker
 
 WEIGHTS_FILE = "sampler.pt"
-NEEDED = ("ema", "config", "num_classes")
-"""What sampling needs of a checkpoint; the rest, optimiser included, is three times as much."""
+REQUIRED_ENTRIES = ("ema", "config", "num_classes")
+"""Entries of a checkpoint required for sampling; the others, optimizer included, are three times as large."""
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas", "pydantic", "safetensors")
 
 
 class ImageSampler:
-    """What MLflow calls.
+    """Model object with the `predict` method that MLflow calls.
 
     Args:
-        path: a checkpoint.
+        path: checkpoint file.
     """
 
     def __init__(self, path: Path):
@@ -58,16 +58,16 @@ class ImageSampler:
         self.codec = codecs.build(self.config.dataset, self.device)
 
     def predict(self, labels: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
-        """uint8 images [N, C, H, W], one per row, from noise that depends on the seed and N alone.
+        """Generate uint8 images [N, C, H, W], one per row, from noise that depends only on the seed and N.
 
-        With the labels of a run's sample grid and seed 0 these are the images of the grid.
+        The labels of a run's sample grid and seed 0 give the images of that grid.
 
         Args:
-            labels: a column `label` of classes; a network without classes does not heed them.
-            params: `seed` (0) of the noise, `nfe` (1) network evaluations per image.
+            labels: table with a column `label` of classes; unconditional networks ignore it.
+            params: `seed` (0) of the noise, and `nfe` (1), the number of network evaluations per image.
 
         Raises:
-            ValueError: naming the label, or the number of evaluations, that cannot be.
+            ValueError: naming the invalid label or number of evaluations.
         """
         params = {"seed": 0, "nfe": 1} | (params or {})
         seed, nfe = int(params["seed"]), int(params["nfe"])
@@ -80,27 +80,27 @@ class ImageSampler:
         return self.codec.decode(samples).cpu().numpy()
 
     def _classes(self, labels: pd.DataFrame) -> torch.Tensor:
-        none = self.objective.num_classes
+        null = self.objective.num_classes
         if not self.config.dataset.conditional:
-            return torch.full((len(labels),), none, device=self.device)
+            return torch.full((len(labels),), null, device=self.device)
         classes = torch.tensor(labels["label"].to_numpy(), dtype=torch.long, device=self.device)
-        wrong = classes[(classes < 0) | (classes >= none)]
-        if len(wrong):
-            raise ValueError(f"label = {wrong[0].item()}: must be a class from 0 to {none - 1}")
+        invalid = classes[(classes < 0) | (classes >= null)]
+        if len(invalid):
+            raise ValueError(f"label = {invalid[0].item()}: must be a class from 0 to {null - 1}")
         return classes
 
 
 def _load_pyfunc(path: str) -> ImageSampler:
-    """MLflow's entry: `path` is what `write_model` gave as data."""
+    """Load the model for MLflow, from the file that `write_model` passed as data."""
     return ImageSampler(Path(path))
 
 
 def write_model(checkpoint: Path, folder: Path) -> None:
-    """Make a folder that mlflow.pyfunc.load_model reads, whole or not at all; one that is there is left as it is.
+    """Write a folder for mlflow.pyfunc.load_model atomically; an existing folder is not changed.
 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged.
-        OSError: if the disk refuses.
+        OSError: if the folder cannot be written.
     """
     import mlflow.pyfunc
 
@@ -108,8 +108,8 @@ def write_model(checkpoint: Path, folder: Path) -> None:
         return
     state = checkpoints.load(checkpoint)
     with atomic(folder) as partial, tempfile.TemporaryDirectory() as weights, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow asks for an input example; the model's description has one
-        torch.save({name: state[name] for name in NEEDED}, Path(weights) / WEIGHTS_FILE)
+        warnings.simplefilter("ignore")  # MLflow recommends an input example; the model's description contains one
+        torch.save({name: state[name] for name in REQUIRED_ENTRIES}, Path(weights) / WEIGHTS_FILE)
         mlflow.pyfunc.save_model(
             partial,
             loader_module=__name__,
@@ -128,14 +128,14 @@ def _signature():
 
 
 def register(tracker: Tracker, key: str, folder: Path, name: str) -> int:
-    """Make a model of a run's last checkpoint and register it; says so if that cannot be done.
+    """Build a model from a run's last checkpoint and register it; on failure print the reason to stderr.
 
     Args:
-        key: of the run in MLflow.
-        folder: the run's, where the model's own folder will be.
+        key: key of the run in the tracker.
+        folder: folder of the run, in which the model's folder is created.
 
     Returns:
-        The bytes to upload.
+        Number of bytes to upload, 0 on failure.
     """
     step = checkpoints.latest_step(folder)
     path = folder / f"model-{step:08d}"
@@ -143,7 +143,7 @@ def register(tracker: Tracker, key: str, folder: Path, name: str) -> int:
         write_model(checkpoints.path_of(folder, step), path)
         config = parse(read_yaml(folder / CONFIG_FILE))
     except (checkpoints.CheckpointError, ConfigError, OSError) as error:
-        print(f"the model of {folder} cannot be registered in MLflow: {error}", file=sys.stderr)
+        print(f"warning: the model of {folder} cannot be registered in MLflow: {error}", file=sys.stderr)
         return 0
     commit = git_commit(Path(__file__).parent)
     tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit}

@@ -1,7 +1,8 @@
-"""Sends recorded events to MLflow, many in one request, so that sending them once more changes nothing.
+"""Idempotent delivery of events to MLflow, with many events per request.
 
-Runs are found by their key before they are created, MLflow stores a metric's row of the same step, time and value once,
-images have names that follow from what they show, and artifacts are compared with what is there.
+Repeating a delivery changes nothing: runs are looked up by key before they are created, MLflow stores metric rows of
+equal step, time and value once, file names of images depend only on their event, and artifacts are compared with those
+on the server.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ LOG = logging.getLogger(__name__)
 
 KEY_TAG = "soflow.key"
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
-"""By this tag MLflow's UI opens an experiment with its runs and charts, not with pages for language models."""
+"""Tag that makes MLflow's UI show an experiment's runs and charts, not its pages for language models."""
 OUTCOME_TAGS = ("state", "failure")
-"""Tags that say how a run ended; one that goes on loses them."""
-METRICS_PER_REQUEST = 900  # MLflow takes 1000 items a request, 100 of them tags
+"""Tags that describe the end of a run; a resumed run loses them."""
+METRICS_PER_REQUEST = 900  # MLflow allows 1000 items per request, 100 of them tags
 LOG_BATCH = "/api/2.0/mlflow/runs/log-batch"
 IMAGE_NAME_CHARACTERS = set(string.ascii_letters + string.digits + "_-./ ")  # MLflow's rule
-THUMBNAIL = (256, 256)  # what the UI shows in its tables, by MLflow's own choice
-# MLflow's defaults retry for minutes, print to the terminal and call home; what the user has set is kept.
+THUMBNAIL = (256, 256)  # MLflow's size of images in the UI's tables
+# MLflow's defaults retry for minutes, print to the terminal and send telemetry. Variables set by the user are kept.
 MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the terminal is the sweep's
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # would break the sweep's live table
 }
-# Refusals of one request for its content. A rejected login or a proxy's 404 are not: they count as outages.
+# Errors in the content of one request. A rejected login and a proxy's 404 are not among them: they count as outages.
 PERMANENT_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 PERMANENT_HTTP_STATUSES = {400, 413, 422}
 
@@ -51,36 +52,38 @@ Event = dict[str, Any]
 
 
 class MlflowWriter:
-    """Used by one thread. What it raises is an outage, worth a later try.
+    """MLflow client of one thread. Its exceptions are outages, after which delivery should be retried.
 
-    An answer of 5xx counts as an outage even if only one event provokes it: later events wait behind it, because a
-    server that fails cannot be told from an event that it fails at.
+    A 5xx response counts as an outage even if a single event causes it, because the client cannot distinguish a failing
+    server from an event on which the server fails. Later events are then delayed as well.
 
     Args:
-        origin: of the keys, which sets them apart from equal ones of others who use the same server.
+        origin: suffix of the keys, which distinguishes them from equal keys of other spools on the same server.
 
     Attributes:
-        run_ids: MLflow's ids of runs by key, as far as they are known.
+        run_ids: MLflow's run ids by key, as far as known.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, origin: str):
         self.tracking_uri, self.experiment, self.origin = tracking_uri, experiment, origin
         self.run_ids: dict[str, str] = {}
         self._client = None
-        self._sent: Counter[str] = Counter()  # events of each run sent before an outage within a delivery
+        self._sent: Counter[str] = (
+            Counter()
+        )  # events sent per run before an outage interrupted a delivery
         self._warned: set[str] = set()
 
     def connect(self) -> None:
-        """Open the client and the experiment; seconds for MLflow's import and for the creation of a database."""
+        """Open the client and the experiment; the first call takes seconds to import MLflow or create a database."""
         if self._client is not None:
             return
         for name, value in MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the tracker tells, without tracebacks
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the tracker reports errors, without tracebacks
         database = database_of(self.tracking_uri)
-        # Two processes that make one database's tables at the same time leave it broken for good.
+        # Two processes that create the tables of one database concurrently corrupt it permanently.
         with FileLock(f"{database}.lock") if database else nullcontext():
             client = MlflowClient(tracking_uri=self.tracking_uri)
             experiment = client.get_experiment_by_name(self.experiment)
@@ -89,57 +92,58 @@ class MlflowWriter:
                 self._experiment_id = client.create_experiment(self.experiment, artifacts, dict([EXPERIMENT_KIND]))
             else:
                 self._experiment_id = experiment.experiment_id
-                if experiment.lifecycle_stage == "deleted":  # MLflow lets nobody else take its name
+                if experiment.lifecycle_stage == "deleted":  # its name cannot be used for a new experiment
                     client.restore_experiment(self._experiment_id)
                 if EXPERIMENT_KIND[0] not in experiment.tags:
                     client.set_experiment_tag(self._experiment_id, *EXPERIMENT_KIND)
         self._client = client
 
     def deliver(self, events: Iterable[Event | None], stopped: Callable[[], bool]) -> bool:
-        """Send events, oldest first, each run's in order; what one run has travels together.
+        """Send events grouped by run, the events of each run in order.
 
-        After an outage the next call must bring the same events, with more behind them or not; it sends the rest.
+        After an outage the next call must start with the same events and may append more; it sends the rest.
 
         Returns:
-            False if it was stopped in between.
+            False if `stopped` interrupted the delivery.
         """
         by_run: dict[str, list[Event]] = {}
         for event in filter(None, events):
             by_run.setdefault(event["key"], []).append(event)
         for key, run_events in by_run.items():
             for is_values, group in itertools.groupby(run_events[self._sent[key] :], _is_values):
-                for part in [list(group)] if is_values else [[event] for event in group]:
+                for batch in [list(group)] if is_values else [[event] for event in group]:
                     if stopped():
                         return False
                     try:
-                        self._send(key, part)
+                        self._send(key, batch)
                     except Exception as error:
-                        self._skip_if_refused(error, f"{part[0]['kind']} of run {key}")
-                    self._sent[key] += len(part)
+                        self._skip_if_rejected(error, f"{batch[0]['kind']} of run {key}")
+                    self._sent[key] += len(batch)
         self._sent.clear()
         return True
 
     def _send(self, key: str, events: list[Event]) -> None:
-        """Send one event, or several of values, of one run."""
+        """Send one event of a run, or several events that contain only values."""
         event = events[0]
         if event["kind"] == "start":
             self._start(key, event)
             return
-        from orchestration.tracking import mlflow_uploads as registration  # imports MLflow
+        from orchestration.tracking import mlflow_uploads  # imports MLflow
 
         run_id = self._find_run(key)
         if run_id is None:
-            raise LookupError("it was never started")
+            raise LookupError("the run was never started")
         if event["kind"] == "artifact":
-            registration.send_artifact(self._client, run_id, _readable(event["path"]), event["folder"])
+            mlflow_uploads.send_artifact(self._client, run_id, _readable(event["path"]), event["folder"])
         elif event["kind"] == "dataset":
-            registration.send_dataset(self._client, run_id, event)
+            mlflow_uploads.send_dataset(self._client, run_id, event)
         elif event["kind"] == "model":
             _readable(event["path"])
             identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._tag(key)}/{event['name']}").hex
-            registration.send_model(self._client, self._experiment_id, run_id, identity, event)
+            mlflow_uploads.send_model(self._client, self._experiment_id, run_id, identity, event)
         elif event["kind"] == "end":
-            self._find_run(key, anew=True)  # a request to create it may have been carried out after it timed out
+            # A create request that timed out here may have succeeded on the server later, and left a duplicate.
+            self._find_run(key, refresh=True)
             self._client.set_terminated(run_id, event["status"], event["time_ms"])
         else:
             self._send_values(key, events)
@@ -161,27 +165,27 @@ class MlflowWriter:
         self._log_batch(key, params=[Param(name, str(value)) for name, value in event["params"].items()])
         self._send_values(key, [event])
 
-    def _find_run(self, key: str, anew: bool = False) -> str | None:
-        """The run's id; of several with its key, all but the one that holds records are deleted."""
-        if key not in self.run_ids or anew:
+    def _find_run(self, key: str, refresh: bool = False) -> str | None:
+        """Return the run id of a key, None if no run has it; of duplicates, delete all but the one with data."""
+        if key not in self.run_ids or refresh:
             quote = '"' if "'" in key else "'"
-            of_this_key = f"tags.`{KEY_TAG}` = {quote}{self._tag(key)}{quote}"
-            found = list(self._client.search_runs([self._experiment_id], of_this_key))
-            found.sort(
+            has_key = f"tags.`{KEY_TAG}` = {quote}{self._tag(key)}{quote}"
+            runs = list(self._client.search_runs([self._experiment_id], has_key))
+            runs.sort(
                 key=lambda run: (run.info.run_id == self.run_ids.get(key), len(run.data.params), len(run.data.metrics))
             )
-            if found:
-                self.run_ids[key] = found.pop().info.run_id
-            for twin in found:
-                LOG.warning("MLflow holds run %s twice; %s, without records, is deleted", key, twin.info.run_id)
-                self._client.delete_run(twin.info.run_id)
+            if runs:
+                self.run_ids[key] = runs.pop().info.run_id
+            for duplicate in runs:
+                LOG.warning("MLflow has run %s twice; deleting the empty one, %s", key, duplicate.info.run_id)
+                self._client.delete_run(duplicate.info.run_id)
         return self.run_ids.get(key)
 
     def _tag(self, key: str) -> str:
         return f"{key}@{self.origin}"
 
     def _send_values(self, key: str, events: list[Event]) -> None:
-        """Send the metrics and tags of these events, and their images as files and a tag."""
+        """Send the metrics, tags and images of these events; images are files, announced by a tag."""
         from mlflow.entities import Metric, RunTag
 
         from orchestration.tracking.mlflow_uploads import NOTE_TAG, linked  # imports MLflow
@@ -199,16 +203,16 @@ class MlflowWriter:
                 try:
                     self._send_image(self.run_ids[key], event)
                 except Exception as error:
-                    self._skip_if_refused(error, f"image of run {key}")
+                    self._skip_if_rejected(error, f"image of run {key}")
                 else:
                     tags["mlflow.loggedImages"] = "True"
         for start in range(0, max(len(metrics), 1), METRICS_PER_REQUEST):
-            some = metrics[start : start + METRICS_PER_REQUEST]
-            self._log_batch(key, metrics=some, tags=[RunTag(name, value) for name, value in tags.items()])
+            rows = metrics[start : start + METRICS_PER_REQUEST]
+            self._log_batch(key, metrics=rows, tags=[RunTag(name, value) for name, value in tags.items()])
             tags = {}
 
     def _log_batch(self, key: str, **fields: list) -> None:
-        """Send metrics, params or tags; refused ones are found by halving and skipped, so that the rest arrives."""
+        """Send metrics, params or tags; locate rejected ones by bisection and skip only these."""
         items = [(field, item) for field, values in fields.items() for item in values]
         if not items:
             return
@@ -219,7 +223,7 @@ class MlflowWriter:
                 self._client.log_batch(self.run_ids[key], **fields, synchronous=True)
         except Exception as error:
             if len(items) == 1:
-                self._skip_if_refused(error, f"{items[0][0]} {items[0][1].key} of run {key}")
+                self._skip_if_rejected(error, f"{items[0][0]} {items[0][1].key} of run {key}")
             elif _is_permanent(error):
                 for half in (items[: len(items) // 2], items[len(items) // 2 :]):
                     self._log_batch(key, **{name: [item for field, item in half if field == name] for name in fields})
@@ -227,7 +231,7 @@ class MlflowWriter:
                 raise
 
     def _post_values(self, run_id: str, metrics: list, tags: list) -> None:
-        """Ask a server as MLflow's client would, at a fifth of its CPU time (benchmarks/tracking.py)."""
+        """Send the request that MLflow's client would send, at a fifth of its CPU time."""
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request, verify_rest_response
 
@@ -241,52 +245,53 @@ class MlflowWriter:
         verify_rest_response(response, LOG_BATCH)
 
     def _send_image(self, run_id: str, event: Event) -> None:
-        """Upload an image as MLflow does, in full and reduced, but under names that a repetition finds again."""
+        """Upload an image like MLflow's client, in full size and as thumbnail, but with reproducible file names."""
         from PIL import Image
 
         name, step, time_ms = event["name"], event["step"], event["time_ms"]
         if not set(name) <= IMAGE_NAME_CHARACTERS:
-            raise ValueError(f"{name}: an image's name may hold letters, digits, spaces and _ - . /")
+            raise ValueError(f"{name}: must contain only letters, digits, spaces and _ - . /")
         path = _readable(event["path"])
         identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{event['key']}/{name}/{step}/{time_ms}")
         stem = f"{name.replace('/', '~')}+step+{step}+timestamp+{time_ms}+{identity}"
         with tempfile.TemporaryDirectory() as folder:
-            full, reduced = Path(folder, f"{stem}.png"), Path(folder, f"{stem}+compressed.webp")
+            full, thumbnail = Path(folder, f"{stem}.png"), Path(folder, f"{stem}+compressed.webp")
             try:
                 with Image.open(path) as image:
                     image.load()
-            except OSError as error:  # Pillow's errors for damaged files, which must not pass for an outage
+            except OSError as error:  # raised by Pillow for damaged files; an OSError would count as an outage
                 raise ValueError(f"{path}: cannot be read as an image ({error})") from None
             if image.format == "PNG":
                 shutil.copyfile(path, full)
             else:
                 image.save(full)
             image.thumbnail(THUMBNAIL)
-            image.save(reduced)
-            for file in (full, reduced):
+            image.save(thumbnail)
+            for file in (full, thumbnail):
                 self._client.log_artifact(run_id, str(file), "images")
 
-    def _skip_if_refused(self, error: Exception, what: str) -> None:
+    def _skip_if_rejected(self, error: Exception, item: str) -> None:
+        """Warn once per item if MLflow rejects it permanently; raise the error of an outage."""
         if not _is_permanent(error):
             raise error
-        if what not in self._warned:
-            LOG.warning("MLflow refuses %s, which is skipped: %s", what, " ".join(str(error).split()))
-        self._warned.add(what)
+        if item not in self._warned:
+            LOG.warning("MLflow rejects %s, skipping it: %s", item, " ".join(str(error).split()))
+        self._warned.add(item)
 
 
 def _is_values(event: Event) -> bool:
-    """Whether it may travel with the events of its run before and behind it."""
+    """Check whether an event may share a request with the events of its run before and after it."""
     return event["kind"] in ("metrics", "tags", "image")
 
 
 def _json_number(value: Any) -> float | str:
-    """As MLflow's servers read it; raises like float for what is none."""
+    """Convert a number to the form that MLflow's server parses; raise like `float` for other objects."""
     value = float(value)
     return value if math.isfinite(value) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Whether the same request would be refused for ever, as against an outage of server, network or disk."""
+    """Check whether a retry cannot succeed, in contrast to an outage of server, network or disk."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -298,5 +303,5 @@ def _is_permanent(error: Exception) -> bool:
 
 def _readable(path: str) -> Path:
     if not os.access(path, os.R_OK):
-        raise ValueError(f"{path}: is gone or cannot be read")
+        raise ValueError(f"{path}: was deleted or cannot be read")
     return Path(path)

@@ -1,4 +1,4 @@
-"""What a journal of events holds of each run, in short: the last steps of its series and whether it has ended."""
+"""Summary of a journal of events: last step of each run's series, and the runs that have not ended."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from typing import Any
 
 SERIES = ("metrics", "image")
-"""Kinds of events of which a run has one per name and step."""
+"""Kinds of events that occur once per run, name and step."""
 
 
 class RecordedRuns:
-    """Grows with the number of runs, not of their steps: names that are always recorded together share one last step.
+    """Index of a spool. Its size depends on the number of runs, not of steps: names logged together share a last step.
 
     Attributes:
-        open: keys of the runs that were started and not ended, oldest first.
+        open: keys of the runs that were started and have not ended, oldest first.
     """
 
     def __init__(self):
         self.open: dict[str, None] = {}
         self._last_steps: dict[str, dict[frozenset[str], int]] = {}
-        self._groups: dict[frozenset[str], frozenset[str]] = {}  # each once in memory, whatever the number of runs
+        self._groups: dict[frozenset[str], frozenset[str]] = {}  # one object per set of names, shared by all runs
 
     def add(self, event: dict[str, Any]) -> None:
+        """Update the index with an event."""
         kind, key = event["kind"], event["key"]
         if kind in SERIES:
             names = event["metrics"] if kind == "metrics" else [event["name"]]
@@ -32,9 +33,9 @@ class RecordedRuns:
             self.open.pop(key, None)
 
     def new_names(self, kind: str, key: str, names: Iterable[str], step: int) -> set[str]:
-        """Those of a run's series that have not come to this step yet."""
-        there = [group for group, last in self._last_steps.get(key, {}).items() if last >= step]
-        return {name for name in names if not any(f"{kind}/{name}" in group for group in there)}
+        """Return the names of a run's series whose last step is before `step`."""
+        logged = [group for group, last in self._last_steps.get(key, {}).items() if last >= step]
+        return {name for name in names if not any(f"{kind}/{name}" in group for group in logged)}
 
     def _note(self, key: str, series: list[str], step: int) -> None:
         names = frozenset(series)
@@ -43,7 +44,7 @@ class RecordedRuns:
         last[names] = max(step, last.get(names, step))
 
     def state(self) -> dict[str, Any]:
-        """As JSON types, for `load`."""
+        """Return the index as JSON types, for `load`."""
         groups = {names: position for position, names in enumerate(self._groups)}
         last_steps = {
             key: [[groups[names], step] for names, step in last.items()] for key, last in self._last_steps.items()
@@ -51,6 +52,7 @@ class RecordedRuns:
         return {"open": list(self.open), "groups": [sorted(names) for names in groups], "last_steps": last_steps}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Restore the index from `state`."""
         groups = [frozenset(names) for names in state["groups"]]
         self._groups = {names: names for names in groups}
         self._last_steps = {

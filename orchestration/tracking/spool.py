@@ -1,8 +1,8 @@
-"""A queue of events on disk: they outlive the process and wait there for as long as nobody can take them.
+"""Queue of events on disk, which survive the process and any outage of the server.
 
-Events are lines of `journal.jsonl`, kept after delivery as a record; the file `delivered` holds the position in bytes
-up to which they were taken, `index.json` what is to be known of all events up to some position, so that opening a long
-journal reads little of it. Memory holds only the events that the disk refused.
+Events are lines of `journal.jsonl` and stay there after delivery. The file `delivered` contains the position in bytes
+up to which events were delivered. `index.json` contains a summary of all events up to some position, so that opening a
+long journal reads only its end. Only events that could not be written to disk are kept in memory.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from soflow.files import write_atomic
 LOG = logging.getLogger(__name__)
 
 BYTES_PER_INDEX = 16 * 2**20
-"""How much journal is written between two savings of the index, and so the most that opening has to parse."""
+"""Journal bytes between two saves of the index, and so the most that opening a spool has to parse."""
 BYTES_PER_READ = 2**20
 
 
 class Index(Protocol):
-    """What is to be known of all events that were ever recorded."""
+    """Summary of all events of a spool, updated with every event."""
 
-    def add(self, event: dict[str, Any]) -> None: ...
+    def add(self, event: dict[str, Any]) -> None:
+        """Update the summary with an event."""
+        ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Any]:
+        """Return the summary as JSON types."""
+        ...
 
-    def load(self, state: dict[str, Any]) -> None: ...
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore the summary from `state`."""
+        ...
 
 
 class Spool:
-    """First in, first out, with any number of recording threads and one delivering thread.
+    """First-in-first-out queue for any number of appending threads and one delivering thread.
 
-    A disk that is full or not writable never raises: events then wait in memory alone, which is told once.
+    A full or read-only disk never raises: events are then kept in memory, with one warning.
 
     Args:
-        folder: where the files lie, created if missing.
-        index: is told of every event, of those already in the journal too, oldest first.
+        folder: folder of the files, created if missing.
+        index: summary that receives every event, including those already in the journal, oldest first.
 
     Raises:
         TrackingError: if another spool is open on the same folder.
@@ -54,16 +60,16 @@ class Spool:
 
     def __init__(self, folder: Path, index: Index | None = None):
         self.folder, self._index = folder.absolute(), index
-        # Oldest first: [start, end] of a stretch of the journal, or a line that the disk refused.
+        # Undelivered events, oldest first: [start, end] of a journal range, or a line that could not be written.
         self._waiting: deque[list[int] | bytes] = deque()
         self._num_waiting = 0
-        self._peeked: list[int | None] = []  # where the events of the last peek end, None if not in the journal
+        self._peeked: list[int | None] = []  # end positions of the last peek's events, None if not in the journal
         self._changed = threading.Condition()
         self._stopped, self._warned = False, False
         self._journal, self._end, self._indexed = None, 0, 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what write() took survives a killed process, and what it refused is not tried again later.
+            # Unbuffered: a line that write() accepted survives a kill, and a failed one is not written again at close.
             journal = FileIO(self.folder / "journal.jsonl", "a+")
             _lock(journal, self.folder)
             self._load(journal)
@@ -72,13 +78,14 @@ class Spool:
 
     def _load(self, journal: FileIO) -> None:
         self._end = _end_of_lines(journal)
-        journal.truncate(self._end)  # the last process may have died within a write
+        # A process killed during a write leaves half a line, to which the next event would be appended.
+        journal.truncate(self._end)
         if self._index is not None:
             self._indexed = self._load_index(journal)
             for line, end in _lines(journal, self._indexed, self._end):
                 event = _parsed(line)
                 if event is None:
-                    LOG.warning("%s: the line before byte %d is damaged and left out", journal.name, end)
+                    LOG.warning("%s: skipping the damaged line before byte %d", journal.name, end)
                 else:
                     self._index.add(event)
         delivered = self._delivered(journal)
@@ -88,7 +95,7 @@ class Spool:
         self._journal = journal
 
     def _load_index(self, journal: FileIO) -> int:
-        """The position up to which the saved index knows the journal; 0 if there is none that belongs to it."""
+        """Load the saved index and return the journal position that it covers; 0 without a valid index."""
         try:
             saved = json.loads((self.folder / "index.json").read_text())
             if not _is_line_end(journal, saved["position"], self._end):
@@ -99,7 +106,7 @@ class Spool:
         return saved["position"]
 
     def _delivered(self, journal: FileIO) -> int:
-        """The position up to which events were taken; 0 if unknown or if the journal is another one."""
+        """Return the position up to which events were delivered; 0 if unknown or not of this journal."""
         try:
             position = int((self.folder / "delivered").read_text())
         except (OSError, ValueError):
@@ -107,7 +114,7 @@ class Spool:
         return position if _is_line_end(journal, position, self._end) else 0
 
     def append(self, event: dict[str, Any]) -> None:
-        """Record an event of JSON types; scalars of numpy and torch become numbers, anything else text."""
+        """Append an event of JSON types; numpy and torch scalars become numbers, other objects text."""
         line = json.dumps(event, default=_plain).encode() + b"\n"
         with self._changed:
             start = self._end
@@ -125,7 +132,7 @@ class Spool:
             self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
-        """Whether the disk took it."""
+        """Append a line to the journal; return False if the disk rejects it."""
         if self._journal is None:
             return False
         try:
@@ -141,42 +148,44 @@ class Spool:
 
     def _save_index(self) -> None:
         if any(isinstance(item, bytes) for item in self._waiting):
-            return  # the index knows events that would be lost with this process
+            # The index includes events that exist in memory only. If they are lost with this process, a saved index
+            # would claim that they were logged, and a resumed run would not log them again.
+            return
         saved = json.dumps({"position": self._end, "state": self._index.state()})
         if self._replace("index.json", saved):
             self._indexed = self._end
 
     def wait(self) -> bool:
-        """Block until an event waits (True) or `stop` was called (False)."""
+        """Block until an event is undelivered (True) or `stop` was called (False)."""
         with self._changed:
             self._changed.wait_for(lambda: self._num_waiting or self._stopped)
             return not self._stopped
 
     def wait_empty(self, timeout_s: float) -> bool:
-        """Block until no event waits; False if some still do after the timeout."""
+        """Block until every event is delivered; return False on timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._num_waiting, timeout_s)
 
     def peek(self, limit: int) -> list[dict[str, Any] | None]:
-        """The oldest waiting events, at most `limit`; None stands for a damaged one.
+        """Return the oldest undelivered events, at most `limit`; None for a damaged one.
 
         Raises:
             OSError: if the journal cannot be read.
         """
         with self._changed:
             items = [list(item) if isinstance(item, list) else item for item in self._waiting]
-        taken: list[tuple[bytes, int | None]] = []
+        peeked: list[tuple[bytes, int | None]] = []
         for item in items:
             lines = _lines(self._journal, *item) if isinstance(item, list) else [(item, None)]
-            for line in lines:
-                if len(taken) == limit:
+            for line_and_end in lines:
+                if len(peeked) == limit:
                     break
-                taken.append(line)
-        self._peeked = [end for _, end in taken]
-        return [_parsed(line) for line, _ in taken]
+                peeked.append(line_and_end)
+        self._peeked = [end for _, end in peeked]
+        return [_parsed(line) for line, _ in peeked]
 
     def drop(self, count: int) -> None:
-        """Forget the oldest `count` events, of those last peeked, which were delivered."""
+        """Remove the first `count` events of the last `peek`, which were delivered."""
         ends = self._peeked[:count]
         with self._changed:
             for end in ends:
@@ -186,12 +195,12 @@ class Spool:
                     self._waiting[0][0] = end
             self._num_waiting -= len(ends)
             if journalled := [end for end in ends if end is not None]:
-                # If that fails, events would be sent once more after a restart, which does no harm.
+                # If this write fails, events are sent again after a restart, which changes nothing in MLflow.
                 self._replace("delivered", str(journalled[-1]))
             self._changed.notify_all()
 
     def _replace(self, name: str, text: str) -> bool:
-        """Write a file whole; False if the disk refuses."""
+        """Replace a file atomically; return False if the disk rejects it."""
         try:
             write_atomic(self.folder / name, text)
         except OSError as error:
@@ -201,10 +210,11 @@ class Spool:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            LOG.warning("%s: cannot be written (%s); reports wait in memory instead", self.folder, error.strerror)
+            LOG.warning("%s: cannot be written (%s); reports are kept in memory", self.folder, error.strerror)
         self._warned = True
 
     def stop(self) -> None:
+        """Make `wait` return False."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -214,7 +224,7 @@ class Spool:
         return self._stopped
 
     def close(self) -> None:
-        """Let others open the folder."""
+        """Save the index and release the folder's lock."""
         if self._journal is not None:
             with self._changed:
                 if self._index is not None and self._end > self._indexed:
@@ -226,17 +236,17 @@ class Spool:
 
 
 def _chunks(journal: FileIO, start: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Pieces of the journal from start to end, each with the position where it ends."""
+    """Yield chunks of the journal from start to end, each with its end position."""
     while start < end:
         chunk = os.pread(journal.fileno(), min(BYTES_PER_READ, end - start), start)
         if not chunk:
-            raise OSError(errno.EIO, f"{journal.name} is shorter than it was")
+            raise OSError(errno.EIO, f"{journal.name} was truncated by another program")
         start += len(chunk)
         yield chunk, start
 
 
 def _lines(journal: FileIO, start: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Lines of the journal from start to end, each with the position where it ends."""
+    """Yield lines of the journal from start to end, each with its end position."""
     rest = b""
     for chunk, _ in _chunks(journal, start, end):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -246,7 +256,7 @@ def _lines(journal: FileIO, start: int, end: int) -> Iterator[tuple[bytes, int]]
 
 
 def _end_of_lines(journal: FileIO) -> int:
-    """The position after the last newline."""
+    """Return the position after the last newline."""
     end = os.fstat(journal.fileno()).st_size
     while end > 0:
         start = max(0, end - BYTES_PER_READ)
@@ -276,8 +286,8 @@ def _lock(journal: FileIO, folder: Path) -> None:
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise TrackingError(f"{folder}: another process still delivers from it; wait for its end or stop it") from None
-    except OSError:  # a file system without locks
+        raise TrackingError(f"{folder}: another process is delivering from it; wait for it to end or stop it") from None
+    except OSError:  # the file system does not support locks
         return
 
 

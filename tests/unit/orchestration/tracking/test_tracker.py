@@ -181,7 +181,7 @@ def test_undelivered_events_are_sent_by_the_next_tracker(uri, experiment, tmp_pa
     assert time.monotonic() - begin < 1
     assert not tracker.flush(3)
     assert tracker.close(0) == 20
-    assert "takes no reports" in caplog.text
+    assert "reports cannot be delivered" in caplog.text
     assert "secret" not in caplog.text
     assert len(caplog.records) == 1
 
@@ -282,7 +282,7 @@ def test_unwritable_spool_delivers_from_memory(uri, experiment, tmp_path, image,
     assert tracker.close(60) == 0
     assert_sweep(uri, experiment)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "wait in memory" in caplog.text
+    assert "kept in memory" in caplog.text
 
 
 def test_spool_on_a_full_disk(tmp_path, caplog):
@@ -320,7 +320,7 @@ def test_spool_survives_damage(tmp_path):
 
 def test_spool_has_one_owner(tmp_path):
     spool = Spool(tmp_path)
-    with pytest.raises(TrackingError, match="still delivers"):
+    with pytest.raises(TrackingError, match="another process is delivering"):
         Tracker("sqlite:///unused.db", "e", tmp_path)
     spool.close()
     Spool(tmp_path)
@@ -342,10 +342,10 @@ def test_status_must_be_known(tmp_path):
         ("sqlite:///:memory:", "must be http"),
         ("http://user:secret@127.0.0.1:{free_port}", "cannot be reached.*refused"),
         ("http://", "cannot be reached"),
-        ("sqlite:////proc/nowhere/mlflow.db", "cannot be written.*give a folder that can"),
+        ("sqlite:////proc/nowhere/mlflow.db", "cannot be written.*choose a writable folder"),
         ("sqlite:///{file}/mlflow.db", "cannot be written"),
         ("sqlite:///{folder}", "cannot be written"),
-        ("sqlite:///{file}", "no SQLite database"),
+        ("sqlite:///{file}", "must be an SQLite database"),
     ],
 )
 def test_check_tracking_refuses(uri, message, tmp_path):
@@ -453,8 +453,8 @@ def test_server_killed_in_the_middle(server, experiment, tmp_path, image, caplog
             threading.Thread(target=start).start()
     tracker.end_run("run", "FINISHED")
     assert tracker.close(120) == 0
-    assert "takes no reports" in caplog.messages[0]
-    assert "takes reports again" in caplog.messages[-1]
+    assert "reports cannot be delivered" in caplog.messages[0]
+    assert "reports are delivered again" in caplog.messages[-1]
 
     runs = runs_of(uri, experiment)
     run = runs.pop("run")
