@@ -1,4 +1,4 @@
-"""Names, numbers and times as terminals, reports and MLflow notes show them."""
+"""Formatting of names, numbers and times for terminals, reports and MLflow notes."""
 
 from __future__ import annotations
 
@@ -20,26 +20,31 @@ SHORT_NAMES = {
 
 
 def short_name(path: str) -> str:
+    """Return the symbol of a searched path, or its last part."""
     return SHORT_NAMES.get(path, path.rsplit(".", 1)[-1])
 
 
 def format_value(value: Any) -> str:
+    """Format a value with three significant digits, or as an integer from 100 on."""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)
 
 
 def format_point(point: dict[str, Any]) -> str:
+    """Format a point of the search space in one line."""
     return " ".join(f"{short_name(path)}={format_value(value)}" for path, value in point.items())
 
 
 def format_time(seconds: float) -> str:
+    """Format a duration as H:MM:SS, or as M:SS below one hour."""
     hours, seconds = divmod(int(seconds), 3600)
     minutes, seconds = divmod(seconds, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def format_number(value: float, spec: str) -> str:
+    """Format a number; NaN as a dash."""
     return format(value, spec) if value == value else "–"
 
 

@@ -1,4 +1,4 @@
-"""A sweep's progress drawn on a terminal: how it stands, the running trials, the best and the last that ended."""
+"""Live table of a sweep on a terminal: summary, running trials, best trials, and trials that ended last."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from orchestration.terminal.progress import Row, SweepProgress
 
 STYLES = {"finished": "green", "running": "", "stopped": "yellow", "failed": "red", "starting": "dim"}
 FRAME_LINES = 7
-"""Borders, heading, the line between running and other trials, the count of unseen ones, and the terminal's last."""
+"""Borders, heading, the line below the running trials, the count of hidden ones, and the terminal's last line."""
 USE_EVERY_S = 2.0
-"""How often the cluster is asked what is in use."""
+"""Interval between queries of the cluster's usage."""
 
 
 class LiveTable:
-    """Redrawn once a second within the terminal's height, however many trials there are."""
+    """View that redraws once a second and never exceeds the terminal's height.
+
+    Args:
+        use: returns the cluster's usage in one line.
+    """
 
     def __init__(self, progress: SweepProgress, console: Console | None = None, use: Callable[[], str] | None = None):
         self.progress, self.console = progress, console or Console()
-        self._ask_use, self._use, self._asked_at = use or cluster_use, "", -USE_EVERY_S
+        self._query_use, self._use, self._queried_at = use or cluster_use, "", -USE_EVERY_S
         self._paths: list[str] = []
         self._live = Live(console=self.console, refresh_per_second=1, get_renderable=self.render)
 
@@ -49,6 +53,7 @@ class LiveTable:
         pass
 
     def render(self) -> Group:
+        """Build the header and the table."""
         header = self._header()
         running, others, hidden = self._shown(self.console.height - len(header) - FRAME_LINES)
         table = Table()
@@ -60,37 +65,37 @@ class LiveTable:
         best = [row.number for row in self.progress.best]
         for row in others:
             table.add_row(*self._cells(row), style="bold green" if row.number in best[:1] else STYLES[row.state])
-        rest = [Text(f"and {hidden} more running", style="dim")] if hidden else []
-        return Group(*header, *([table] if running or others else []), *rest)
+        footer = [Text(f"and {hidden} more running", style="dim")] if hidden else []
+        return Group(*header, *([table] if running or others else []), *footer)
 
     def _header(self) -> list:
         progress = self.progress
-        begun = progress.num_ended or any(row.step for row in list(progress.running.values()))
-        first = ("" if begun else "starting the training workers (about 20 s): ") + progress.summary()
-        lines = [Text(first, no_wrap=True, overflow="ellipsis")]
+        trains = progress.num_ended or any(row.step for row in list(progress.running.values()))
+        summary = ("" if trains else "starting the training workers (about 20 s): ") + progress.summary()
+        lines = [Text(summary, no_wrap=True, overflow="ellipsis")]
         if progress.best:
             best = progress.best[0]
-            told = f"best: trial {best.number}, FID {best.best_fid:.2f} | {format_point(best.point)}"
-            lines.append(Text(told, style="green", no_wrap=True, overflow="ellipsis"))
-        if time.monotonic() - self._asked_at >= USE_EVERY_S:
-            self._use, self._asked_at = self._ask_use(), time.monotonic()
+            best_trial = f"best: trial {best.number}, FID {best.best_fid:.2f} | {format_point(best.point)}"
+            lines.append(Text(best_trial, style="green", no_wrap=True, overflow="ellipsis"))
+        if time.monotonic() - self._queried_at >= USE_EVERY_S:
+            self._use, self._queried_at = self._query_use(), time.monotonic()
         if self._use:
             lines.append(Text(self._use, style="dim", no_wrap=True))
         steps = progress.num_ended * progress.total_steps + sum(row.step for row in list(progress.running.values()))
-        bar = Table.grid()  # a bar alone does not end its line
+        bar = Table.grid()  # a progress bar by itself does not end its line
         bar.add_row(ProgressBar(total=progress.num_trials * progress.total_steps, completed=steps, width=60))
         lines.append(bar)
         return lines
 
     def _shown(self, lines: int) -> tuple[list[Row], list[Row], int]:
-        """Running trials, then the best and the last ended ones as far as lines are left, and how many run unseen."""
+        """Select the rows that fit: running trials, then the best and the last ended ones; also count hidden trials."""
         running = sorted(self.progress.running.values(), key=lambda row: row.number)
         best = [row for row in self.progress.best if row.number not in self.progress.running]
-        room = max(1, lines - min(len(best), 3))
-        seen = running if len(running) <= room else running[: room - 1]
+        limit = max(1, lines - min(len(best), 3))
+        shown = running if len(running) <= limit else running[: limit - 1]
         recent = [row for row in reversed(self.progress.recent) if row not in best]
-        others = (best + recent)[: max(0, lines - len(seen))]
-        return seen, others, len(running) - len(seen)
+        others = (best + recent)[: max(0, lines - len(shown))]
+        return shown, others, len(running) - len(shown)
 
     def _cells(self, row: Row) -> list[str]:
         return [
@@ -105,11 +110,11 @@ class LiveTable:
 
 
 def cluster_use() -> str:
-    """CPUs and GPUs in use of those that the Ray cluster has, with the number of its nodes."""
+    """Describe the used and total CPUs and GPUs of the Ray cluster, and its number of nodes."""
     import ray
 
-    there, free = ray.cluster_resources(), ray.available_resources()
-    kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
-    used = [f"{there[kind] - free.get(kind, 0):g} of {there[kind]:g} {kind}s" for kind in kinds]
-    nodes = sum(name.startswith("node:") and name != "node:__internal_head__" for name in there)
+    total, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if total.get(kind)]
+    used = [f"{total[kind] - free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in kinds]
+    nodes = sum(name.startswith("node:") and name != "node:__internal_head__" for name in total)
     return f"in use: {', '.join(used)} on {nodes} node{'s' if nodes > 1 else ''}"

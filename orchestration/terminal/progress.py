@@ -1,4 +1,4 @@
-"""The state of a running sweep: counts, the best trials, the time left."""
+"""State of a running sweep: counts, best trials, remaining time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestration.terminal.format import format_time
 
 OVER = ("finished", "stopped", "failed")
 BEST, RECENT, TIMED = 3, 50, 100
-"""How many trials are kept as the best, how many as the last that ended, how many reports step times come from."""
+"""Numbers of best trials and of last ended trials to keep, and of reports over which step times are averaged."""
 
 
 @dataclass
 class Row:
-    """One trial as it was last heard of."""
+    """Latest state of one trial."""
 
     number: int
     point: dict[str, Any]
@@ -28,11 +28,12 @@ class Row:
     step_ms: float = math.nan
     memory_mib: float = math.nan
     reason: str = ""
-    heard_at: float = 0.0
+    updated_at: float = 0.0
+    """Monotonic time of the last report, or of the start."""
 
 
 class SweepProgress:
-    """Counts, best trials and time left. Its size depends on the number of parallel trials, not of all trials.
+    """Counts, best trials and remaining time. Its size depends on the number of parallel trials, not of all trials.
 
     Attributes:
         running: trials that have started and not ended, by number.
@@ -56,22 +57,22 @@ class SweepProgress:
         self._rank(Row(number, point, state, fid=fid, best_fid=fid))
 
     def start(self, number: int, point: dict[str, Any]) -> Row:
-        """Note that a trial starts, or resumes after a restart."""
+        """Add a trial that starts, or resumes after a restart."""
         row = self.running.setdefault(number, Row(number, point))
-        row.point, row.state, row.reason, row.heard_at = point, "starting", "", time.monotonic()
+        row.point, row.state, row.reason, row.updated_at = point, "starting", "", time.monotonic()
         return row
 
     def report(self, number: int, result: dict[str, Any]) -> Row:
-        """Note a result of a running trial."""
+        """Update a running trial by its result."""
         row = self.running[number]
         now, steps = time.monotonic(), result["step"] - row.step
-        if result["step"] > 0:  # the next rung is a run from scratch and starts at 0 again
-            self._timed.append((now - row.heard_at, steps if steps > 0 else result["step"]))
+        if result["step"] > 0:  # the next rung trains from scratch, again from step 0
+            self._timed.append((now - row.updated_at, steps if steps > 0 else result["step"]))
         row.state, row.step, row.fid, row.reason = "running", result["step"], result["fid"], result["reason"]
         row.best_fid = min(row.fid, row.best_fid) if row.best_fid == row.best_fid else row.fid
         row.step_ms = result["metrics"].get("time/step_ms", row.step_ms)
         row.memory_mib = result["metrics"].get("memory/peak_mib", row.memory_mib)
-        row.heard_at = now
+        row.updated_at = now
         self._rank(row)
         return row
 
@@ -81,7 +82,7 @@ class SweepProgress:
             self.best = sorted([*others, row], key=lambda row: row.best_fid)[:BEST]
 
     def end(self, number: int, state: str, reason: str = "") -> Row:
-        """Note that a trial ended, as finished, stopped or failed."""
+        """Move a trial to those that ended; the state is finished, stopped or failed."""
         row = self.running.pop(number)
         row.state, row.reason = state, reason or row.reason
         self.recent.append(row)

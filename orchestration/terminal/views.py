@@ -16,7 +16,7 @@ from orchestration.terminal.progress import Row, SweepProgress
 
 
 class View(Protocol):
-    """Shows a sweep's progress; told of every event after the progress was."""
+    """Output of a sweep's progress; called for every event after the progress is updated."""
 
     def begin(self, name: str) -> None: ...
 
@@ -27,14 +27,14 @@ class View(Protocol):
     def ended(self, row: Row) -> None: ...
 
     def finish(self) -> None:
-        """No trial goes on."""
+        """End the output: no trial is running any more."""
         ...
 
     def summarized(self, status: str, metrics: dict[str, float]) -> None: ...
 
 
 class PlainLines:
-    """A line per report, for files and terminals that cannot be drawn on."""
+    """View with one line per report, for files and pipes."""
 
     def __init__(self, progress: SweepProgress, output: TextIO):
         self.progress, self.output = progress, output
@@ -56,8 +56,8 @@ class PlainLines:
         reason = f": {row.reason}" if row.reason else f" at step {row.step} with FID {format_number(row.fid, '.2f')}"
         self._print(f"{self._time()} trial {row.number} {row.state}{reason}")
         best = self.progress.best
-        told = f"; best: trial {best[0].number}, FID {format_number(best[0].best_fid, '.2f')}" if best else ""
-        self._print(f"{self._time()} {self.progress.summary()}{told}")
+        best_trial = f"; best: trial {best[0].number}, FID {format_number(best[0].best_fid, '.2f')}" if best else ""
+        self._print(f"{self._time()} {self.progress.summary()}{best_trial}")
 
     def finish(self) -> None:
         pass
@@ -73,7 +73,7 @@ class PlainLines:
 
 
 class JsonLines:
-    """One JSON object per event, for programs; what is no number is null."""
+    """View with one JSON object per event, for programs; NaN and infinity are null."""
 
     def __init__(self, progress: SweepProgress, output: TextIO):
         self.progress, self.output = progress, output
@@ -99,11 +99,12 @@ class JsonLines:
         self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
 
     def _print(self, event: str, **fields: Any) -> None:
-        record = {"event": event, "elapsed_s": round(self.progress.elapsed_s, 3), **fields}
-        print(json.dumps(_finite(record), default=str), file=self.output, flush=True)
+        line = {"event": event, "elapsed_s": round(self.progress.elapsed_s, 3), **fields}
+        print(json.dumps(_finite(line), default=str), file=self.output, flush=True)
 
 
 def _finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -114,7 +115,7 @@ _events: TextIO | None = None
 
 @contextmanager
 def stdout_for(kind: str) -> Iterator[None]:
-    """Inside, where JSON lines are wanted, stdout is theirs and other text goes to stderr."""
+    """Reserve stdout for the events of the `json` view; inside, all other output goes to stderr."""
     global _events
     if kind != "json":
         yield
@@ -125,7 +126,7 @@ def stdout_for(kind: str) -> Iterator[None]:
 
 
 def make_view(kind: str, progress: SweepProgress) -> View:
-    """The view of this kind: live, plain, json, or auto, which is live on a terminal and plain elsewhere."""
+    """Make a live, plain or json view; auto is live on a terminal and plain elsewhere."""
     if kind == "json":
         return JsonLines(progress, _events or sys.stdout)
     if kind == "live" or (kind == "auto" and sys.stdout.isatty()):

@@ -58,7 +58,7 @@ def test_the_best_is_that_of_any_report():
 def test_the_time_left_is_that_of_all_steps_left():
     progress = SweepProgress(num_trials=6, total_steps=100, slots=2)
     assert progress.left_s is None
-    progress.start(0, POINT).heard_at = time.monotonic() - 25
+    progress.start(0, POINT).updated_at = time.monotonic() - 25
     progress.report(0, result(50, 3.0))
     progress.start(1, POINT)
     # 50 and 100 steps of the running trials and 400 of those to come, half a second each, two at a time.
