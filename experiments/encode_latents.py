@@ -1,7 +1,7 @@
 """Encode a folder of images, one sub-folder per class, with Stable Diffusion's autoencoder into one HDF5 file.
 
 The file has the layout of SoFlow's authors and is what --dataset latents trains on. The same command
-resumes an interrupted run. Finished parts are kept in OUT.parts until the end, when they and the file take twice the
+resumes an interrupted run. Finished shards are kept in OUT.shards until the end, when they and the file take twice the
 file's size: 84 GB for ImageNet at 256 pixels.
 
 $ python experiments/encode_latents.py --root imagenet/train --out imagenet-256.h5
@@ -48,7 +48,7 @@ def main() -> int:
         print(f"failed: {error}; the same command resumes", file=sys.stderr)
         return EXIT_CODES["FAILED"]
     except KeyboardInterrupt:
-        print(f"interrupted; the same command resumes; finished parts are in {options.out}.parts")
+        print(f"interrupted; the same command resumes; finished shards are in {options.out}.shards")
         return EXIT_CODES["KILLED"]
     print(f"latents of {options.image_size} x {options.image_size} images: {options.out}")
     return 0

@@ -1,4 +1,4 @@
-"""Finished parts of a long encoding on disk: each written whole or not at all, and known by the images it is of."""
+"""Shards of a long encoding on disk, written atomically and named by a digest of their images."""
 
 from __future__ import annotations
 
@@ -20,89 +20,93 @@ SETUP_FILE = "setup.json"
 
 @dataclass(frozen=True)
 class Setup:
-    """What all parts in a folder share; beside it, rounding in the last digits depends on batch size and device."""
+    """Settings shared by all shards of a folder. Batch size and device are not included: they change only rounding."""
 
     root: str
     """Folder of the images."""
     vae: str
     """SHA-256 of the autoencoder's weights."""
     image_size: int
-    images_per_part: int
+    images_per_shard: int
 
 
-class Parts:
-    """Latents of images, a part being a run of consecutive ones: part k holds their moments [n, 8, h, w].
+class Shards:
+    """Latents of images, in shards of consecutive images; a shard contains the moments [n, 8, h, w] of its n images.
 
-    A part's file name tells by a digest of its images' names, sizes and times of change what it is of. So an image that
-    is replaced, or files that are added at the end, leave the other parts valid.
+    The file name of a shard contains a digest of its images' names, sizes and modification times. Replacing an image,
+    or adding images at the end, therefore leaves all other shards valid.
 
     Raises:
-        ConfigError: if the folder holds parts of another set-up or cannot be written.
+        ConfigError: if the folder contains shards with another setup, or cannot be written.
     """
 
     def __init__(self, folder: Path, setup: Setup, images: list[Path]):
         self.folder, self.setup = folder, setup
-        facts, path = asdict(setup), folder / SETUP_FILE
+        expected, path = asdict(setup), folder / SETUP_FILE
         try:
             if not path.exists():
-                write_atomic(path, json.dumps(facts, indent=2).encode())
-            found = json.loads(path.read_text())
+                write_atomic(path, json.dumps(expected, indent=2).encode())
+            saved = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"out: cannot keep finished parts in {folder} ({error}); choose another out") from None
-        if found != facts:
-            other = [name for name in facts if not isinstance(found, dict) or found.get(name) != facts[name]]
+            raise ConfigError(f"out: cannot save shards in {folder} ({error}); choose another out") from None
+        if saved != expected:
+            different = [name for name in expected if not isinstance(saved, dict) or saved.get(name) != expected[name]]
             raise ConfigError(
-                f"out: {folder} holds parts of another set-up (another {', '.join(other)}); "
+                f"out: {folder} contains shards with another {', '.join(different)}; "
                 "delete that folder or choose another out"
             )
         self.num_images = len(images)
         self._digests = [_digest(images[self.images(number)]) for number in range(len(self))]
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.setup.images_per_part)
+        return -(-self.num_images // self.setup.images_per_shard)
 
     def images(self, number: int) -> slice:
-        """Which of all images a part is of."""
-        each = self.setup.images_per_part
-        return slice(number * each, min((number + 1) * each, self.num_images))
+        """Return the positions of a shard's images among all images."""
+        size = self.setup.images_per_shard
+        return slice(number * size, min((number + 1) * size, self.num_images))
 
     def size(self, number: int) -> int:
-        """How many images a part is of."""
+        """Return the number of images of a shard."""
         images = self.images(number)
         return images.stop - images.start
 
     def start(self) -> list[int]:
-        """The parts that are missing, each with no attempt yet."""
+        """Return the numbers of the missing shards and reset their attempts."""
         missing = [number for number in range(len(self)) if not self.is_complete(number)]
         for number in missing:
             self._path(number, "attempts").unlink(missing_ok=True)
         return missing
 
     def count_attempt(self, number: int) -> int:
-        """How many attempts at a part there have been since `start`, with this one, on all machines."""
+        """Add an attempt at a shard and return the number of attempts since `start`, on all machines."""
+        # One byte per attempt: appending is atomic and survives the loss of the worker.
         with self._path(number, "attempts").open("ab") as file:
             file.write(b".")
             return file.tell()
 
     def is_complete(self, number: int) -> bool:
+        """Check that the file of a shard exists and has the right shape."""
         side = self.setup.image_size // LATENT_FACTOR
         try:
-            part = self.read(number)
-        except (OSError, EOFError, ValueError):  # missing or cut short
+            moments = self.read(number)
+        except (OSError, EOFError, ValueError):  # missing or truncated
             return False
-        return part.shape == (self.size(number), MOMENTS, side, side) and part.dtype == np.float32
+        return moments.shape == (self.size(number), MOMENTS, side, side) and moments.dtype == np.float32
 
     def read(self, number: int) -> np.ndarray:
+        """Map the moments [n, 8, h, w] of a shard into memory."""
         return np.load(self._path(number, "npy"), mmap_mode="r", allow_pickle=False)
 
     def write(self, number: int, moments: np.ndarray) -> None:
+        """Write the moments [n, 8, h, w] of a shard atomically."""
         content = io.BytesIO()
         np.save(content, moments)
         write_atomic(self._path(number, "npy"), content.getvalue())
         self._path(number, "attempts").unlink(missing_ok=True)
 
     def _path(self, number: int, suffix: str) -> Path:
-        return self.folder / f"part-{number:06d}-{self._digests[number]}.{suffix}"
+        return self.folder / f"shard-{number:06d}-{self._digests[number]}.{suffix}"
 
 
 def _digest(images: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Latents: the HDF5 file that holds them, the autoencoder around them, and the parts they are made in."""
+"""Latents: their HDF5 file, the autoencoder around them, and the shards in which they are encoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from orchestration.encode.run import ATTEMPTS, Encoder, encode, share
-from orchestration.encode.shards import Parts, Setup
+from orchestration.encode.shards import Setup, Shards
 from soflow import codecs
 from soflow.codecs import latents
 from soflow.codecs.latents import LATENT_SCALE, WEIGHTS, Latents, load_vae, moments
@@ -381,7 +381,7 @@ def test_a_missing_package_is_named_with_its_command(vae_folder, monkeypatch):
         load_vae(str(vae_folder), CPU)
 
 
-# Encoding in parts; tests/system/test_encode.py does it through Ray.
+# Encoding in shards; tests/system/test_encode.py does it through Ray.
 
 
 @pytest.fixture
@@ -394,88 +394,88 @@ def folder(tmp_path) -> Path:
     return root
 
 
-def parts_of(root: Path, /, **changed) -> Parts:
-    setup = {"root": str(root), "vae": "0" * 64, "image_size": 16, "images_per_part": 4}
-    return Parts(root.with_name("parts"), Setup(**setup | changed), sorted(root.rglob("*.png")))
+def shards_of(root: Path, /, **changed) -> Shards:
+    setup = {"root": str(root), "vae": "0" * 64, "image_size": 16, "images_per_shard": 4}
+    return Shards(root.with_name("shards"), Setup(**setup | changed), sorted(root.rglob("*.png")))
 
 
-def encode_all(parts: Parts, root: Path, vae_folder: Path) -> list[str]:
-    """The faults of encoding every missing part, as Ray's workers do it."""
-    encoder = Encoder(parts, str(vae_folder), batch_size=3, threads=2)
+def encode_all(shards: Shards, root: Path, vae_folder: Path) -> list[str]:
+    """The faults of encoding every missing shard, as Ray's workers do it."""
+    encoder = Encoder(shards, str(vae_folder), batch_size=3, threads=2)
     paths = list(map(str, sorted(root.rglob("*.png"))))
-    numbers = parts.start()
-    rows = {"part": np.array(numbers), "paths": [paths[parts.images(number)] for number in numbers]}
+    numbers = shards.start()
+    rows = {"shard": np.array(numbers), "paths": [paths[shards.images(number)] for number in numbers]}
     found = encoder(rows)
-    assert found["images"] == list(map(parts.size, numbers))
+    assert found["images"] == list(map(shards.size, numbers))
     return found["fault"]
 
 
-def test_parts_hold_the_moments_of_their_images(folder, vae_folder, vae):
-    parts = parts_of(folder)
-    assert parts.start() == [0, 1, 2]
-    assert encode_all(parts, folder, vae_folder) == ["", "", ""]
-    assert parts_of(folder).start() == []
+def test_shards_hold_the_moments_of_their_images(folder, vae_folder, vae):
+    shards = shards_of(folder)
+    assert shards.start() == [0, 1, 2]
+    assert encode_all(shards, folder, vae_folder) == ["", "", ""]
+    assert shards_of(folder).start() == []
     images = [read_image(path, 16) for path in sorted(folder.rglob("*.png"))]
     for number, expected in enumerate((images[:4], images[4:8], images[8:])):
         # Batches of 3 sum in another order than one of 4.
-        assert np.allclose(parts.read(number), moments(vae, torch.from_numpy(np.stack(expected))), atol=1e-4)
+        assert np.allclose(shards.read(number), moments(vae, torch.from_numpy(np.stack(expected))), atol=1e-4)
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_only_what_is_missing_or_damaged_is_encoded_again(damage, folder, vae_folder):
-    encode_all(parts_of(folder), folder, vae_folder)
-    first, second, third = sorted(folder.with_name("parts").glob("*.npy"))
+    encode_all(shards_of(folder), folder, vae_folder)
+    first, second, third = sorted(folder.with_name("shards").glob("*.npy"))
     damage(second)
     third.write_bytes(third.read_bytes()[:-1])
     stamp = first.stat().st_mtime_ns
-    assert parts_of(folder).start() == [1, 2]
-    assert encode_all(parts_of(folder), folder, vae_folder) == ["", ""]
+    assert shards_of(folder).start() == [1, 2]
+    assert encode_all(shards_of(folder), folder, vae_folder) == ["", ""]
     assert first.stat().st_mtime_ns == stamp
-    assert parts_of(folder).start() == []
+    assert shards_of(folder).start() == []
 
 
-def test_a_replaced_image_costs_its_part_only(folder, vae_folder):
-    encode_all(parts_of(folder), folder, vae_folder)
+def test_a_replaced_image_costs_its_shard_only(folder, vae_folder):
+    encode_all(shards_of(folder), folder, vae_folder)
     path = sorted(folder.rglob("*.png"))[5]
     Image.new("RGB", (30, 30), (9, 9, 9)).save(path)
-    assert parts_of(folder).start() == [1]
+    assert shards_of(folder).start() == [1]
 
 
-@pytest.mark.parametrize("change", [{"vae": "1" * 64}, {"image_size": 24}, {"images_per_part": 5}, {"root": "/other"}])
-def test_parts_of_another_set_up_are_refused(change, folder):
-    parts_of(folder)
+@pytest.mark.parametrize("change", [{"vae": "1" * 64}, {"image_size": 24}, {"images_per_shard": 5}, {"root": "/other"}])
+def test_shards_of_another_set_up_are_refused(change, folder):
+    shards_of(folder)
     (name,) = change
-    message = f"{folder.with_name('parts')} holds parts of another set-up (another {name})"
+    message = f"{folder.with_name('shards')} contains shards with another {name}"
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parts_of(folder, **change)
+        shards_of(folder, **change)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
-def test_a_foreign_folder_of_parts_is_refused(content, folder):
-    folder.with_name("parts").mkdir()
-    (folder.with_name("parts") / "setup.json").write_text(content)
-    with pytest.raises(ConfigError, match=re.escape(str(folder.with_name("parts")))):
-        parts_of(folder)
+def test_a_foreign_folder_of_shards_is_refused(content, folder):
+    folder.with_name("shards").mkdir()
+    (folder.with_name("shards") / "setup.json").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(str(folder.with_name("shards")))):
+        shards_of(folder)
 
 
-def test_an_unreadable_image_is_named_and_the_other_parts_are_kept(folder, vae_folder):
+def test_an_unreadable_image_is_named_and_the_other_shards_are_kept(folder, vae_folder):
     path = sorted(folder.rglob("*.png"))[6]
     path.write_bytes(path.read_bytes()[:200])
-    parts = parts_of(folder)
-    faults = encode_all(parts, folder, vae_folder)
+    shards = shards_of(folder)
+    faults = encode_all(shards, folder, vae_folder)
     assert faults[1].startswith(f"{path}: cannot be read as an image")
-    assert (faults[0], faults[2], parts.start()) == ("", "", [1])
+    assert (faults[0], faults[2], shards.start()) == ("", "", [1])
 
 
-def test_a_part_that_loses_its_worker_again_and_again_is_given_up(folder, vae_folder):
-    parts, path = parts_of(folder), sorted(folder.rglob("*.png"))[0]
-    encoder = Encoder(parts, str(vae_folder), batch_size=3, threads=1)
+def test_a_shard_that_loses_its_worker_again_and_again_is_given_up(folder, vae_folder):
+    shards, path = shards_of(folder), sorted(folder.rglob("*.png"))[0]
+    encoder = Encoder(shards, str(vae_folder), batch_size=3, threads=1)
     for _ in range(ATTEMPTS):
-        parts.count_attempt(0)  # and then the process was lost
-    rows = {"part": np.array([0]), "paths": [[str(path)]]}
+        shards.count_attempt(0)  # and then the process was lost
+    rows = {"shard": np.array([0]), "paths": [[str(path)]]}
     assert encoder(rows)["fault"][0].startswith(f"{path}: the worker was lost {ATTEMPTS} times")
-    assert parts.start() == [0, 1, 2]  # the same command tries anew
-    assert parts.count_attempt(0) == 1
+    assert shards.start() == [0, 1, 2]  # the same command tries anew
+    assert shards.count_attempt(0) == 1
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_workers_share_the_gpus(num_workers, cpus, gpus, expected):
 
 @pytest.mark.parametrize(("num_workers", "cpus"), [(9, 8), (None, 0)])
 def test_more_workers_than_cpus_are_refused(num_workers, cpus):
-    with pytest.raises(ConfigError, match=f"num_workers = {num_workers or 1}: each needs a CPU, and there are {cpus}"):
+    with pytest.raises(ConfigError, match=f"num_workers = {num_workers or 1}: must not exceed the {cpus} CPUs"):
         share(num_workers, cpus, 0)
 
 
@@ -499,8 +499,8 @@ def test_more_workers_than_cpus_are_refused(num_workers, cpus):
         ({"image_size": 0}, ConfigError, "image_size = 0: must be a multiple of 8"),
         ({"root": Path("nowhere")}, DataError, "nowhere: must be a folder"),
         ({"vae": "no/such/folder"}, ConfigError, "dataset.vae = no/such/folder: no such folder"),
-        ({"out": Path(__file__)}, ConfigError, f"out = {__file__}: exists"),
-        ({"out": Path(__file__) / "latents.h5"}, ConfigError, "cannot keep finished parts"),
+        ({"out": Path(__file__)}, ConfigError, f"out = {__file__}: must not exist"),
+        ({"out": Path(__file__) / "latents.h5"}, ConfigError, "cannot save shards"),
         ({"address": "nowhere"}, ConfigError, "address = nowhere"),
     ],
 )
