@@ -1,4 +1,4 @@
-"""The short table and the bar charts of a cost study."""
+"""Summary table and bar charts of a cost study."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.table import Table
 from soflow.profiling.phases import PHASES
 
 SETTINGS = ["network", "batch", "guidance", "attention", "precision", "compiled"]
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
+COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
 def short_table(costs: pd.DataFrame) -> Table:
-    """What most readers look for: time and memory of a step, and their ratios."""
+    """Make the terminal table: time and memory of a step, and their ratios."""
     columns = (
         "setting",
         "variant",
@@ -24,7 +24,7 @@ def short_table(costs: pd.DataFrame) -> Table:
         "MiB",
         "× flow matching",
     )
-    result = Table(*columns, title="cost of an optimiser step")
+    result = Table(*columns, title="cost of an optimizer step")
     for settings, cell in costs.groupby(SETTINGS, sort=False):
         for i, row in enumerate(cell.to_dict("records")):
             result.add_row(
@@ -41,7 +41,7 @@ def short_table(costs: pd.DataFrame) -> Table:
 
 
 def draw_charts(costs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Bar charts as PNG files: time with the middle half of the rounds, memory, and the parts of a step."""
+    """Draw PNG bar charts: time with the interquartile range over rounds, memory, and the phases of a step."""
     charts = {
         "time.png": ("time/step_ms", "time/to_flow_matching", "milliseconds per step"),
         "memory.png": ("memory/peak_mib", "memory/to_flow_matching", "peak memory of tensors, MiB"),
@@ -56,7 +56,7 @@ def _bars(costs: pd.DataFrame, column: str, ratio: str, label: str, path: Path) 
     figure, axes = _axes(costs)
     for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
         values = cell[column]
-        bars = axis.bar(cell["variant"], values, color=COLOURS[: len(cell)])
+        bars = axis.bar(cell["variant"], values, color=COLORS[: len(cell)])
         if f"{column}_low" in cell:
             spread = [values - cell[f"{column}_low"], cell[f"{column}_high"] - values]
             axis.errorbar(cell["variant"], values, yerr=spread, fmt="none", ecolor="black", capsize=3)
@@ -70,9 +70,9 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
     figure, axes = _axes(costs)
     for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
         bottom = 0 * cell["time/step_ms"]
-        for part, colour in zip((*PHASES, "other"), COLOURS, strict=False):
-            values = cell[f"time/{part}_ms"]
-            axis.bar(cell["variant"], values, bottom=bottom, color=colour, label=part)
+        for name, color in zip((*PHASES, "other"), COLORS, strict=False):
+            values = cell[f"time/{name}_ms"]
+            axis.bar(cell["variant"], values, bottom=bottom, color=color, label=name)
             bottom = bottom + values
         axis.set(title=_name(settings), ylabel="milliseconds per step", ylim=(0, 1.1 * bottom.max()))
     handles, labels = axes[0].get_legend_handles_labels()
@@ -81,7 +81,7 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
 
 
 def _axes(costs: pd.DataFrame):
-    """A figure with one set of axes per setting, two beside each other."""
+    """Make a figure with one set of axes per setting, in two columns."""
     from matplotlib.figure import Figure
 
     count = costs.groupby(SETTINGS).ngroups
@@ -102,8 +102,8 @@ def _save(figure, axes, path: Path) -> None:
 
 def _name(settings: tuple) -> str:
     network, batch, guidance, attention, precision, compiled = settings
-    parts = [network, f"batch {batch}", "guided" if guidance else "no guidance", precision]
-    return ", ".join(parts + (["math attention"] if attention == "math" else []) + (["compiled"] if compiled else []))
+    words = [network, f"batch {batch}", "guided" if guidance else "no guidance", precision]
+    return ", ".join(words + (["math attention"] if attention == "math" else []) + (["compiled"] if compiled else []))
 
 
 def _number(value: float) -> str:

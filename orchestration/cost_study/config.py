@@ -1,4 +1,4 @@
-"""Which optimiser steps a cost study compares."""
+"""Configuration of a cost study: the optimizer steps to compare."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meanflow_b": {"name": "meanflow", "jvp": "separate", **_MEANFLOW},
     "meanflow_c": {"name": "meanflow", "jvp": "subset", **_MEANFLOW},
 }
-"""Objectives with the published settings for ImageNet; MeanFlow's Jacobian-vector product in its three ways."""
+"""Objectives with the published settings for ImageNet; MeanFlow with its three forms of Jacobian-vector product."""
 UNGUIDED = {
     "flow_matching": {"guidance_strength": 1.0},
     "soflow": {"guidance_strength": 1.0},
     "meanflow": {"guidance_omega": 1.0, "guidance_kappa": 0.0},
 }
 REFERENCE = "flow_matching"
-"""Without guidance: what every step is compared with."""
+"""Variant that all others are compared with, without guidance."""
 
 
 class CostStudyConfig(LaunchConfig):
-    """A comparison of what optimiser steps cost; data are random numbers of the data set's shape."""
+    """Comparison of the costs of optimizer steps, on random data of the data set's shape."""
 
     variants: tuple[str, ...] = ("soflow", "meanflow_a", "meanflow_b", "meanflow_c")
-    """What is compared with flow matching without guidance: flow_matching, soflow, meanflow_a (Jacobian-vector product
-    in one call with the loss), meanflow_b (in a call of its own), meanflow_c (in a call of its own, where r ≠ t)."""
+    """Objectives to compare with unguided flow matching: flow_matching, soflow, meanflow_a (Jacobian-vector product and
+    loss in one call), meanflow_b (Jacobian-vector product in a separate call), meanflow_c (separate call, only where
+    r ≠ t)."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
-    """Backbones by name."""
+    """Networks by name."""
     batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)
     """Samples per step."""
     guidance: tuple[bool, ...] = (True,)
-    """With and without training-time guidance."""
+    """Training-time guidance, on or off."""
     attentions: tuple[Literal["fused", "math"], ...] = ("fused",)
-    """Attention kernels: fused where the objective allows it, or math throughout."""
+    """Attention kernels: fused where the objective allows it, or always math."""
     precisions: tuple[PrecisionName, ...] = ("fp32",)
-    """Precision of all network calls but a quotient's."""
+    """Precision of all network calls except those of a finite difference."""
     compiled: tuple[bool, ...] = (False,)
-    """With and without torch.compile."""
+    """torch.compile, on or off."""
     resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))
     rounds: Count = 7
-    """Times that every variant is measured, in turn, so that drift of the machine meets all alike."""
+    """Measurements of every variant; the variants alternate, so that drift of the machine affects all equally."""
     turn_s: Annotated[float, Field(ge=0)] = 0.5
-    """Seconds that a turn lasts at least; it has two steps at least."""
+    """Minimum seconds per measurement, which has at least two steps."""
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
-    """Memory for which the largest batch is sought."""
+    """Memory for which the largest batch is predicted."""
 
     _variants = field_validator("variants")(lambda values: tuple(map(one_of(VARIANTS), values)))
     _networks = field_validator("networks")(lambda values: tuple(map(one_of(NETWORKS), values)))
@@ -65,7 +66,7 @@ class CostStudyConfig(LaunchConfig):
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting in which all variants are compared with each other."""
+    """Setting in which all variants are compared with each other."""
 
     network: str
     batch: int
@@ -76,16 +77,16 @@ class Cell:
 
 
 def cells(config: CostStudyConfig) -> list[Cell]:
-    """Every combination of the study's settings."""
+    """List all combinations of the configured settings."""
     settings = (config.networks, config.batches, config.guidance, config.attentions, config.precisions, config.compiled)
     return [Cell(*values) for values in itertools.product(*settings)]
 
 
 def run_values(config: CostStudyConfig, cell: Cell, variant: str, guided: bool) -> dict[str, Any]:
-    """The training run, as nested dictionaries, whose steps stand for a variant in a cell.
+    """Return the training run of a variant in a cell, as nested dictionaries.
 
     Raises:
-        ConfigError: if it is impossible.
+        ConfigError: if the combination is invalid.
     """
     objective = dict(VARIANTS[variant])
     if not guided:
@@ -96,6 +97,6 @@ def run_values(config: CostStudyConfig, cell: Cell, variant: str, guided: bool) 
         "training.batch_size": cell.batch,
         "training.precision": cell.precision,
         "training.compile": cell.compiled,
-        "training.total_steps": 10**6,  # halfway nowhere: r(k, K) does not matter to the cost
+        "training.total_steps": 10**6,  # any large number: the cost does not depend on r(k, K)
     }
     return to_dict(parse(override(to_dict(config.run), changes)))

@@ -1,4 +1,4 @@
-"""A cost study: every variant's optimiser step in a process of its own, measured in turn, compared by paired ratios."""
+"""Cost study: optimizer steps of all variants, measured in turn in separate processes, compared by paired ratios."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, ce
 from orchestration.storage import check_storage, new_folder
 from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.schema import EXPERIMENT
+from orchestration.tracking.schema import COST_KIND, EXPERIMENT, KIND, OBJECTIVE, STEP_COST_KIND
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from soflow.config import flatten, to_dict
@@ -33,8 +33,8 @@ FIGURES = ("time", "memory", "flops")
 
 
 @dataclass
-class Measured:
-    """A variant in a cell: figures of one step and the times of all measured steps, round by round."""
+class VariantCost:
+    """Costs of a variant in a cell: `figures` of one step, and the times of all measured steps by round."""
 
     cell: Cell
     variant: str
@@ -42,24 +42,25 @@ class Measured:
     rounds: list[list[dict[str, float]]] = field(default_factory=list)
 
     def round_ms(self) -> list[float]:
-        """Median milliseconds per step of each round."""
+        """Return the median milliseconds per step of each round."""
         return [statistics.median(step["step"] for step in steps) for steps in self.rounds]
 
-    def part_ms(self) -> dict[str, float]:
-        """Median milliseconds per step of each part; "other" is what no part holds."""
+    def phase_ms(self) -> dict[str, float]:
+        """Return the median milliseconds per step of each phase; "other" is the time outside all phases."""
         steps = [step for steps in self.rounds for step in steps]
-        parts = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
-        return parts | {"other": statistics.median(2 * step["step"] - sum(step.values()) for step in steps)}
+        phases = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
+        # Every step contains its total, "step", beside the phases: total − Σ phases = 2 total − Σ all.
+        return phases | {"other": statistics.median(2 * step["step"] - sum(step.values()) for step in steps)}
 
 
 def run_cost_study(config: CostStudyConfig) -> str:
-    """Measure, compare, draw and record.
+    """Measure all variants, write tables and charts, and log them to MLflow.
 
     Returns:
-        "FINISHED", or "KILLED" if it was interrupted; what was measured until then is kept.
+        "FINISHED", or "KILLED" if interrupted; complete measurements are kept.
 
     Raises:
-        ConfigError, TrackingError: before anything starts, in one line.
+        ConfigError, TrackingError: in one line, before anything starts.
     """
     plan = cells(config)
     for cell in plan:
@@ -71,9 +72,9 @@ def run_cost_study(config: CostStudyConfig) -> str:
     names = [REFERENCE, *(variant for variant in config.variants if variant != REFERENCE)]
     if REFERENCE in config.variants and True in config.guidance:
         names.append(f"{REFERENCE} guided")
-    measured: list[Measured] = []
+    measured: list[VariantCost] = []
     status = "FINISHED"
-    # All variants' processes start at once, of which Ray would warn.
+    # The processes of all variants start at once. Ray warns above this limit.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,20 +85,20 @@ def run_cost_study(config: CostStudyConfig) -> str:
                 measured += cell_results
         except KeyboardInterrupt:
             status = "KILLED"
-            print(f"interrupted; the {len(measured)} measurements that were complete are kept")
+            print(f"interrupted; {len(measured)} complete measurements are kept")
     if measured:
         costs = table(measured)
         _write(folder, costs, measured)
-        _record(config, folder, costs, status)
+        _log(config, folder, costs, status)
     return status
 
 
 def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resources: ResourcesConfig, folder: Path):
-    """Yield each cell's results. One process per variant lives through all cells; only one of them works at a time."""
+    """Yield the results of each cell, from one process per variant that is reused for all cells."""
     from orchestration.cost_study.worker import CostWorker, Prepare, Time
     from orchestration.workers.group import WorkerGroup
 
-    # All processes are there at once and one of them works at a time, with all of the worker's threads.
+    # Only one process computes at a time, with all threads of a worker; each reserves a share of the worker's CPUs.
     share = 1 / len(names)
     groups = {name: WorkerGroup(resources, folder, name.replace(" ", "-"), CostWorker, share) for name in names}
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
@@ -111,7 +112,7 @@ def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resour
                     guided = cell.guidance and name != REFERENCE
                     values = run_values(config, cell, name.split()[0], guided)
                     results.append(
-                        Measured(
+                        VariantCost(
                             cell, name, _ask(groups[name], Prepare(values, cell.attention, config.memory_gib * 2**30))
                         )
                     )
@@ -127,10 +128,10 @@ def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resour
 
 
 def _ask(group: WorkerGroup, request: Any) -> Any:
-    """A worker's answer.
+    """Send a request to a group and return its answer.
 
     Raises:
-        RuntimeError: with what went wrong in the worker.
+        RuntimeError: with the worker's error.
     """
     answer = group.ask(request)
     if isinstance(answer, str):
@@ -138,8 +139,8 @@ def _ask(group: WorkerGroup, request: Any) -> Any:
     return answer
 
 
-def table(measured: list[Measured]) -> pd.DataFrame:
-    """A row per cell and variant: times, ratios with 95 % intervals, memory and arithmetic."""
+def table(measured: list[VariantCost]) -> pd.DataFrame:
+    """Make a table with a row per cell and variant: times, ratios with 95 % intervals, memory and operations."""
     rows = []
     for result in measured:
         peers = {other.variant: other for other in measured if other.cell == result.cell}
@@ -149,7 +150,7 @@ def table(measured: list[Measured]) -> pd.DataFrame:
             "variant": result.variant,
             "time/step_ms": statistics.median(times),
             **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
-            **{f"time/{name}_ms": value for name, value in result.part_ms().items()},
+            **{f"time/{name}_ms": value for name, value in result.phase_ms().items()},
             **ratio("time/to_flow_matching", times, peers[REFERENCE].round_ms()),
         }
         if "soflow" in peers:
@@ -176,19 +177,19 @@ def table(measured: list[Measured]) -> pd.DataFrame:
 
 
 def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
-    """Median over rounds of the ratio of two variants' times in the same round, with a bootstrapped 95 % interval."""
+    """Compute the median over rounds of time / reference in the same round, with a bootstrapped 95 % interval."""
     from scipy.stats import bootstrap
 
-    ratios = [mine / other for mine, other in zip(times, reference, strict=True)]
-    found = {name: statistics.median(ratios)}
+    ratios = [time / reference_time for time, reference_time in zip(times, reference, strict=True)]
+    columns = {name: statistics.median(ratios)}
     if len(set(ratios)) > 1:
         interval = bootstrap((ratios,), np.median, method="percentile", random_state=0).confidence_interval
-        found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return found
+        columns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return columns
 
 
-def _write(folder: Path, costs: pd.DataFrame, measured: list[Measured]) -> None:
-    """Tables and charts into the folder, and the short table onto the terminal."""
+def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> None:
+    """Write tables and charts to the folder, and print the short table."""
     from orchestration.cost_study.charts import draw_charts, short_table
 
     costs.to_csv(folder / COSTS_FILE, index=False)
@@ -204,9 +205,9 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[Measured]) -> None:
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
 
 
-def _record(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str) -> None:
-    """A parent run with tables and charts, a child per variant and cell with its figures."""
-    tags = environment_tags() | {"soflow.kind": "cost study", "threads": str(config.resources.cpus_per_worker)}
+def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str) -> None:
+    """Log a parent run with tables and charts, and a child run with figures per variant and cell."""
+    tags = environment_tags() | {KIND: COST_KIND, "threads": str(config.resources.cpus_per_worker)}
     tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
     tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
     for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.png")):
@@ -215,10 +216,12 @@ def _record(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: 
         key = f"{folder.name}/{number:03d}"
         figures = {name: value for name, value in row.items() if "/" in name and name.split("/")[0] in FIGURES}
         params = {name: value for name, value in row.items() if name not in figures}
-        child_tags = tags | {"soflow.kind": "step cost", "objective": row["variant"]}
+        child_tags = tags | {KIND: STEP_COST_KIND, OBJECTIVE: row["variant"]}
         tracker.start_run(key, f"{row['variant']}, {row['network']}, {row['batch']}", params, child_tags, folder.name)
         tracker.log_metrics(key, {name: value for name, value in figures.items() if value == value}, step=0)
         tracker.end_run(key, "FINISHED")
     tracker.end_run(folder.name, status)
     if undelivered := tracker.close(FLUSH_S):
-        print(f"{undelivered} records have not reached {config.resolved_tracking_uri}; they are in {folder / 'spool'}")
+        print(
+            f"{undelivered} events are not yet in {config.resolved_tracking_uri}; they are kept in {folder / 'spool'}"
+        )

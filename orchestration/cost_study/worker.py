@@ -1,4 +1,4 @@
-"""The worker's side of a cost study: one configuration's trainer in a process of its own, measured on request."""
+"""The worker's side of a cost study: trains one configuration in a separate process and measures it on request."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ WARMUP_STEPS = 3
 
 @dataclass(frozen=True)
 class Prepare:
-    """Build the trainer of a configuration, warm it up, count a step and take its peak memory."""
+    """Build the trainer of a configuration, warm it up, count the operations of a step and measure its peak memory."""
 
     config: dict[str, Any]
     attention: str
-    """"fused" where the objective allows it, or "math" throughout."""
+    """"fused" where the objective allows it, or always "math"."""
     memory_bytes: float
-    """For which the largest batch is sought."""
+    """Memory for which the largest batch is predicted."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """Time at least two more steps, for at least `seconds`, of the trainer that was prepared last."""
+    """Time at least two steps, for at least `seconds`, of the last prepared trainer."""
 
     seconds: float
 
 
 class CostWorker:
-    """Answers `Prepare` with figures of one step and `Time` with milliseconds of each step by part."""
+    """Server that answers `Prepare` with the costs of one step, and `Time` with milliseconds by step and phase."""
 
     def __init__(self, device: torch.device, rank: int, world_size: int):
         self.device = device
@@ -60,11 +60,11 @@ class CostWorker:
         config = parse(request.config)
         self._trainer = trainer = Trainer(config, synthetic_source(config.dataset), self.device)
         time_steps(trainer, WARMUP_STEPS)
-        peak = max(peak_bytes(trainer) for _ in range(2))  # the first may miss what it releases
+        peak = max(peak_bytes(trainer) for _ in range(2))  # the first call may miss memory that it frees itself
         process = PeakResidentMemory()
         process.reset()
         time_steps(trainer, 1)
-        # Operations can be counted only as they are issued one by one.
+        # Operations of a compiled network are fused and cannot be counted.
         arithmetic = None if config.training.compile else count_step(trainer)
         return {
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
@@ -77,7 +77,7 @@ class CostWorker:
         }
 
     def failure(self, request: Prepare | Time, error: Exception) -> str:
-        """Why a request could not be served, in one line."""
+        """Return the reason of a failure in one line."""
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
     def _kernels(self):
