@@ -1,14 +1,14 @@
-"""What does guidance during training buy, and is it better than guidance at inference?
+"""How much does guidance during training improve one-step images, and is it better than guidance at inference?
 
-A grid of w and m, against no guidance and against a network trained without guidance that is guided at inference, at
-equal and at double cost: a guided step at inference evaluates the network twice, so that one step is 2 NFE. The scatter
-of the targets around the network's own velocity is measured at every report: v_t is the conditional velocity, v_g the
-guided one, which multiplies its noise, v_mix what training uses. Negative control: where labels are hardly ever
-dropped, the null velocity that guidance extrapolates from is not learned, and guidance must help less.
+Compares a grid of w and m with training without guidance, and with inference-time guidance of the unguided network, at
+equal and at double cost: a guided step at inference evaluates the network twice, so that one step is 2 NFE. The
+variance of the targets around the network's velocity is measured at every report: v_t is the conditional velocity, v_g
+the guided one, which amplifies its noise, and v_mix the target of training. Negative control: if labels are almost
+never dropped, the null velocity from which guidance extrapolates is not learned, and guidance must help less.
 
-What is held to be true before the run is what `hypotheses` lists. One is called confirmed or refuted where the paired
-t-test of the logarithms over the seeds, corrected for all of them, has p < 0.05; five seeds show a single effect of 1.7
-standard deviations with a probability of 80 %. Nothing is stopped early, and no seed is added after looking.
+The hypotheses stated before the run are those of `hypotheses`. A hypothesis is confirmed or refuted if the paired
+t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single effect of
+1.7 standard deviations with 80 % power. Nothing is stopped early, and no seed is added after looking at results.
 
 $ python experiments/cfg_ablation.py
 $ python experiments/cfg_ablation.py --scale paper --dry-run
@@ -21,6 +21,7 @@ CONTROL = "control:objective.label_drop=1.0e-09"
 
 
 def grid(strengths: tuple[float, ...], mixes: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the cases of all combinations of w and m."""
     return tuple(
         f"w {w:g} m {m:g}:objective.guidance_strength={w:g},objective.velocity_mix={m:g}"
         for w in strengths
@@ -29,7 +30,7 @@ def grid(strengths: tuple[float, ...], mixes: tuple[float, ...]) -> tuple[str, .
 
 
 def hypotheses(best: str) -> tuple[str, ...]:
-    """About the setting that is expected to be the best of the grid."""
+    """Return the hypotheses about `best`, the setting that is expected to be the best of the grid."""
     w, inference = best.split()[1], "diagnostics/inference_guidance"
     variance = "diagnostics/target_variance"
     return (

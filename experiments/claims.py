@@ -1,11 +1,11 @@
-"""Which claims of the papers, and of this project, hold on a small scale?
+"""Which claims of the papers and of this project hold on a small scale?
 
-Runs every study that a claim of claims.yaml names, one after another, and says of each claim whether it is confirmed,
-refuted or not to be decided at this scale, with the effect and its interval, corrected for all claims together. What
-was run before is not run again; what was interrupted goes on. The whole takes hours on a laptop.
+Runs the experiment of every claim in claims.yaml, one after another. Every claim is then confirmed, refuted or
+undecided at this scale, with effect and interval, corrected for all claims together. Finished experiments are not
+repeated, and interrupted ones resume. The whole takes hours on a laptop.
 
 $ python experiments/claims.py
-$ python experiments/claims.py --studies ablations cfg_ablation
+$ python experiments/claims.py --experiments ablations cfg_ablation
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CLAIMS = HERE / "claims.yaml"
 
 
 class ClaimsOptions(Section):
-    studies: tuple[str, ...] = ()
-    """Experiments to run and whose claims to test. Default: all in claims.yaml."""
+    experiments: tuple[str, ...] = ()
+    """Experiments to run, and whose claims to test. Default: all in claims.yaml."""
     storage: Path = Path("results")
     """Folder of the experiments' sweeps, and of claims.md."""
     tracking_uri: str | None = None
@@ -46,19 +46,19 @@ def main() -> int:
 
     claims = read_claims(CLAIMS)
     known = list(dict.fromkeys(claim.study for claim in claims))
-    if unknown := [study for study in options.studies if study not in known]:
-        fail(f"studies = {unknown[0]}: must be among {', '.join(known)}")
-    claims = [claim for claim in claims if claim.study in (options.studies or known)]
+    if unknown := [name for name in options.experiments if name not in known]:
+        fail(f"experiments = {unknown[0]}: must be among {', '.join(known)}")
+    claims = [claim for claim in claims if claim.study in (options.experiments or known)]
     uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
-    for study in dict.fromkeys(claim.study for claim in claims):
-        if (code := _run(study, options)) == EXIT_CODES["KILLED"]:
+    for name in dict.fromkeys(claim.study for claim in claims):
+        if (code := _run(name, options)) == EXIT_CODES["KILLED"]:
             print("interrupted; the same command resumes")
             return code
     sweeps: dict[str, SweepData] = {}
 
-    def read(study: str) -> SweepData:
-        sweeps[study] = read_sweep(uri, str((options.storage / f"{study}-small").absolute()))
-        return sweeps[study]
+    def read(name: str) -> SweepData:
+        sweeps[name] = read_sweep(uri, str((options.storage / f"{name}-small").absolute()))
+        return sweeps[name]
 
     try:
         judged = judge_claims(claims, read)
@@ -66,17 +66,17 @@ def main() -> int:
         facts = _facts()
         path.write_text(page(judged, facts, sweeps))
         _show(judged)
-        _record(uri, options.storage, judged, facts, path)
+        _log(uri, options.storage, judged, facts, path)
     except TrackingError as error:
         fail(error)
     print(f"page: {path}")
     return 0
 
 
-def _run(study: str, options: ClaimsOptions) -> int:
-    """Run a study to its end, as its user would; its exit code."""
-    print(f"\n{study}: started {time.strftime('%H:%M')}", flush=True)
-    command = [sys.executable, str(HERE / f"{study}.py"), "--storage", str(options.storage)]
+def _run(name: str, options: ClaimsOptions) -> int:
+    """Run an experiment in a subprocess; return its exit code."""
+    print(f"\n{name}: started {time.strftime('%H:%M')}", flush=True)
+    command = [sys.executable, str(HERE / f"{name}.py"), "--storage", str(options.storage)]
     if options.tracking_uri:
         command += ["--tracking-uri", options.tracking_uri]
     try:
@@ -84,7 +84,7 @@ def _run(study: str, options: ClaimsOptions) -> int:
     except KeyboardInterrupt:
         return EXIT_CODES["KILLED"]
     if code:
-        print(f"{study}: ended with exit code {code}")
+        print(f"{name}: ended with exit code {code}")
     return code
 
 
@@ -103,31 +103,34 @@ def _show(judged: list[JudgedClaim]) -> None:
     from dashboards.comparison.claims import COLUMNS, counts
     from dashboards.comparison.terminal import show_table
 
-    shown = (1, 2, 3, 5, 6)
-    rows = [["claim", *(COLUMNS[i] for i in shown)]]
-    for each in judged:
-        cells = each.result.row()
-        rows.append([f"{each.claim.claim}\n{each.claim.test}", *(cells[i] for i in shown)])
+    columns = (1, 2, 3, 5, 6)
+    rows = [["claim", *(COLUMNS[i] for i in columns)]]
+    for claim, result in ((one.claim, one.result) for one in judged):
+        cells = result.row()
+        rows.append([f"{claim.claim}\n{claim.test}", *(cells[i] for i in columns)])
     show_table(rows, lines=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
 
 
-def _record(uri: str, storage: Path, judged: list[JudgedClaim], facts: dict[str, str], path: Path) -> None:
-    """Leave the verdicts in MLflow, as a run of their own for each time they are given."""
+def _log(uri: str, storage: Path, judged: list[JudgedClaim], facts: dict[str, str], path: Path) -> None:
+    """Log the verdicts to MLflow, as a new run each time."""
     from orchestration.tracking.tracker import Tracker
 
     key = time.strftime("claims-%Y%m%d-%H%M%S")
     tracker = Tracker(uri, schema.EXPERIMENT, storage / "claims-spool")
     tracker.start_run(key, key, {}, environment_tags() | {schema.KIND: schema.CLAIMS_KIND})
-    for number, each in enumerate(judged):
-        if values := each.result.figures():
-            named = {f"{each.claim.study}/{number:02d}/{name}": value for name, value in values.items()}
-            tracker.log_metrics(key, {name: value for name, value in named.items() if value == value}, step=0)
-        tracker.set_tags(key, {f"claim.{number:02d}": f"{each.result.outcome}: {each.claim.claim}"})
+    for number, (claim, result) in enumerate((one.claim, one.result) for one in judged):
+        if values := result.figures():
+            metrics = {f"{claim.study}/{number:02d}/{name}": value for name, value in values.items()}
+            tracker.log_metrics(key, {name: value for name, value in metrics.items() if value == value}, step=0)
+        tracker.set_tags(key, {f"claim.{number:02d}": f"{result.outcome}: {claim.claim}"})
     tracker.log_artifact(key, path)
     tracker.end_run(key, "FINISHED")
     if undelivered := tracker.close(FLUSH_S):
-        print(f"{undelivered} records wait in {storage / 'claims-spool'}; the same command sends them")
+        print(
+            f"{undelivered} records have not reached {uri}; they are kept in {storage / 'claims-spool'} "
+            "and sent by the next run of this program"
+        )
 
 
 if __name__ == "__main__":

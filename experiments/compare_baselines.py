@@ -1,12 +1,12 @@
-"""Which objective gives the best one-step images at equal steps, and what does each cost?
+"""Which objective gives the best one-step images at equal steps, and how much does each cost?
 
-Trains every case with the same seeds: equal data order, noise and initial weights. Ends with a report that compares
-them seed by seed: FID against steps, time and memory, with intervals and paired tests; also as Markdown and LaTeX.
+Trains every case with the same seeds: equal data order, noise and initial weights. The report compares the cases seed
+by seed: FID against steps, time and memory, with intervals and paired tests; also as Markdown and LaTeX.
 
-What is held to be true before the run is in HYPOTHESES: the papers' directions. One is called confirmed or refuted
-where the paired t-test of the logarithms over the seeds, corrected for all of them, has p < 0.05; five seeds show a
-single effect of 1.7 standard deviations with a probability of 80 %. Nothing is stopped early, and no seed is added
-after looking.
+The hypotheses stated before the run are in HYPOTHESES: the papers' directions. A hypothesis is confirmed or refuted if
+the paired t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single
+effect of 1.7 standard deviations with 80 % power. Nothing is stopped early, and no seed is added after looking at
+results.
 
 $ python experiments/compare_baselines.py
 $ python experiments/compare_baselines.py --dataset fashion_mnist --name fashion --case-seeds 8
@@ -25,7 +25,7 @@ CASES = (
     "shortcut:objective.name=shortcut",
     "flow_matching:objective.name=flow_matching",
 )
-# With each paper's own settings; alpha-Flow's lie in the range that its authors give, with MeanFlow's guidance.
+# Settings of each paper; alpha-Flow: within its authors' range, with MeanFlow's guidance.
 PAPER_CASES = (
     "soflow",
     "meanflow:objective.name=meanflow,objective.flow_matching_fraction=0.75,objective.guidance_kappa=0.5",

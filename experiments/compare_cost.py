@@ -1,8 +1,8 @@
-"""What does MeanFlow's Jacobian-vector product cost against SoFlow's loss without one, on this machine?
+"""How much more does MeanFlow's loss with a Jacobian-vector product cost than SoFlow's without one, on this machine?
 
-Measures the optimiser steps of both, and of flow matching, part by part: time, peak memory, arithmetic. Every variant
-has a process of its own; they are measured in turn, round after round, so that the machine's drift meets all alike.
-Ratios are paired by round and come with bootstrapped 95 % intervals.
+Measures time by phase, peak memory and operations of the optimizer steps of both, and of flow matching. Every variant
+runs in a separate process; the variants are measured in turn, round after round, so that drift of the machine affects
+all equally. Ratios are paired by round and have bootstrapped 95 % intervals.
 
 $ python experiments/compare_cost.py
 $ python experiments/compare_cost.py --networks DiT-B/4 --dataset latents --dataset.image-size 256 --batches 32 256
@@ -24,7 +24,7 @@ def main() -> int:
     except (ConfigError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted before the study began")
+        print("interrupted before the first measurement")
         return EXIT_CODES["KILLED"]
 
 

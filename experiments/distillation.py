@@ -1,21 +1,21 @@
-"""Does SoFlow learn better from a trained teacher than from scratch, also once the teacher's training is paid for?
+"""Does SoFlow learn better from a trained teacher than from data, even if the teacher's training is counted?
 
-SoFlow's paper leaves distillation open. A flow-matching run is trained first, then students of three kinds: `scratch`,
-SoFlow from data; `distilled`, SoFlow's losses towards the teacher's velocity for as many steps, which costs the
-teacher's training on top; and `scratch_longer`, SoFlow from data for so many steps that its cost is that of the teacher
-and the distilled run together.
+SoFlow's paper does not study distillation. A flow-matching run is trained first, then three kinds of students:
+`scratch`, SoFlow from data; `distilled`, SoFlow's losses on the teacher's velocity for as many steps, which costs the
+teacher's training in addition; and `scratch_longer`, SoFlow from data for as many steps as teacher and distilled run
+cost together.
 
-All aim at the same velocity field: the teacher is trained with the students' w and m, and the distilled student adds
-no guidance of its own (w = 1). Network, data, optimiser, times, lambda and r(k, K) are the same. The teacher makes as
-many steps as `scratch`. Cost is floating-point operations of all optimiser steps, counted on tensors without content:
-a clock would give other steps each time. Evaluation is left out. One teacher serves all seeds, each of which is
-charged for all of it; the scatter over seeds holds none of teachers.
+All learn the same velocity field: the teacher is trained with the students' w and m, and the distilled student adds no
+guidance (w = 1). Network, data, optimizer, times, λ and r(k, K) are the same. The teacher takes as many steps as
+`scratch`. Cost is the number of floating-point operations of all optimizer steps, counted on meta tensors, because
+measured times would give another number of steps each time. Evaluation is not counted. One teacher serves all seeds,
+and its full cost is charged to each of them; the variance over seeds does not include the variance over teachers.
 
-What is held to be true before the run is in HYPOTHESES: a target without scatter helps, so much that it pays; the last
-one says that more steps help at all, without which equal cost would tell nothing. One is called confirmed or refuted
-where the paired t-test of the logarithms over the seeds, corrected for all three, has p < 0.05; five seeds show a
-single effect of 1.7 standard deviations with a probability of 80 %, and one of 2.3 where the correction is strictest.
-Nothing is stopped early, and no seed is added after looking.
+The hypotheses stated before the run are in HYPOTHESES: a target without variance helps; it helps enough to pay for the
+teacher; and more steps help, without which the comparison at equal cost would be meaningless. A hypothesis is confirmed
+or refuted if the paired t-test of the logarithms over seeds, corrected for all three, has p < 0.05. Five seeds detect a
+single effect of 1.7 standard deviations with 80 % power, and one of 2.3 under the strictest correction. Nothing is
+stopped early, and no seed is added after looking at results.
 
 $ python experiments/distillation.py
 $ python experiments/distillation.py --dataset fashion_mnist --name fashion-distillation
@@ -58,43 +58,43 @@ HYPOTHESES = (
 
 
 def prepare(config: SweepConfig) -> SweepConfig:
-    """The study's cases with the teacher, which is trained first, or to its end, if it is not."""
+    """Train the teacher, or resume its training, if necessary; return the configuration with its checkpoint."""
     config = at_equal_cost(config)
-    if not _untaught(config):
+    if not _cases_without_teacher(config):
         return config
-    return _taught(config, _trained(_teacher_training(config)))
+    return _with_teacher(config, _trained_checkpoint(_teacher_training(config)))
 
 
-def foreseen(config: SweepConfig) -> SweepConfig:
-    """The same with a teacher that has shapes and no content."""
+def preview(config: SweepConfig) -> SweepConfig:
+    """Return the configuration with a placeholder for the teacher, without training anything."""
     config = at_equal_cost(config)
-    return _taught(config, _stand_in(teacher_run(config)))
+    return _with_teacher(config, _meta_checkpoint(teacher_run(config)))
 
 
 def at_equal_cost(config: SweepConfig) -> SweepConfig:
-    """The cases with the settings that make them alike and the steps that make cost equal, without a teacher.
+    """Return the configuration with shared settings and the steps that make costs equal, without a teacher.
 
-    What a case says itself stays as it is.
+    Explicit settings of a case are not changed.
 
     Raises:
-        ConfigError: if the study's objective is not soflow.
+        ConfigError: if the objective is not soflow.
     """
     if config.objective.name != "soflow":
         raise ConfigError(f"objective.name = {config.objective.name}: must be soflow, whose losses the students share")
     cases = cases_of(config)
-    for name in _untaught(config):
-        cases[name] |= _of_students(config) | cases[name]
+    for name in _cases_without_teacher(config):
+        cases[name] |= _student_settings(config) | cases[name]
     if cases.keys() >= {SCRATCH, DISTILLED, LONGER}:
         teacher = teacher_run(config)
         config = with_cases(config, cases)
-        runs = _taught(config, _stand_in(teacher))
-        scratch, distilled = (trial_config(config.run, {CASE: name}, runs.cases) for name in (SCRATCH, DISTILLED))
+        complete = _with_teacher(config, _meta_checkpoint(teacher))
+        scratch, distilled = (trial_config(config.run, {CASE: name}, complete.cases) for name in (SCRATCH, DISTILLED))
         cases[LONGER].setdefault("training.total_steps", steps_at_equal_cost(teacher, distilled, scratch))
     return with_cases(config, cases)
 
 
-def _untaught(config: SweepConfig) -> list[str]:
-    """Names of the cases that want a teacher and name none."""
+def _cases_without_teacher(config: SweepConfig) -> list[str]:
+    """Return the names of distilled cases without a configured teacher."""
     return [
         name
         for name, changes in cases_of(config).items()
@@ -102,23 +102,22 @@ def _untaught(config: SweepConfig) -> list[str]:
     ]
 
 
-def _taught(config: SweepConfig, teacher: Path) -> SweepConfig:
+def _with_teacher(config: SweepConfig, teacher: Path) -> SweepConfig:
     cases = cases_of(config)
-    return with_cases(
-        config, cases | {name: cases[name] | {"objective.teacher": teacher} for name in _untaught(config)}
-    )
+    changed = {name: cases[name] | {"objective.teacher": teacher} for name in _cases_without_teacher(config)}
+    return with_cases(config, cases | changed)
 
 
-def _of_students(config: SweepConfig) -> dict[str, Any]:
-    """What a distilled student has of the study's objective: all but guidance, which is the teacher's."""
-    own = to_dict(DistillationConfig())
-    apart = {"name", "teacher", "guidance_strength", "velocity_mix"}
-    shared = {name: value for name, value in to_dict(config.objective).items() if name not in apart}
-    return {f"objective.{name}": value for name, value in shared.items() if value != own[name]}
+def _student_settings(config: SweepConfig) -> dict[str, Any]:
+    """Return the objective's settings for a distilled student: all except guidance, which the teacher has learned."""
+    defaults = to_dict(DistillationConfig())
+    excluded = {"name", "teacher", "guidance_strength", "velocity_mix"}
+    shared = {name: value for name, value in to_dict(config.objective).items() if name not in excluded}
+    return {f"objective.{name}": value for name, value in shared.items() if value != defaults[name]}
 
 
 def teacher_run(config: SweepConfig) -> RunConfig:
-    """SoFlow's flow-matching part alone, for the students' guidance and as many steps."""
+    """Return the teacher's run: SoFlow's flow-matching loss alone, with the students' guidance and number of steps."""
     values = to_dict(config.objective)
     objective = {name: values[name] for name in FlowMatchingConfig.model_fields} | {
         "name": "flow_matching",
@@ -129,9 +128,9 @@ def teacher_run(config: SweepConfig) -> RunConfig:
 
 
 def steps_at_equal_cost(teacher: RunConfig, distilled: RunConfig, scratch: RunConfig) -> int:
-    """Steps of `scratch` that take as many floating-point operations as all of the two others', to half a step."""
-    spent = sum(run.training.total_steps * _step_flops(run) for run in (teacher, distilled))
-    return round(spent / _step_flops(scratch))
+    """Compute the steps of `scratch` with the operation count of the two other runs together, rounded."""
+    flops = sum(run.training.total_steps * _step_flops(run) for run in (teacher, distilled))
+    return round(flops / _step_flops(scratch))
 
 
 @functools.cache
@@ -142,10 +141,10 @@ def _step_flops(run: RunConfig) -> int:
 
 
 @functools.cache
-def _stand_in(teacher: RunConfig) -> Path:
-    """A checkpoint of a run with the shapes of its weights and without their content; it lasts as long as this process.
+def _meta_checkpoint(teacher: RunConfig) -> Path:
+    """Write a temporary checkpoint of a run on the meta device: shapes of weights without content.
 
-    For the cost of a step, which soflow.cost.prediction counts on such tensors, before there is a teacher.
+    Lets soflow.cost.predict count the operations of a student's step before the teacher is trained.
     """
     import torch
 
@@ -162,27 +161,29 @@ def _stand_in(teacher: RunConfig) -> Path:
 
 
 def _teacher_training(config: SweepConfig) -> TrainConfig:
-    launched = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
-    return validate(TrainConfig, launched | to_dict(teacher_run(config)) | {"name": f"{config.name}-teacher"})
+    launch_values = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
+    return validate(TrainConfig, launch_values | to_dict(teacher_run(config)) | {"name": f"{config.name}-teacher"})
 
 
-def _trained(config: TrainConfig) -> Path:
-    """The last checkpoint of a run, which is trained now, or to its end, unless it is there already.
+def _trained_checkpoint(config: TrainConfig) -> Path:
+    """Return the last checkpoint of a run; train or resume it if necessary.
 
     Raises:
-        ConfigError: if there is another run of this name.
+        ConfigError: if another run has this name.
     """
     from soflow.training import checkpoints  # imports torch
 
     folder = (config.storage / config.name).absolute()
     if (folder / RUN_FILE).exists():
         if validate(TrainConfig, read_yaml(folder / RUN_FILE)).run != config.run:
-            raise ConfigError(f"name = {config.name}: is in {config.storage} with other settings; give another --name")
+            raise ConfigError(
+                f"name = {config.name}: exists in {config.storage} with other settings; choose another --name"
+            )
         config = config.model_copy(update={"resume": str(folder)})
-    recorded = folder / RECORDED_FILE
+    recorded_step = folder / RECORDED_FILE
     total = config.training.total_steps
-    if not recorded.exists() or int(recorded.read_text()) < total:
-        print(f"the teacher first: {total} steps of flow matching", flush=True)
+    if not recorded_step.exists() or int(recorded_step.read_text()) < total:
+        print(f"training the teacher first: {total} steps of flow matching", flush=True)
         if (status := train(config)) != "FINISHED":
             raise SystemExit(EXIT_CODES[status])
     return checkpoints.path_of(folder, total)
@@ -194,7 +195,7 @@ EXPERIMENT = Experiment(
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(600)),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES),
     prepare=prepare,
-    foreseen=foreseen,
+    preview=preview,
 )
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Encode a folder of images, one sub-folder per class, with Stable Diffusion's autoencoder into one HDF5 file.
 
-The file has the layout of SoFlow's authors and is what --dataset latents trains on. The same command
-resumes an interrupted run. Finished shards are kept in OUT.shards until the end, when they and the file take twice the
-file's size: 84 GB for ImageNet at 256 pixels.
+The file has the layout of SoFlow's authors, for --dataset latents. The same command resumes an interrupted run.
+Finished shards are kept in OUT.shards until the end, when both together take twice the file's size: 84 GB for ImageNet
+at 256 pixels.
 
 $ python experiments/encode_latents.py --root imagenet/train --out imagenet-256.h5
 $ python experiments/train.py --dataset latents --dataset.root imagenet-256.h5 --dataset.image-size 256

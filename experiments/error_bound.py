@@ -1,27 +1,27 @@
-"""Does SoFlow's error bound O(√δ) predict what training does?
+"""Does SoFlow's error bound O(√δ) predict the errors seen in training?
 
 Open question 3 of the paper's appendix E (arXiv 2512.15657).
 
-Along a true trajectory f_θ(x(t), t, s) changes by the residual R = ∂_x f_θ · v + ∂_t f_θ and ends in the truth, so the
-distance of a jump to the true solution is the integral of R over it: at most √δ where δ is the mean of R². The training
-loss replaces R by a difference quotient and v by the conditional velocity v_t, whose scatter it therefore contains: the
-true solution's own loss is not 0. It is measured as diagnostics/true_distance/true_loss.
+Along a true trajectory, f_θ(x(t), t, s) changes by the residual R = ∂_x f_θ · v + ∂_t f_θ and ends at the true
+solution. The distance of a jump to the true solution is therefore the integral of R: at most √δ, with δ the mean of R².
+The training loss replaces R by a finite difference, and v by the conditional velocity v_t, whose variance it therefore
+contains: the loss of the true solution is not 0. It is measured as diagnostics/true_distance/true_loss.
 
-Three cases, guidance off: "gaussian" (with labels every class is one Gaussian, whose solution has a closed form),
-"mixture" (the same data without labels, its closed-form velocity integrated finely) and "digits" (no truth is known;
-the reference is the flow of the network's own velocity). The gap schedule is constant, as is the learning rate after 50
-steps: so δ is the same quantity at every report, and every report is the end of a training of that length. Reports
-compare averaged weights; δ is the mean consistency error over the steps since the last report, which is what a user
-sees of it. The exponent k of error ~ δ^k is fitted by seed; the interval is Student's over the seeds.
+Three cases without guidance: "gaussian" (each class is one Gaussian, whose solution has a closed form), "mixture" (the
+same data without labels; its closed-form velocity is integrated with fine steps), and "digits" (the true solution is
+unknown; the reference is the flow of the network's velocity). The gap schedule is constant, as is the learning rate
+after 50 steps, so δ is the same quantity at every report, and every report is the end of a training of that length.
+Reports compare averaged weights; δ is the mean consistency error over the steps since the previous report, as a user
+sees it. The exponent k of error ~ δ^k is fitted per seed; its interval is Student's over seeds.
 
-What is held to be true before the run:
-1. distance ~ (ODE violation)²: k = 1/2. True or own velocity for true or own flow; the bound's own form.
-2. distance ~ training loss and violation ~ training loss: k = 1/2, as the bound says. That is doubtful: with the
-   scatter of v_t in it, δ may stop falling while the error goes on falling, which shows as k far above 1/2 or as k < 0.
-k = 1/2 is called where the whole 95 % interval lies within 0.1 of it; else it is refuted where the t-test over the
-seeds, corrected by Holm for all fits, has p < 0.05, and else not decided. Five seeds show a difference of 1.7 standard
-deviations between k and 1/2 with a probability of 80 % in a single test. Nothing is stopped early, no report but each
-trial's first is left out, and no seed is added after looking.
+Hypotheses stated before the run:
+1. distance ~ (ODE violation)²: k = 1/2, for the true flow and velocity or the network's, the form of the bound itself.
+2. distance ~ training loss and violation ~ training loss: k = 1/2, as the bound suggests. This is doubtful: because of
+   the variance of v_t, δ may stop decreasing while the error still decreases, which gives k far above 1/2 or k < 0.
+k = 1/2 is confirmed if the whole 95 % interval lies within 0.1 of it. Otherwise it is refuted if the t-test over seeds,
+corrected by Holm for all fits, has p < 0.05, and undecided if not. Five seeds detect a difference of 1.7 standard
+deviations between k and 1/2 with 80 % power in a single test. Nothing is stopped early, no report except the first of
+each trial is left out, and no seed is added after looking at results.
 
 $ python experiments/error_bound.py
 $ python experiments/error_bound.py --scale paper --dry-run

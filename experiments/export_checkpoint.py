@@ -1,4 +1,4 @@
-"""Write a checkpoint in the SoFlow authors' layout, for their programs; undoes import_checkpoint.py.
+"""Export a checkpoint to the layout of the SoFlow authors' programs; the inverse of import_checkpoint.py.
 
 $ python experiments/export_checkpoint.py results/xl2 --out ckpts/1300000.pt
 """
@@ -16,7 +16,7 @@ class ExportOptions(Section):
     checkpoint: Path
     """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
     out: Path
-    """File to write; the authors' programs look for ckpts/STEP.pt in their working_dir."""
+    """File to write; the authors' programs read ckpts/STEP.pt in their working_dir."""
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
-"""Make a run from a checkpoint of the SoFlow authors and its YAML file, to sample from and to train on.
+"""Import a checkpoint of the SoFlow authors and its YAML file as a run, for sampling and further training.
 
 $ python experiments/import_checkpoint.py --checkpoint SoFlow/ckpts/1200000.pt --config SoFlow/config.yaml --name xl2
 $ python experiments/sample.py results/xl2
 
---config may also be a file of our own. Training goes on with train.py --resume results/xl2, if the data set's place and
-a later last step are given here: --dataset.root FILE --training.total-steps 1300000.
+--config also accepts this project's files. To train further with train.py --resume results/xl2, set the data set's
+location and a later last step here: --dataset.root FILE --training.total-steps 1300000.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from soflow.config_files import to_yaml
 
 class ImportConfig(TrainConfig):
     checkpoint: Path | None = None
-    """The file to import."""
+    """Checkpoint file to import."""
 
 
 def main() -> int:
     options = read_command_line(ImportConfig, __doc__)
     if options.checkpoint is None:
-        fail("checkpoint: must be given, a file of the SoFlow authors")
+        fail("checkpoint: must be a checkpoint file of the SoFlow authors")
     from soflow.training.checkpoints import CheckpointError
 
     try:
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
-    """Write a run's folder as training would have left it, and return its step."""
+    """Write a run's folder as training would, and return the checkpoint's step."""
     import torch
 
     from orchestration.train import RECORDED_FILE
@@ -55,11 +55,11 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     classes = authors_checkpoint.NUM_CLASSES.get(config.dataset.name)
     if classes is None:
         known = ", ".join(authors_checkpoint.NUM_CLASSES)
-        raise ConfigError(f"dataset.name = {config.dataset.name}: must be what the authors train on, one of {known}")
-    stored = authors_checkpoint.read(checkpoint)
+        raise ConfigError(f"dataset.name = {config.dataset.name}: must be a data set of the authors, one of {known}")
+    authors_state = authors_checkpoint.read(checkpoint)
     with torch.device("meta"):
         network = build_network(config, classes)
-    state = authors_checkpoint.import_state(stored, network, config, checkpoint)
+    state = authors_checkpoint.import_state(authors_state, network, config, checkpoint)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     checkpoints.save(state, folder, state["step"])

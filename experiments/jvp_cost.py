@@ -1,28 +1,27 @@
-"""Which of SoFlow and MeanFlow gives the better one-step images at equal steps, equal time and equal memory?
+"""Does SoFlow or MeanFlow give the better one-step images at equal steps, equal time and equal memory?
 
-MeanFlow's Jacobian-vector product is taken in three ways: a in one call with the loss (with_gradient), b in a call of
-its own (separate), c in a call of its own and only where r differs from t (subset). Each is trained three times, to be
-held against the same SoFlow.
+MeanFlow's Jacobian-vector product is computed in three ways: a, in one call with the loss (with_gradient); b, in a
+separate call (separate); c, in a separate call and only where r ≠ t (subset). Each of them is trained three times and
+compared with the same SoFlow.
 
-meanflow_a, b and c make as many steps of as many samples as SoFlow.
+meanflow_a to meanflow_c take as many steps of as many samples as SoFlow.
 
-meanflow_a_time and so on make so many steps that they take the time of SoFlow's. The quotient of the two step times is
-measured once, by the cost study (experiments/compare_cost.py) of this network, data set and batch, and read back from
-its folder whenever the study goes on. A dry run takes the quotient of their arithmetic in its place.
+meanflow_a_time to meanflow_c_time take as many steps as fit into SoFlow's time. The ratio of step times is measured
+once by the cost study (experiments/compare_cost.py) of this network, data set and batch, and read from its folder on
+resume. A dry run uses the ratio of operation counts instead.
 
-meanflow_a_memory and so on make as many steps, of so many samples that their peak memory is at most SoFlow's: the
-largest batch by the cost model, which unlike a measurement says the same everywhere. Where the memory of two objectives
-hardly differs, neither do their batches.
+meanflow_a_memory to meanflow_c_memory take as many steps as SoFlow, with the largest batch whose predicted peak memory
+does not exceed SoFlow's. Unlike a measurement, a prediction is the same on all machines. If two objectives need similar
+memory, their batches are similar too.
 
-Objectives have the published settings for ImageNet at both scales, those that the cost study measures. Time is that of
-optimiser steps without evaluation, with the threads or GPU of one worker; batch and memory are one worker's share. How
-equal the times came out is in the report.
+Both scales use the published settings for ImageNet, as the cost study does. Time is that of optimizer steps without
+evaluation, with the threads or GPU of one worker; batch and memory are one worker's share. The report shows how well
+the times match.
 
-What is held to be true before the run is in HYPOTHESES: SoFlow's steps take less time and memory, and its images are
-better in all three comparisons. One is called confirmed or refuted where the paired t-test of the logarithms over the
-seeds, corrected for all fifteen, has p < 0.05; five seeds show a single effect of 1.7 standard deviations with a
-probability of 80 %, and one of 3.5 where the correction is strictest. Nothing is stopped early, and no seed is added
-after looking.
+The hypotheses stated before the run are in HYPOTHESES: SoFlow's steps take less time and memory, and its images are
+better in all three comparisons. A hypothesis is confirmed or refuted if the paired t-test of the logarithms over seeds,
+corrected for all fifteen, has p < 0.05. Five seeds detect a single effect of 1.7 standard deviations with 80 % power,
+and one of 3.5 under the strictest correction. Nothing is stopped early, and no seed is added after looking at results.
 
 $ python experiments/jvp_cost.py
 $ python experiments/jvp_cost.py --network DiT-XS/2 --name larger-jvp-cost
@@ -49,45 +48,45 @@ if TYPE_CHECKING:
 
 MEANFLOW = ("meanflow_a", "meanflow_b", "meanflow_c")
 TIME, MEMORY = "_time", "_memory"
-"""What is equal to SoFlow's, behind the name of a case."""
+"""Suffixes of case names: the quantity that equals SoFlow's."""
 
 
-def _case(variant: str, equal: str = "") -> str:
+def _case(variant: str, suffix: str = "") -> str:
     settings = (f"objective.{name}={value}" for name, value in VARIANTS[variant].items())
-    return f"{variant}{equal}:{','.join(settings)}"
+    return f"{variant}{suffix}:{','.join(settings)}"
 
 
-CASES = (_case("soflow"), *(_case(variant, equal) for equal in ("", TIME, MEMORY) for variant in MEANFLOW))
+CASES = (_case("soflow"), *(_case(variant, suffix) for suffix in ("", TIME, MEMORY) for variant in MEANFLOW))
 HYPOTHESES = (
     *(f"time/step_ms(soflow) < time/step_ms({variant})" for variant in MEANFLOW),
     *(f"memory/peak_mib(soflow) < memory/peak_mib({variant})" for variant in MEANFLOW),
-    *(f"fid(soflow) < fid({variant}{equal})" for equal in ("", TIME, MEMORY) for variant in MEANFLOW),
+    *(f"fid(soflow) < fid({variant}{suffix})" for suffix in ("", TIME, MEMORY) for variant in MEANFLOW),
 )
 
 
-def foreseen(config: SweepConfig) -> SweepConfig:
-    """The cases with the numbers that make them equal, step times taken for proportional to arithmetic."""
-    flops = {variant: _cost(_of_one_worker(config, variant)).flops for variant in ("soflow", *MEANFLOW)}
-    return equalised(config, {variant: flops["soflow"] / flops[variant] for variant in MEANFLOW})
+def preview(config: SweepConfig) -> SweepConfig:
+    """Equalize the cases with step times assumed proportional to operation counts, without measuring."""
+    flops = {variant: _cost(_worker_run(config, variant)).flops for variant in ("soflow", *MEANFLOW)}
+    return equalize(config, {variant: flops["soflow"] / flops[variant] for variant in MEANFLOW})
 
 
 def prepare(config: SweepConfig) -> SweepConfig:
-    """The cases with the numbers that make them equal, step times as the cost study measured them."""
+    """Equalize the cases with step times measured by the cost study, which runs first if necessary."""
     if any(case.name in {variant + TIME for variant in MEANFLOW} for case in config.cases):
-        return equalised(config, measured_quotients(cost_study(config)))
-    return equalised(config, {})
+        return equalize(config, measured_ratios(finished_cost_study(config)))
+    return equalize(config, {})
 
 
-def equalised(config: SweepConfig, quotients: dict[str, float]) -> SweepConfig:
-    """Steps at equal time and batches at equal memory put into the cases; what a case says itself stays as it is.
+def equalize(config: SweepConfig, ratios: dict[str, float]) -> SweepConfig:
+    """Set the steps of cases at equal time and the batches of cases at equal memory, unless a case sets them itself.
 
     Args:
-        quotients: time of SoFlow's step over that of each variant.
+        ratios: time of SoFlow's step over that of each variant.
     """
     cases = cases_of(config)
     for variant in MEANFLOW:
         if (name := variant + TIME) in cases:
-            steps = max(1, round(config.training.total_steps * quotients[variant]))
+            steps = max(1, round(config.training.total_steps * ratios[variant]))
             cases[name].setdefault("training.total_steps", steps)
         if (name := variant + MEMORY) in cases:
             cases[name].setdefault("training.batch_size", batch_at_equal_memory(config, variant))
@@ -95,15 +94,16 @@ def equalised(config: SweepConfig, quotients: dict[str, float]) -> SweepConfig:
 
 
 def batch_at_equal_memory(config: SweepConfig, variant: str) -> int:
-    """The most samples of a variant's step, over all workers, whose memory is at most that of SoFlow's step."""
-    run, memory = _of_one_worker(config, variant), _cost(_of_one_worker(config, "soflow")).peak_bytes
+    """Return the largest batch of a variant, over all workers, with a peak memory of at most SoFlow's."""
+    run, memory = _worker_run(config, variant), _cost(_worker_run(config, "soflow")).peak_bytes
 
     def peak_bytes(samples: int) -> int:
         return _cost(parse(override(to_dict(run), {"training.batch_size": samples}))).peak_bytes
 
     share, peak = run.training.batch_size, peak_bytes(run.training.batch_size)
     per_sample = max(1, (peak_bytes(2 * share) - peak) / share)
-    samples = max(2, min(2 * share, share + int((memory - peak) / per_sample)))  # to one or two
+    # Memory is almost linear in the batch, so the linear estimate is off by one or two; the loops correct it.
+    samples = max(2, min(2 * share, share + int((memory - peak) / per_sample)))
     while samples > 2 and peak_bytes(samples) > memory:
         samples -= 1
     while peak_bytes(samples + 1) <= memory:
@@ -118,53 +118,55 @@ def _cost(run: RunConfig) -> Prediction:
     return predict(run)
 
 
-def _of_one_worker(config: SweepConfig, variant: str) -> RunConfig:
-    """The run whose steps a worker takes for a variant, with its share of the batch."""
+def _worker_run(config: SweepConfig, variant: str) -> RunConfig:
+    """Return the run of a variant with one worker's share of the batch."""
     share = config.training.batch_size // config.resources.num_workers
     return parse(override(to_dict(config.run), {"objective": VARIANTS[variant], "training.batch_size": share}))
 
 
-def cost_study(config: SweepConfig) -> CostStudyConfig:
-    """The measurement of this study's step times, made now unless it is there already.
+def finished_cost_study(config: SweepConfig) -> CostStudyConfig:
+    """Return the cost study of these step times; run it if it is not finished.
 
     Raises:
-        ConfigError: if there is another one of this name.
+        ConfigError: if another cost study has this name.
     """
     from orchestration.cost_study.run import ROUNDS_FILE, STUDY_FILE, run_cost_study  # imports pandas
 
-    study = _cost_config(config)
-    folder = study.storage / study.name
-    if (folder / ROUNDS_FILE).exists():  # its last file
-        if validate(CostStudyConfig, read_yaml(folder / STUDY_FILE)).run != study.run:
-            raise ConfigError(f"name = {study.name}: is in {study.storage} with other settings; give another --name")
-        return study
-    if (folder / STUDY_FILE).exists():  # interrupted, with nothing measured
+    costs = _cost_config(config)
+    folder = costs.storage / costs.name
+    if (folder / ROUNDS_FILE).exists():  # the file that is written last
+        if validate(CostStudyConfig, read_yaml(folder / STUDY_FILE)).run != costs.run:
+            raise ConfigError(
+                f"name = {costs.name}: exists in {costs.storage} with other settings; choose another --name"
+            )
+        return costs
+    if (folder / STUDY_FILE).exists():  # interrupted before the first result
         shutil.rmtree(folder)
-    print("the cost of steps first", flush=True)
-    if (status := run_cost_study(study)) != "FINISHED":
+    print("measuring the cost of steps first", flush=True)
+    if (status := run_cost_study(costs)) != "FINISHED":
         raise SystemExit(EXIT_CODES[status])
-    return study
+    return costs
 
 
 def _cost_config(config: SweepConfig) -> CostStudyConfig:
-    launched = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
+    launch_values = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
     resources = to_dict(config.resources) | {"num_workers": 1}
     return validate(
         CostStudyConfig,
-        launched
+        launch_values
         | {"name": f"{config.name}-cost", "variants": ("soflow", *MEANFLOW), "resources": resources}
         | {"networks": (config.network.name,), "batches": (config.training.batch_size // config.resources.num_workers,)}
         | {"precisions": (config.training.precision,), "compiled": (config.training.compile,)},
     )
 
 
-def measured_quotients(study: CostStudyConfig) -> dict[str, float]:
-    """Time of SoFlow's step over that of each variant, by a cost study that is there."""
+def measured_ratios(cost_study: CostStudyConfig) -> dict[str, float]:
+    """Read the time of SoFlow's step over that of each variant from a finished cost study."""
     import pandas as pd
 
     from orchestration.cost_study.run import COSTS_FILE
 
-    costs = pd.read_csv(study.storage / study.name / COSTS_FILE).set_index("variant")
+    costs = pd.read_csv(cost_study.storage / cost_study.name / COSTS_FILE).set_index("variant")
     return costs["time/soflow_to_this"].to_dict()
 
 
@@ -174,7 +176,7 @@ EXPERIMENT = Experiment(
     small=comparison(CASES, 5, hypotheses=HYPOTHESES, training=small_training(400)),
     paper=comparison(CASES, 3, hypotheses=HYPOTHESES),
     prepare=prepare,
-    foreseen=foreseen,
+    preview=preview,
 )
 
 if __name__ == "__main__":

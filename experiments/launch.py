@@ -1,4 +1,4 @@
-"""The common part of all experiments: from a command line through a sweep to its report."""
+"""Common entry point of all experiments: from the command line through a sweep to its report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Options(Section):
     scale: Literal["small", "paper"] = "small"
     """small = settings for a laptop; paper = the published settings."""
     dry_run: bool = False
-    """Print the training runs, their predicted cost and a command for a cluster, and train nothing."""
+    """Print the training runs, their predicted cost and a command for a cluster, without training."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Experiment:
         name: of the sweep's folder, before the scale; None for a new name each time.
         small, paper: differences from the defaults of a sweep, as nested dictionaries.
         preset: the published training run that `paper` starts from.
-        prepare: makes what the sweep needs first, such as a teacher, and returns the configuration with it; a second
-            call makes nothing again.
-        foreseen: returns the configuration that `prepare` would return, as far as known without running anything.
+        prepare: creates the inputs of the sweep, such as a teacher, and returns the configuration with them; existing
+            inputs are reused.
+        preview: returns the configuration that `prepare` would return, as far as known without running anything.
     """
 
     question: str
@@ -56,7 +56,7 @@ class Experiment:
     paper: dict[str, Any] = field(default_factory=dict)
     preset: str = "soflow-imagenet256-b4"
     prepare: Callable[[SweepConfig], SweepConfig] | None = None
-    foreseen: Callable[[SweepConfig], SweepConfig] | None = None
+    preview: Callable[[SweepConfig], SweepConfig] | None = None
 
     def layers(self, scale: str) -> list[dict[str, Any]]:
         """Return the layers of the configuration; later ones win."""
@@ -106,8 +106,8 @@ def launch(experiment: Experiment) -> int:
         if options.dry_run:
             from experiments.plan import show_plan  # imports torch
 
-            foreseen = experiment.foreseen(config) if experiment.foreseen else config
-            show_plan(foreseen, options.scale, sys.argv[1:])
+            previewed = experiment.preview(config) if experiment.preview else config
+            show_plan(previewed, options.scale, sys.argv[1:])
             return 0
         return _run(experiment, _named(experiment, config, options.scale))
     except (ConfigError, DataError, TrackingError) as error:
@@ -148,11 +148,11 @@ def _resumed_if_it_exists(config: SweepConfig) -> SweepConfig:
     folder = config.storage / config.name
     if not (folder / SWEEP_FILE).exists():
         return config
-    ours, theirs = (
-        {key: value for key, value in to_dict(each).items() if key not in NEUTRAL}
-        for each in (config, saved_config(folder))
+    values, saved_values = (
+        {key: value for key, value in to_dict(sweep).items() if key not in NEUTRAL}
+        for sweep in (config, saved_config(folder))
     )
-    if different := [key for key in ours if ours[key] != theirs[key]]:
+    if different := [key for key in values if values[key] != saved_values[key]]:
         raise ConfigError(
             f"name = {config.name}: exists in {config.storage} with other {', '.join(different)}; choose another --name"
         )

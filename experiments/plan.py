@@ -28,22 +28,22 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
 
     Args:
         scale: "paper" is predicted for an H100, "small" for this machine.
-        arguments: of the command line, as they were given.
+        arguments: command-line arguments.
 
     Raises:
-        ConfigError: if the configuration is impossible.
+        ConfigError: if the configuration is invalid.
     """
     check_study(config, config.storage / (config.name or ""), resuming=True, space=build(config))
     runs = training_runs(config)
     device, accelerator = (CLUSTER, ACCELERATORS[CLUSTER]) if scale == "paper" else ("CPU", this_machine())
-    asked, costs = config.resources.num_workers, {}
+    configured, costs = config.resources.num_workers, {}
     for name, (run, _) in runs.items():
-        print(f"counting a step of {name}", file=sys.stderr)
-        costs[name] = of_one_worker(run, asked)
+        print(f"counting the operations of a step of {name}", file=sys.stderr)
+        costs[name] = cost_per_worker(run, configured)
     largest = max(costs, key=lambda name: costs[name].peak_bytes)
-    workers = workers_that_fit(runs[largest][0], asked, costs[largest], accelerator)
-    if workers > asked:
-        costs = {name: of_one_worker(run, workers) for name, (run, _) in runs.items()}
+    workers = workers_that_fit(runs[largest][0], configured, costs[largest], accelerator)
+    if workers > configured:
+        costs = {name: cost_per_worker(run, workers) for name, (run, _) in runs.items()}
     unit, seconds = ("hours", 3600) if scale == "paper" else ("minutes", 60)
     table = Table(
         "run", "objective", "network", "data", "steps × batch", "seeds", "step", f"{unit} each", unit, "memory"
@@ -52,8 +52,8 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     for name, (run, seeds) in runs.items():
         cost = costs[name]
         step_s = cost.roofline_s(accelerator, run.training.precision)
-        lasts = step_s * run.training.total_steps * workers / seconds
-        total += lasts * seeds
+        duration = step_s * run.training.total_steps * workers / seconds
+        total += duration * seeds
         table.add_row(
             name,
             run.objective.name,
@@ -62,19 +62,19 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
             f"{run.training.total_steps:,} × {run.training.batch_size}",
             str(seeds),
             f"{step_s * 1e3:.3g} ms",
-            f"{lasts:.3g}",
-            f"{lasts * seeds:.3g}",
+            f"{duration:.3g}",
+            f"{duration * seeds:.3g}",
             f"{cost.peak_bytes / 2**30:.2f} GiB",
         )
     console = table_console()
     console.print(table)
-    several = f"{workers} workers" if workers > 1 else "1 worker"
-    if workers > asked:
-        room = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
-        console.print(f"A step of {largest} fits into the {room} with {several} or more.", highlight=False)
+    num_workers = f"{workers} workers" if workers > 1 else "1 worker"
+    if workers > configured:
+        memory = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
+        console.print(f"A step of {largest} fits into the {memory} with {num_workers} or more.", highlight=False)
     for line in (
         f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {device} {unit} of training "
-        f"on {several} each, with every kernel at the peak of its arithmetic or of memory; evaluation comes on top.",
+        f"on {num_workers} each, if every kernel runs at the peak rate of arithmetic or memory, without evaluation.",
         "Memory is the peak of all tensors of one worker.",
         f"launch: {cluster_command(config, arguments, workers)}",
     ):
@@ -82,12 +82,13 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
 
 
 def this_machine() -> Accelerator:
+    """Measure the peak rates of this machine's CPU."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return measured(torch.device("cpu"), memory_bytes)
 
 
 def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
-    """Every case with its number of seeds; of a search its base, as often as there are trials."""
+    """Return every case's run and number of seeds; for a search the base run and the number of trainings."""
     if not config.cases:
         return {
             f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)
@@ -98,38 +99,38 @@ def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
     }
 
 
-def of_one_worker(run: RunConfig, workers: int) -> Prediction:
-    """The cost of a step for one of `workers`, which share the batch."""
+def cost_per_worker(run: RunConfig, workers: int) -> Prediction:
+    """Predict the cost of a step for one of `workers`, which share the batch."""
     share = run.training.batch_size // workers
     return predict(parse(override(to_dict(run), {"training.batch_size": share})))
 
 
 def workers_that_fit(run: RunConfig, workers: int, cost: Prediction, accelerator: Accelerator) -> int:
-    """So many workers, or twice as many until a step's share of the batch, two samples at least, fits into each.
+    """Double the number of workers until a step fits into the memory of each, with at least two samples per worker.
 
     Args:
-        cost: of a step with `workers` workers.
+        cost: predicted cost of a step with `workers` workers.
     """
     while cost.peak_bytes > accelerator.memory_bytes and run.training.batch_size % (4 * workers) == 0:
         workers *= 2
-        cost = of_one_worker(run, workers)
+        cost = cost_per_worker(run, workers)
     return workers
 
 
 def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> str:
-    """The same study on a Ray cluster, with placeholders for what only its owner knows."""
+    """Return the command for a Ray cluster, with placeholders for addresses and folders that are not configured."""
     kept = [argument for argument in arguments if argument != "--dry-run"]
-    own = []
+    added = []
     if config.address is None:
-        own += ["--address", "HEAD:6379"]
+        added += ["--address", "HEAD:6379"]
     if "--storage" not in kept:
-        own += ["--storage", "/SHARED/FOLDER"]
+        added += ["--storage", "/SHARED/FOLDER"]
     if config.tracking_uri is None:
-        own += ["--tracking-uri", "http://MLFLOW:5000"]
+        added += ["--tracking-uri", "http://MLFLOW:5000"]
     if config.dataset.name in ("latents", "image_folder", "cifar10") and config.dataset.root is None:
-        own += ["--dataset.root", "/SHARED/DATA"]
+        added += ["--dataset.root", "/SHARED/DATA"]
     if workers != config.resources.num_workers:
-        own += ["--resources.num-workers", str(workers)]
+        added += ["--resources.num-workers", str(workers)]
     if config.resources.gpus_per_worker is None:
-        own += ["--resources.gpus-per-worker", "1"]
-    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *kept, *own])
+        added += ["--resources.gpus-per-worker", "1"]
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *kept, *added])

@@ -1,8 +1,8 @@
-"""What would a run cost on hardware that is not here? Time and memory of a step, predicted without running it.
+"""How much time and memory does a training step take on other hardware? Predicts both without running a step.
 
-The step is taken on tensors without content, its operations and bytes are counted. Two floors of its time follow: that
-of its products at the accelerator's peak, and that of every kernel at the peak of arithmetic or of memory, whichever
-binds it. Memory is the peak of all tensors on one accelerator, and the largest batch that it holds.
+A step runs on meta tensors while operations and bytes are counted. Two lower bounds of its time follow: the matrix
+products at the accelerator's peak rate, and all kernels at the peak rate of arithmetic or memory, whichever limits
+them. Memory is the peak of all tensors on one accelerator; the largest batch that fits is predicted as well.
 
 $ python experiments/predict_cost.py
 $ python experiments/predict_cost.py soflow-imagenet256-xl2 --accelerators H100 H200 --num-workers 8
@@ -28,13 +28,13 @@ class PredictOptions(Section):
     runs: tuple[str, ...] = ()
     """Presets by name, or configuration files. Default: all presets."""
     accelerators: tuple[str, ...] = ("A100-80GB", "H100", "RTX-4090")
-    """Hardware by name, or `here` for this machine, whose peak rates are measured."""
+    """Accelerators by name, or `here` to measure the peak rates of this machine."""
     num_workers: Count = 1
     """Accelerators that share the batch."""
     batch_size: Count | None = None
     """Samples per step. Default: the configured number."""
     out: Path | None = None
-    """CSV file for the table."""
+    """CSV file to write the table to."""
 
 
 def main() -> int:
@@ -59,18 +59,18 @@ def _presets() -> list[str]:
 
 
 def _read(name: str, options: PredictOptions) -> RunConfig:
-    """The run of a preset or file, with each worker's share of the batch as its batch.
+    """Read a preset or a file as the run of one worker, with its share of the batch.
 
     Raises:
-        ConfigError: naming what is wrong.
+        ConfigError: if the file is missing or invalid.
     """
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else PRESETS / f"{name}.yaml"
     if not path.exists():
-        raise ConfigError(f"{name}: no such file and no preset; presets are {', '.join(_presets())}")
+        raise ConfigError(f"runs = {name}: must be a file or a preset, one of {', '.join(_presets())}")
     values = {key: value for key, value in read_yaml(path).items() if key in RunConfig.model_fields}
     batch = options.batch_size or parse(values).training.batch_size
     if batch % options.num_workers:
-        raise ConfigError(f"num_workers = {options.num_workers}: must divide the batch, {batch}")
+        raise ConfigError(f"num_workers = {options.num_workers}: must divide the batch size, {batch}")
     return parse(override(values, {"training.batch_size": batch // options.num_workers}))
 
 
@@ -81,25 +81,25 @@ def _accelerators(names: tuple[str, ...]) -> dict:
 
     from soflow.cost.accelerators import ACCELERATORS, measured
 
-    found = {}
+    accelerators = {}
     for name in names:
         if name == HERE:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if device.type == "cuda":
                 memory = torch.cuda.get_device_properties(device).total_memory
-            found[name] = measured(device, memory)
+            accelerators[name] = measured(device, memory)
         elif name in ACCELERATORS:
-            found[name] = ACCELERATORS[name]
+            accelerators[name] = ACCELERATORS[name]
         else:
             raise ConfigError(f"accelerators = {name}: must be {HERE} or one of {', '.join(ACCELERATORS)}")
-    return found
+    return accelerators
 
 
 def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int) -> list[dict]:
     from soflow.cost.predict import memory_by_batch, predict
 
-    print(f"counting a step of {name}", file=sys.stderr)
+    print(f"counting the operations of a step of {name}", file=sys.stderr)
     prediction, memory = predict(config), memory_by_batch(config)
     precision = config.training.precision
     return [
@@ -126,8 +126,8 @@ def _show(rows: list[dict]) -> None:
     table = Table(
         "run", "parameters", "batch", "accelerator", "TFLOP", "products", "kernels", "memory", "largest batch"
     )
-    for before, row in zip([None, *rows], rows, strict=False):
-        first = before is None or before["run"] != row["run"]
+    for previous, row in zip([None, *rows], rows, strict=False):
+        first = previous is None or previous["run"] != row["run"]
         table.add_row(
             row["run"] if first else "",
             f"{row['parameters'] / 1e6:.1f} M" if first else "",

@@ -1,7 +1,7 @@
-"""Measure a data set's reference statistics once and write them to a file that runs, and other programs, compare with.
+"""Compute a data set's reference statistics for FID and write them to a file for runs and other programs.
 
-The file is `.npz` with the mean `mu` and the covariance `sigma` of the features, as ADM's are; `made` in it says how it
-came about. Runs use it with --evaluation.reference FILE. On request torch-fidelity's own cache file is written as well.
+The .npz file contains the mean `mu` and covariance `sigma` of the features, like ADM's files, and their origin as
+`made`. Runs use it with --evaluation.reference FILE. The cache file of torch-fidelity can be written as well.
 
 $ python experiments/reference_statistics.py --out digits.npz
 $ python experiments/reference_statistics.py --dataset image_folder --dataset.root FOLDER --dataset.image-size 256
@@ -22,19 +22,19 @@ from soflow.data.base import DataError
 
 
 class ReferenceConfig(RunConfig):
-    """A data source and a feature network, by the same names as in a run's configuration; the rest of it is unused."""
+    """Data source and feature network, with the fields of a run's configuration; its other fields are not used."""
 
     out: Path = Path("reference.npz")
-    """The .npz file to write."""
+    """.npz file to write."""
     torch_fidelity_cache: Path | None = None
-    """Folder for torch-fidelity's cache file, which its programs find there through cache_root and the name below."""
+    """Folder for torch-fidelity's cache file; its programs read it with cache_root and `name`."""
     name: str | None = None
     """Name of the data set in torch-fidelity's cache."""
     storage: Path = Path("results")
-    """Where runs keep their records: features that one of them has measured are taken from there."""
+    """Folder of runs, whose cached reference features are reused."""
 
     @model_validator(mode="after")
-    def _files_can_be_named(self) -> ReferenceConfig:
+    def _check_files(self) -> ReferenceConfig:
         if self.out.suffix != ".npz":
             raise ValueError(f"out = {self.out}: must end in .npz")
         if (self.torch_fidelity_cache is None) != (self.name is None):
@@ -42,18 +42,20 @@ class ReferenceConfig(RunConfig):
                 f"torch_fidelity_cache = {self.torch_fidelity_cache}, name = {self.name}: must be given together"
             )
         if self.name is not None and (not self.name or "/" in self.name):
-            raise ValueError(f"name = {self.name}: must be a part of a file's name")
+            raise ValueError(f"name = {self.name}: must be a plain name without /")
         if self.evaluation.reference is not None:
-            raise ValueError(f"evaluation.reference = {self.evaluation.reference}: leave it out, {self.out} is written")
+            raise ValueError(
+                f"evaluation.reference = {self.evaluation.reference}: must be left out, because {self.out} is written"
+            )
         return self
 
 
 def write_statistics(config: ReferenceConfig) -> list[Path]:
-    """Measure the configured data source and write the files.
+    """Compute the statistics of the configured data source and write the files.
 
     Raises:
-        ConfigError, DataError: if the data or the feature network cannot be used.
-        OSError: if a file cannot be written; folders are made before anything is measured.
+        ConfigError, DataError: if the data or the feature network is unusable.
+        OSError: if a file cannot be written; folders are created before the computation.
     """
     source = open_source(config.dataset)
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +67,12 @@ def write_statistics(config: ReferenceConfig) -> list[Path]:
     from soflow.evaluation import reference_files
     from soflow.evaluation.fidelity import Evaluator
 
-    print(f"{config.dataset.name}: {len(source)} images through {config.feature_network}", flush=True)
+    print(f"{config.dataset.name}: features of {len(source)} images by {config.feature_network}", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = Evaluator(source, config, device, config.storage / "reference")
     protocol, statistics = evaluator.protocol(), evaluator.reference.statistics
-    made = {name: protocol[name] for name in protocol if name not in ("num_samples", "kid_subset_size")}
-    reference_files.write_npz(config.out, statistics, {"dataset": config.dataset.name} | made)
+    origin = {name: protocol[name] for name in protocol if name not in ("num_samples", "kid_subset_size")}
+    reference_files.write_npz(config.out, statistics, {"dataset": config.dataset.name} | origin)
     if config.torch_fidelity_cache is None:
         return [config.out]
     cache = config.torch_fidelity_cache

@@ -1,10 +1,10 @@
-"""Write samples of a checkpoint: a grid with one column per class, or a file for ADM's evaluator.
+"""Generate samples from a checkpoint: a grid with one column per class, or a file for ADM's evaluator.
 
 $ python experiments/sample.py results/NAME/trials/0003
 $ python experiments/sample.py results/NAME/checkpoint-00001200.pt --nfe 4 --sampler compose --out samples.png
 $ python experiments/sample.py results/NAME --npz samples.npz --num-samples 50000
 
-New noise comes with every --seed; with the seed of the run a file holds the images that its FID was computed from.
+Every --seed gives other noise. With the seed of the run, the .npz file contains the images behind its FID.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class SampleOptions(Section):
     checkpoint: Path
     """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
     nfe: Count = 1
-    """Number of network evaluations per sample."""
+    """Number of function evaluations per sample."""
     sampler: Sampler | None = None
-    """Sampler for more than one evaluation. Default: the objective's own."""
+    """Sampler for nfe > 1. Default: the objective's."""
     seed: int = 0
     """Seed of the noise."""
     rows: Count = 8
@@ -33,12 +33,12 @@ class SampleOptions(Section):
     out: Path = Path("samples.png")
     """PNG file to write."""
     npz: Path | None = None
-    """Write this file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
+    """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
-    """Samples in that file, equally many of each class."""
+    """Samples in the .npz file, with equal numbers per class."""
 
     @model_validator(mode="after")
-    def _heun_takes_pairs(self) -> SampleOptions:
+    def _check_heun(self) -> SampleOptions:
         if self.sampler == "heun" and self.nfe % 2:
             raise ValueError(f"nfe = {self.nfe}: must be even for the heun sampler")
         return self
@@ -56,11 +56,11 @@ def main() -> int:
 
 
 def write(options: SampleOptions) -> str:
-    """Sample, and say what was written.
+    """Generate samples, write the file and return a one-line summary.
 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged.
-        ConfigError: if the autoencoder of a network on latents cannot be loaded.
+        ConfigError: if the autoencoder of a latent network cannot be loaded.
     """
     import torch
 
@@ -84,7 +84,7 @@ def write(options: SampleOptions) -> str:
 
 
 def write_file(options: SampleOptions, config, objective, network, device) -> None:
-    """The .npz file, batch by batch, with progress on the terminal."""
+    """Write the .npz file batch by batch, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
 

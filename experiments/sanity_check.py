@@ -1,20 +1,19 @@
-"""Does the pipeline learn at all? One-step images without guidance, against bounds that were stated before.
+"""Does the pipeline learn? FID of one-step images without guidance, against bounds stated in advance.
 
 SoFlow with λ = 0.75, p = 1 and the exponential schedule, without guidance: the setting in which the paper's DiT-B/4
-reaches FID 58.56 on ImageNet 256 (arXiv 2512.15657). The bounds are in the hypotheses: at the paper's scale 65 after
-100,000 steps, a quarter of the published training. On digits it is 20 times the floor, the FID between two halves of
-the real data; first asked after 1,000 steps, where digits missed it (27.7 times the floor, p = 0.011), so that the
-training was doubled and the bound stayed. On Fashion-MNIST, whose floor is out of reach for minutes of training, it is
-12, stated after one training with seed 0 had reached 7.0 from 22.5 in 600 steps. Seeds begin at 100: those before were
-looked at when the bounds were chosen. The two data sets are measured with different feature networks and never
-compared.
+reaches FID 58.56 on ImageNet 256 (arXiv 2512.15657). The bounds are in the hypotheses. At the paper's scale it is 65
+after 100,000 steps, a quarter of the published training. On digits it is 20 times the floor, the FID between two halves
+of the real data. Digits missed this bound after 1,000 steps (27.7 times the floor, p = 0.011); the training was then
+doubled and the bound kept. On Fashion-MNIST, whose floor cannot be reached in minutes of training, it is 12, stated
+after one training with seed 0 had gone from 22.5 to 7.0 in 600 steps. Seeds start at 100, because earlier seeds were
+used to choose the bounds. The two data sets use different feature networks and are never compared.
 
-A bound is called met or missed where a t-test over the seeds, corrected for both, has p < 0.05; five seeds show an
-effect of 1.7 standard deviations with a probability of 80 %. Nothing is stopped early.
+A bound is met or missed if a t-test over seeds, corrected for both, has p < 0.05. Five seeds detect an effect of 1.7
+standard deviations with 80 % power. Nothing is stopped early.
 
 $ python experiments/sanity_check.py
 $ python experiments/sanity_check.py --cases digits --hypotheses "fid(digits) < 20 * fid_floor(digits)" \\
-      --name digits-only    # where there is no Fashion-MNIST
+      --name digits-only    # without Fashion-MNIST
 $ python experiments/sanity_check.py --scale paper --dry-run
 """
 

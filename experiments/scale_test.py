@@ -1,10 +1,10 @@
-"""Do larger networks give better one-step images at equal steps, and do they reach the published figures?
+"""Do larger networks give better one-step images at equal steps, and do they reach the published FIDs?
 
-Trains SoFlow with networks of growing size for equal numbers of steps. At the paper's scale these are B/2 to XL/2 for
-240 epochs, whose published FIDs fall from 4.85 to 2.96 (arXiv 2512.15657); the target for XL/2 is 3.5. What is held to
-be true before the run is in HYPOTHESES: each size is better than the one before. One is called where the paired t-test
-of the logarithms over the seeds, corrected for all of them, has p < 0.05; five seeds show a single effect of 1.7
-standard deviations with a probability of 80 %. Nothing is stopped early.
+Trains SoFlow with networks of increasing size for equal numbers of steps. At the paper's scale these are B/2 to XL/2
+for 240 epochs, whose published FIDs decrease from 4.85 to 2.96 (arXiv 2512.15657); the target for XL/2 is 3.5. The
+hypotheses stated before the run are in HYPOTHESES: each size is better than the next smaller one. A hypothesis is
+confirmed or refuted if the paired t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five
+seeds detect a single effect of 1.7 standard deviations with 80 % power. Nothing is stopped early.
 
 $ python experiments/scale_test.py
 $ python experiments/scale_test.py --scale paper --dry-run

@@ -1,12 +1,13 @@
-"""How does quality grow with the number of network evaluations? 1 to 16, with both samplers of a solution map.
+"""How does image quality improve with the number of function evaluations (NFE), from 1 to 16, for both samplers?
 
-Open in SoFlow's paper, which reports 1 and 2 (arXiv 2512.15657). "renoise" jumps to data and adds fresh noise, as the
-authors do; "compose" follows one trajectory. SoFlow stands beside MeanFlow and flow matching, whose Euler steps are the
-composition of its velocity. All are trained without guidance, so that they describe the same flow.
+Open question in SoFlow's paper, which reports 1 and 2 NFE (arXiv 2512.15657). The sampler "renoise" jumps to data and
+adds fresh noise, as the authors do; "compose" follows one trajectory. SoFlow is compared with MeanFlow and flow
+matching, whose Euler steps are the composition of its velocity. All are trained without guidance, so that they learn
+the same flow.
 
-What is held to be true before the run is in HYPOTHESES. One is called confirmed or refuted where the paired t-test of
-the logarithms over the seeds, corrected for all of them, has p < 0.05; five seeds show a single effect of 1.7 standard
-deviations with a probability of 80 %. Nothing is stopped early, and no seed is added after looking.
+The hypotheses stated before the run are in HYPOTHESES. A hypothesis is confirmed or refuted if the paired t-test of the
+logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single effect of 1.7 standard
+deviations with 80 % power. Nothing is stopped early, and no seed is added after looking at results.
 
 $ python experiments/steps_vs_quality.py
 $ python experiments/steps_vs_quality.py --scale paper --dry-run

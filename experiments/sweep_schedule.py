@@ -1,7 +1,7 @@
 """Search λ, the gap schedule r(k, K), the guidance strength w and the velocity mix m for the best one-step images.
 
-Optuna chooses configurations, Ray Tune schedules them, Ray Train trains them and MLflow records them. At the end
-there is a ranking, the best configuration as a file (best.yaml) and a report (report.html).
+Optuna suggests configurations, Ray Tune schedules them, Ray Train trains them and MLflow logs them. The results are a
+ranking, the best configuration (best.yaml) and a report (report.html).
 
 $ python experiments/sweep_schedule.py
 $ python experiments/sweep_schedule.py --objective meanflow --num-trials 20
@@ -11,7 +11,7 @@ $ python experiments/sweep_schedule.py --resume NAME
 
 from experiments.launch import Experiment, launch
 
-# The published training reports every 25,000 steps: a rung after two reports.
+# The published training reports every 25,000 steps, so the first rung is at 50,000.
 EXPERIMENT = Experiment(__doc__, None, small={}, paper={"early_stopping": {"kind": "asha", "grace_reports": 2}})
 
 if __name__ == "__main__":

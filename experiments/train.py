@@ -1,4 +1,4 @@
-"""Train one image generator, through the same workers, checkpoints and records as a sweep's trials.
+"""Train one image generator, with the same workers, checkpoints and logging as the trials of a sweep.
 
 $ python experiments/train.py
 $ python experiments/train.py --config results/NAME/best.yaml --training.total-steps 5000
@@ -21,7 +21,7 @@ def main() -> int:
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted before the run began")
+        print("interrupted before the run started")
         return EXIT_CODES["KILLED"]
 
 

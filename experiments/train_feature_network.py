@@ -1,8 +1,7 @@
-"""Train the classifier whose features FID is measured on: digits-cnn or fashion-cnn.
+"""Train a classifier whose features are used for FID: digits-cnn or fashion-cnn.
 
-Each learns to name the ten classes of its data set from the training split and is tested on images it never saw.
-The weights in soflow/evaluation/weights/ were made by this script with seed 0. Other weights are another yardstick:
-FIDs compare only under equal weights, which every run records by their hash.
+Each is trained on the ten classes of its data set and tested on held-out images. This script with seed 0 produced the
+weights in soflow/evaluation/weights/. FIDs are comparable only for equal weights, whose hash every run logs.
 """
 
 from __future__ import annotations
@@ -25,13 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
+    """Training settings of a feature network."""
+
     steps: int
     batch_size: int
     learning_rate: float = 4e-3
     """Peak of the one-cycle schedule."""
     weight_decay: float = 0.3
     pixel_noise: float = 8.0
-    """Standard deviation, in grey levels, of noise that keeps the features smooth."""
+    """Standard deviation, in gray levels, of noise that keeps the features smooth."""
 
 
 RECIPES = {"digits-cnn": Recipe(steps=1000, batch_size=128), "fashion-cnn": Recipe(steps=3600, batch_size=256)}
@@ -39,18 +40,18 @@ RECIPES = {"digits-cnn": Recipe(steps=1000, batch_size=128), "fashion-cnn": Reci
 
 @dataclass(frozen=True)
 class Split:
-    """uint8 images [N, 1, H, W] and labels [N] to learn from and to test on."""
+    """uint8 images [N, 1, H, W] and labels [N] for training and test."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     facts: dict[str, str]
-    """What the split is and SHA-256 digests of its data."""
+    """Description of the split and SHA-256 digests of its data."""
 
 
 def read_split(name: str, root: Path | None = None) -> Split:
-    """The fixed split of a feature network's data set; `root` is the folder of Fashion-MNIST's files.
+    """Read the fixed split of a feature network's data set; `root` is the folder of Fashion-MNIST's files.
 
     Raises:
         DataError: if the files are missing or unusable.
@@ -78,14 +79,14 @@ def read_split(name: str, root: Path | None = None) -> Split:
 
 
 def train(name: str, split: Split, seed: int) -> Classifier:
-    """The trained network, in evaluation mode; equal seeds give equal weights on the same kind of machine."""
+    """Train a network and return it in evaluation mode; equal seeds give equal weights on equal hardware."""
     import torch
     from torch.nn import functional as F
 
     from soflow.evaluation.feature_networks import Classifier
 
     recipe = RECIPES[name]
-    torch.set_num_threads(1)  # sums, and so the weights, depend on the number of threads
+    torch.set_num_threads(1)  # the number of threads changes the order of sums, and with it the weights
     torch.manual_seed(seed)
     network = Classifier(name).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)
@@ -108,7 +109,7 @@ def train(name: str, split: Split, seed: int) -> Classifier:
 
 
 def shift(images: Tensor) -> Tensor:
-    """Half of the images [B, C, H, W], moved by at most one pixel each way, black moving in."""
+    """Shift half of the images [B, C, H, W] by at most one pixel in each direction, padded with black."""
     import torch
     from torch.nn import functional as F
 
@@ -121,7 +122,7 @@ def shift(images: Tensor) -> Tensor:
 
 
 def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images [N, 1, H, W] whose largest logit is their label's [N]."""
+    """Compute the accuracy on images [N, 1, H, W] with labels [N]."""
     import torch
 
     with torch.no_grad():
@@ -137,7 +138,7 @@ class FeatureNetworkOptions(Section):
     root: Path | None = None
     """Folder of Fashion-MNIST's files. Default: Debian's package."""
     out: Path = Path("results/feature_networks")
-    """Folder for NAME.safetensors; soflow/evaluation/weights replaces the weights that FIDs are measured with."""
+    """Folder for NAME.safetensors; soflow/evaluation/weights replaces the weights used for FID."""
 
 
 def main() -> int:
@@ -156,7 +157,7 @@ def main() -> int:
     score = accuracy(network, split.test_images, split.test_labels)
     facts = {"test_accuracy": score, "seed": options.seed, "steps": RECIPES[options.name].steps, **split.facts}
     path = options.out / f"{options.name}.safetensors"
-    # One entry of metadata, because safetensors writes several in random order and the file's hash names the yardstick.
+    # A single metadata entry: safetensors writes several in random order, and the file's hash must be reproducible.
     write_atomic(path, safetensors.torch.save(network.state_dict(), {"made": json.dumps(facts)}))
     print(f"test accuracy {score:.4f}; weights written to {path}")
     return 0

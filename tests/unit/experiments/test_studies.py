@@ -113,7 +113,7 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
 
 def test_a_plan_takes_as_many_workers_as_a_step_needs_memory_of():
     run = RunConfig()
-    one, two, four = (plan.of_one_worker(run, workers) for workers in (1, 2, 4))
+    one, two, four = (plan.cost_per_worker(run, workers) for workers in (1, 2, 4))
     for peak, wanted in ((one.peak_bytes, 1), (two.peak_bytes, 2), (four.peak_bytes, 4), (1, 64)):
         assert plan.workers_that_fit(run, 1, one, Accelerator(peak, 1.0, {})) == wanted  # two of 128 samples at least
     config = config_of("scale_test", "paper")

@@ -80,7 +80,7 @@ def test_students_and_teacher_aim_at_the_same(scale, tmp_path):
     config = configured(
         distillation, tmp_path, *own, *("--cases", *distillation.CASES[:2]), "--hypotheses", scale=scale
     )
-    found = distillation.foreseen(config)
+    found = distillation.preview(config)
     scratch, distilled = (to_dict(trial(found, name)) for name in ("scratch", "distilled"))
     theirs = to_dict(distillation.teacher_run(config))
     objectives = [values.pop("objective") for values in (scratch, distilled, theirs)]
@@ -115,7 +115,7 @@ def test_a_trained_teacher_is_found(tmp_path):
     assert distillation.prepare(config) == prepared
     assert content(tmp_path) == before
     other = configured(distillation, tmp_path, *flags, "--training.batch-size", "32")
-    with pytest.raises(ConfigError, match=r"^name = study-teacher: is in .* with other settings; give another --name$"):
+    with pytest.raises(ConfigError, match=r"^name = study-teacher: exists in .* with other settings; choose another --name$"):
         distillation.prepare(other)
 
 
@@ -140,13 +140,13 @@ def test_equal_memory_is_the_largest_batch_that_takes_no_more(tmp_path):
     assert peak_bytes("meanflow_a", share) <= allowed < peak_bytes("meanflow_a", share + 1)
 
 
-def made_up_cost_study(config: SweepConfig, quotients: dict[str, float]) -> None:
-    """The folder of a finished cost study, as far as this study looks into it."""
+def made_up_cost_study(config: SweepConfig, ratios: dict[str, float]) -> None:
+    """The folder of a finished cost study, as far as the experiment reads it."""
     study = jvp_cost._cost_config(config)
     folder = study.storage / study.name
     folder.mkdir()
     (folder / "study.yaml").write_text(to_yaml(study))
-    rows = [{"variant": name, "time/soflow_to_this": value} for name, value in quotients.items()]
+    rows = [{"variant": name, "time/soflow_to_this": value} for name, value in ratios.items()]
     pd.DataFrame(rows).to_csv(folder / "costs.csv", index=False)
     (folder / "rounds.csv").write_text("variant\n")
 
@@ -163,7 +163,7 @@ def test_equal_time_is_read_back_from_the_cost_study(tmp_path):
     assert jvp_cost.prepare(config) == prepared
     assert content(tmp_path) == before
     other = configured(jvp_cost, tmp_path, "--training.batch-size", "32", "--cases", *cases, "--hypotheses")
-    with pytest.raises(ConfigError, match=r"^name = study-cost: is in .* with other settings; give another --name$"):
+    with pytest.raises(ConfigError, match=r"^name = study-cost: exists in .* with other settings; choose another --name$"):
         jvp_cost.prepare(other)
 
 

@@ -274,9 +274,9 @@ def test_the_program_predicts_a_file_s_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "error: nothing: no such file and no preset; presets are meanflow-cifar10-v0, "),
+        (["nothing"], "error: runs = nothing: must be a file or a preset, one of meanflow-cifar10-v0, "),
         (["soflow-cifar10", "--accelerators", "TPU"], "error: accelerators = TPU: must be here or one of A100-40GB, "),
-        (["soflow-cifar10", "--num-workers", "3"], "error: num_workers = 3: must divide the batch, 1024"),
+        (["soflow-cifar10", "--num-workers", "3"], "error: num_workers = 3: must divide the batch size, 1024"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(arguments, message):

@@ -261,7 +261,7 @@ def test_the_script_writes_both_kinds_of_files(evaluator, tmp_path, capsys):
     assert made["dataset"] == "digits"
     assert made["num_references"] == 1797
     assert set(made) == {"dataset", *evaluator.protocol()} - {"num_samples", "kid_subset_size"}
-    assert "1797 images through digits-cnn" in capsys.readouterr().out
+    assert "features of 1797 images by digits-cnn" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,10 @@ def test_the_script_writes_both_kinds_of_files(evaluator, tmp_path, capsys):
         ({"out": "statistics.txt"}, "out = statistics.txt: must end in .npz"),
         ({"name": "digits"}, "torch_fidelity_cache = None, name = digits: must be given together"),
         ({"torch_fidelity_cache": "cache"}, "torch_fidelity_cache = cache, name = None: must be given together"),
-        ({"torch_fidelity_cache": "cache", "name": "a/b"}, "name = a/b: must be a part of a file's name"),
+        ({"torch_fidelity_cache": "cache", "name": "a/b"}, "name = a/b: must be a plain name without /"),
         (
             {"evaluation": {"reference": "a.npz"}},
-            "a.npz: leave it out, reference.npz is written",
+            "a.npz: must be left out, because reference.npz is written",
         ),
     ],
 )

@@ -476,7 +476,7 @@ def test_an_imported_run_can_be_trained_on(imported):
     [
         ([], "checkpoint: must be given"),
         (["--checkpoint", "none.pt", "--dataset", "cifar10"], "none.pt: no such checkpoint"),
-        (["--checkpoint", "none.pt"], "dataset.name = digits: must be what the authors train on, one of latents"),
+        (["--checkpoint", "none.pt"], "dataset.name = digits: must be a data set of the authors, one of latents"),
         (["--checkpoint", "none.pt", "--dataset", "cifar10", "--network", "U-Net"], "only DiT checkpoints"),
     ],
 )
