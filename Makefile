@@ -4,31 +4,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep studies test quick lint ui
+.PHONY: sweep studies test quick soak lint ui
 
 sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
-studies: $(READY)  ## every study that a claim rests on, at its small scale, then a verdict on every claim: hours on 2 cores; goes on when interrupted
+studies: $(READY)  ## every experiment with claims at its small scale, then a verdict on every claim: hours on 2 cores; the same command resumes
 	$(BIN)/python experiments/claims.py $(ARGS)
 
-test: lint  ## lint, then everything: what takes one core side by side, then whole programs, each with all cores
-	$(BIN)/python -m pytest -n auto --ignore tests/system
-	$(BIN)/python -m pytest tests/system
+test: lint  ## lint, then all tests; whole programs run in one process, beside the unit tests in the others
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not soak" $(ARGS)
 
-quick: lint  ## lint, then the tests that neither start Ray nor train for long
-	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+quick: lint  ## lint, then the tests that start no program and train nothing for long
+	$(BIN)/python -m pytest -n auto -m "not slow and not soak" $(ARGS)
+
+soak: $(READY)  ## what takes too long for every change: more fault seeds, every preset
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell soflow orchestration dashboards experiments benchmarks tests docs *.md
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-ui: $(READY)  ## how sweeps are doing, and MLflow's comparison of runs; it prints two addresses to open
+ui: $(READY)  ## progress of sweeps, and MLflow's comparison of runs; it prints two addresses to open
 	$(BIN)/python -m dashboards.ui $(ARGS)
 
-# Made anew when the requirements change; an interrupted installation is taken up again.
+# Set up again when the requirements change; an interrupted installation is continued.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $(READY)
-

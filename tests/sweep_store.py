@@ -38,7 +38,12 @@ class SweepStore:
         self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
         self.client = MlflowClient(self.uri)
         self._numbers = itertools.count()
-        self.experiment = self.client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
+        existing = self.client.get_experiment_by_name("soflow")
+        self.experiment = (
+            existing.experiment_id
+            if existing
+            else self.client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
+        )
 
     def sweep(
         self,

@@ -123,6 +123,11 @@ class Cluster:
             node.end()
         raise AssertionError(f"the node did not start: {node.log.read_text()[-2000:]}")
 
+    def remove_node(self, node: Node) -> None:
+        """End a node and wait until the cluster counts it out."""
+        node.end()
+        self.nodes.remove(node)
+
     def _start(self, command: list[str], log: Path) -> Node:
         with open(log, "w") as out:
             process = subprocess.Popen(

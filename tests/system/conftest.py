@@ -1,14 +1,59 @@
-"""Fixtures of the system tests, which start real programs."""
+"""What system tests share: one Ray cluster, one finished sweep, a browser.
+
+All of them belong to one group, so that pytest-xdist runs them in one process, beside the unit tests in others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401 - a fixture
-from session import Session
+from cluster import Cluster
+from session import SMALL, Session
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("system"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray cluster that asks for a token: a head without CPUs and two nodes of two CPUs, started once."""
+    with Cluster((0, 2, 2)) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield cluster
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
+    """Programs that start and stop Ray themselves."""
     return Session(tmp_path)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, cluster: Cluster) -> Session:
+    """Programs on the shared cluster."""
+    return Session(tmp_path, cluster.address)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, str]:
+    """A finished sweep `one` of eight trials, of which some failed and some were stopped early; and its output.
+
+    It was started as on a laptop. Tests read it; the one that extends it runs last.
+    """
+    session = Session(tmp_path_factory.mktemp("finished"))
+    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1", "--seed", "1"]
+    flags += ["--search", "optimizer.learning_rate=0.003,1e30", "objective.r_end=0.001:0.05:log"]
+    code, output = session.run("sweep_schedule.py", *SMALL, "--name", "one", *flags)
+    assert code == 0, output
+    session.assert_nothing_left()
+    return session, output

@@ -1,6 +1,6 @@
 """A group of two workers that really wait for each other, and the faults named on the command line; prints JSON.
 
-python group_scenario.py FOLDER alike lost
+python group_scenario.py ADDRESS FOLDER alike lost
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Adder:
         return f"{type(error).__name__}: {error}"
 
 
-def scenario(folder: Path, faults: list[str]) -> dict:
+def scenario(address: str, folder: Path, faults: list[str]) -> dict:
     requests = {
         "alike": {"raise_on": [0, 1]},
         "alone": {"raise_on": [1]},
         "lost": {"die_on": [1], "died": str(folder / "died")},
         "deadly": {"die_on": [1], "died": str(folder / "died"), "always": True},
     }
-    config = TrainConfig(resources={"num_workers": 2})
+    config = TrainConfig(address=address, resources={"num_workers": 2})
     seen = {}
     with connected(config, groups=1) as resources:
         group = WorkerGroup(resources, folder, "group", Adder)
@@ -65,4 +65,4 @@ def scenario(folder: Path, faults: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(scenario(Path(sys.argv[1]), sys.argv[2:])))
+    print(json.dumps(scenario(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])))

@@ -7,15 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 SCENARIO = Path(__file__).with_name("group_scenario.py")
 
 
-def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(tmp_path):
-    command = [sys.executable, SCENARIO, tmp_path, "alike", "lost"]
+def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(cluster, tmp_path):
+    command = [sys.executable, SCENARIO, cluster.address, tmp_path, "alike", "lost"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
     seen = json.loads(ran.stdout.splitlines()[-1])

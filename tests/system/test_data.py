@@ -1,4 +1,4 @@
-"""Encoding a folder of images as users do it: lost workers, Ctrl-C, going on, and what comes out."""
+"""Image folders encoded to latents through all interruptions and trained on; CIFAR-10 with a U-Net."""
 
 from __future__ import annotations
 
@@ -23,10 +23,31 @@ from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
 from soflow.data.loading import BatchOrder, batches
 
-pytestmark = pytest.mark.slow
+# Random weights: the published ones cannot be fetched everywhere, and what they would say is not looked at here.
+INCEPTION = """
+import sys, torch
+from pathlib import Path
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+torch.manual_seed(0)
+torch.save({}, "empty.pth")
+Inception.load_state_dict = lambda self, state: None
+torch.save(Inception("inception-v3-compat", ["2048"], "empty.pth").state_dict(), sys.argv[1])
+"""
 
 IMAGES_PER_PART, NUM_IMAGES, SIZE, BATCH = 64, 400, 64, 16
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def flags(session: Session) -> list[str]:
+    """Few steps, few samples, Inception with random weights."""
+    subprocess.run([sys.executable, "-c", INCEPTION, "inception.pth"], cwd=session.storage, check=True, timeout=120)
+    return [
+        *("--evaluation.inception-weights", "inception.pth", "--evaluation.num-samples", "16"),
+        *("--evaluation.batch-size", "8", "--training.batch-size", "8", "--training.total-steps", "4"),
+        *("--training.report-every", "2", "--name", "run"),
+    ]
 
 
 @pytest.fixture
@@ -64,8 +85,8 @@ def end(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, inputs):
-    storage, parts = session.storage, session.storage / "made" / "latents.h5.parts"
+def test_encoding_survives_interruptions_bad_images_and_lost_workers_and_its_latents_train(session, inputs, flags):
+    storage, parts = session.storage, session.storage / "made" / "latents.h5.shards"
     arguments = [*inputs, "--out", "made/latents.h5", "--num-workers", "1"]
 
     process = start(session, *arguments)
@@ -73,7 +94,7 @@ def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, in
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     code, output = end(process)
     assert code == 130, output
-    assert output.splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert output.splitlines()[-1].startswith("interrupted; the same command resumes")
     session.assert_nothing_left()
     marked = np.load(first) + 1
     np.save(first, marked)  # to see that finished parts are not made again
@@ -107,6 +128,11 @@ def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, in
     # The order of a convolution's sums, and so the last bits, depends on where in memory a process has its arrays.
     np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
     check_that_training_can_use(storage / "made" / "latents.h5", storage / "vae", latents)
+    train_and_sample(
+        session,
+        *("--dataset", "latents", "--dataset.root", "made/latents.h5", "--dataset.vae", "vae"),
+        *("--dataset.image-size", "64", "--dataset.loading-processes", "1", "--network", "DiT-XXS/2", *flags),
+    )
 
 
 def directly(storage: Path) -> np.ndarray:
@@ -132,3 +158,32 @@ def check_that_training_can_use(path: Path, vae: Path, expected: np.ndarray) -> 
         samples = codec.encode(stored, torch.randn(32, *config.sample_shape))
         assert samples.shape == (32, 4, 8, 8)
     assert codec.decode(samples[:2]).shape == (2, *config.image_shape)
+
+
+def train_and_sample(session: Session, *arguments: str) -> None:
+    """Train to the end and draw samples; every report is recorded once."""
+    session.succeed("train.py", *arguments)
+    steps = [step for step, _ in session.history("run", "fid")]
+    assert steps == [2, 4]
+    assert all(np.isfinite(value) for _, value in session.history("run", "fid"))
+    flags = ["run", "--nfe", "2", "--rows", "1", "--npz", "samples.npz", "--num-samples", "8"]
+    session.succeed("sample.py", *flags)
+    with np.load(session.storage / "samples.npz") as file:
+        assert file["arr_0"].dtype == np.uint8
+        assert file["arr_0"].shape[0] == 8
+        assert file["arr_0"].shape[-1] == 3
+
+
+def test_cifar10_trains_with_the_unet(session, flags):
+    random = np.random.default_rng(0)
+    folder = session.storage / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for name in ("data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"):
+        records = random.integers(0, 256, (16, 3073), np.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.tobytes())
+    train_and_sample(
+        session,
+        *("--dataset", "cifar10", "--dataset.root", "data", "--dataset.augmentation", "0.12", "--network", "U-Net-XS"),
+        *("--network.dropout", "0.3", "--training.ema-every", "2", "--training.ema-dtype", "float64", *flags),
+    )
