@@ -6,10 +6,8 @@ $ python -m dashboards.report RUN_ID --tracking-uri http://HOST:5000 --output re
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from dashboards.reading.sweep_data import SweepData, read_sweep
 from dashboards.sweep.findings import Findings, find
 from orchestration.config import LaunchConfig
 from orchestration.storage import REPORT_FILE
+from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
+from soflow.config_base import Section
 
 GRIDS_OVER_STEPS = 5
 """Sample grids of a search's trial over steps: the first, the last and some between."""
@@ -95,26 +95,27 @@ def _default_output(name: str) -> Path:
     return Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-')[:80] or 'sweep'}-report.html")
 
 
+class ReportOptions(Section):
+    sweep: str
+    """Name or folder of the sweep, or the id of its MLflow run."""
+    storage: Path = Path("results")
+    """Folder of the sweeps, with mlflow.db in it."""
+    tracking_uri: str | None = None
+    """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""
+    output: Path | None = None
+    """File to write. Default: NAME-report.html in the current folder."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dashboards.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", metavar="SWEEP", help="name or folder of the sweep, or the id of its MLflow run")
-    default = LaunchConfig().resolved_tracking_uri
-    parser.add_argument(
-        "--tracking-uri", default=default, help="MLflow server or database; default: mlflow.db in results"
-    )
-    parser.add_argument("--output", type=Path, help="default: NAME-report.html in the current folder")
-    options = parser.parse_args(arguments)
+    options = read_command_line(ReportOptions, __doc__, arguments, positional="sweep")
+    uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
     output = options.output or _default_output(options.sweep)
     try:
-        analysis = write_report(options.tracking_uri, options.sweep, output)
+        analysis = write_report(uri, options.sweep, output)
     except TrackingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        fail(error)
     except OSError as error:
-        print(f"error: output = {output}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
+        fail(f"output = {output}: cannot be written ({error.strerror})")
     print(f"report of sweep {analysis.data.name}: {output}")
     return 0
 

@@ -16,18 +16,16 @@ import sys
 import time
 import urllib.request
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from filelock import FileLock
 
 from orchestration.config import LaunchConfig
 from orchestration.storage import check_storage
-from orchestration.terminal.command_line import fail
+from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
 from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, Section
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parents[1]
@@ -40,8 +38,7 @@ QUIET = MLFLOW_SETTINGS | {
 }
 
 
-@dataclass
-class UiConfig:
+class UiOptions(Section):
     storage: Path = Path("results")
     """Folder of sweeps and runs, which contains mlflow.db. Need not exist yet."""
     tracking_uri: str | None = None
@@ -50,7 +47,7 @@ class UiConfig:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop both programs first
-    options = tyro.cli(UiConfig, description=__doc__)
+    options = read_command_line(UiOptions, __doc__)
     uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
     try:
         if options.tracking_uri is None:

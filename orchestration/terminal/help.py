@@ -44,9 +44,12 @@ def help_text(
     flags = flags_of(model, values.get("objective", {}).get("name"))
     short = {name: _short_form(name, flags[f"{name}.name"]) for name in SHORT_FORMS if f"{name}.name" in flags}
     defaults = _defaults(model, values)
-    program = f"python {Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}"
-    place = f" [{positional.upper()}...]" if positional else ""
-    lines = [f"usage: {program}{place} [--FLAG VALUE ...]", "", description.strip(), ""]
+    path = Path(sys.argv[0])
+    program = (
+        f"python -m dashboards.{path.stem}" if path.parent.name == "dashboards" else f"python experiments/{path.name}"
+    )
+    values_first = f" [{positional.upper()}...]" if positional else ""
+    lines = [f"usage: python {place}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
     if options is not None:
         lines += _group("This program", list(flags_of(options).values()), {})
     if len(flags) <= FEW:

@@ -292,7 +292,9 @@ def test_errors_are_one_line_and_exit_code_2(store, tmp_path, capsys):
         ([run, "--tracking-uri", store.uri], f"run {run}: is not a sweep"),
         (["single", "--tracking-uri", store.uri, "--output", str(tmp_path / "no" / "x.html")], "cannot be written"),
     ):
-        assert main(arguments) == 2
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
