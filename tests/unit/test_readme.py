@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from dashboards.report import ReportOptions
+from dashboards.ui import UiOptions
+from experiments.claims import ClaimsOptions
 from experiments.launch import Experiment, Options
 from orchestration.config import TrainConfig
 from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import read_command_line, read_options
+from orchestration.terminal.flags import SHORT_FORMS, flags_of
 from soflow.config import RunConfig
 from soflow.config_files import to_yaml
 
@@ -27,6 +31,8 @@ PAGES = {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TOP = ("soflow", "orchestration", "dashboards", "experiments", "tests", "benchmarks", "docs")
+OTHER_FLAGS = {"--help", "--config", "--num-cpus", "--num-gpus", "--server"}
+"""Flags without a field, of Ray, and of benchmarks."""
 HISTORY = "CHANGELOG.md"
 """Also names what exists no longer."""
 
@@ -145,6 +151,16 @@ def test_paths_exist(page):
             assert (ROOT / path).exists(), text
         elif re.fullmatch(r"\w+\.py", path):
             assert path in names, text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != HISTORY])
+def test_flags_in_sentences_exist(page):
+    models = (SweepConfig, TrainConfig, Options, ClaimsOptions, ReportOptions, UiOptions)
+    known = OTHER_FLAGS | {flag.name for model in models for flag in flags_of(model).values()}
+    known |= {f"--{section}" for section in SHORT_FORMS}
+    for text in inline(page):
+        if text.startswith("--"):
+            assert {flag.replace("_", "-") for flag in flags(text.split())} <= known, text
 
 
 def test_every_page_of_docs_can_be_reached_from_the_readme():
