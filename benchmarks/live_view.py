@@ -1,15 +1,15 @@
-"""How long does the live view read for one refresh of a large sweep, and how long with the obvious way?
+"""How long does one refresh of the live view take for a large sweep, compared with the naive way?
 
-A database is filled with a sweep of 1,000 trials of 50 reports of 20 metrics, 10⁶ metric points, a few of them still
-running. Then, side by side and each in a process of its own:
+Fills a database with a sweep of 1,000 trials of 50 reports of 20 metrics, 10⁶ metric points, a few of them still
+running. Then measures, each in a separate process:
 
-- first: from nothing to all trials and all learning curves;
-- later: the next refresh, after a running trial has reported once more, median of several;
-- obvious: every refresh searches all runs and asks for each one's history, as a script over MLflow's client would.
+- first: from an empty view to all trials and all learning curves;
+- later: the next refresh after a running trial has reported again, median of several;
+- naive: every refresh searches all runs and reads each one's history, like a script over MLflow's client.
 
-Figures are drawn from what was read and serialised, as the page does, and timed on their own.
+Figures are drawn and serialized as on the page, and timed separately.
 
-    python benchmarks/live_view.py --folder /tmp/live            # keeps the database there for the next time
+    python benchmarks/live_view.py --folder /tmp/live            # keeps the database for the next time
     python benchmarks/live_view.py --folder /tmp/live --server   # through an MLflow server instead of the database
 """
 
@@ -44,20 +44,20 @@ METRICS = (
 )
 RUNNING = 8
 LATER = 5
-"""Refreshes measured after the first one."""
+"""Number of refreshes measured after the first."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the database is, or is made and kept")
+    parser.add_argument("--folder", type=Path, help="folder of the database, which is created if missing, and kept")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--reports", type=int, default=50)
     parser.add_argument("--server", action="store_true", help="read through an MLflow server")
-    parser.add_argument("--measure", choices=("view", "obvious"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("view", "naive"), help=argparse.SUPPRESS)
     parser.add_argument("--uri", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print({"view": measure_view, "obvious": measure_obvious}[options.measure](options.uri))
+        print({"view": measure_view, "naive": measure_naive}[options.measure](options.uri))
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as until_the_end:
@@ -76,12 +76,12 @@ def main() -> None:
             until_the_end.callback(server.terminate)
             uri = f"http://{LOOPBACK}:{port}"
             wait_for(f"{uri}/health", {"the server": server})
-        for way in ("view", "obvious"):
-            subprocess.run([sys.executable, __file__, "--measure", way, "--uri", uri], check=True)
+        for method in ("view", "naive"):
+            subprocess.run([sys.executable, __file__, "--measure", method, "--uri", uri], check=True)
 
 
 def fill(uri: str, trials: int, reports: int) -> None:
-    """A sweep as the tracker leaves it, all but the last few of its trials over."""
+    """Write a sweep as the tracker does, in which only the last few trials are running."""
     client, draw = MlflowClient(uri), random.Random(0)
     folder = Path(uri.removeprefix("sqlite:///")).parent
     experiment = client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
@@ -93,14 +93,14 @@ def fill(uri: str, trials: int, reports: int) -> None:
     client.log_batch(parent.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
     for number in range(trials):
         state = draw.choices(["finished", "stopped", "failed"], [5, 4, 1])[0] if number < trials - RUNNING else ""
-        made = reports if state == "finished" else draw.randint(1, reports - 2)
-        add_trial(client, experiment, parent.info.run_id, number, state, made, reports, began, draw)
+        count = reports if state == "finished" else draw.randint(1, reports - 2)
+        add_trial(client, experiment, parent.info.run_id, number, state, count, reports, began, draw)
 
 
-def add_trial(client, experiment, parent, number, state, made, reports, began, draw) -> None:
-    """One trial; `made` of its reports have their own values, further points only fill the database."""
+def add_trial(client, experiment, parent, number, state, count, reports, began, draw) -> None:
+    """Write a trial with `count` reports; points of another metric fill it up to the size of `reports`."""
     at = began + number * reports * 1000
-    facts = {f"fact.{i}": "text that says how a number was made" for i in range(25)}
+    facts = {f"fact.{i}": "description of how a number was computed" for i in range(25)}
     tags = {"mlflow.parentRunId": parent, "soflow.kind": "trial", "sweep": SWEEP, "optuna_number": str(number)}
     tags |= (
         facts | ({"state": state} if state else {}) | ({"failure": "the loss became NaN"} if state == "failed" else {})
@@ -112,19 +112,19 @@ def add_trial(client, experiment, parent, number, state, made, reports, began, d
     quality = draw.lognormvariate(0, 1)
     rows = [
         Metric(name, quality * 100 / (report + 1) + draw.random(), at + report * 1000, (report + 1) * TOTAL // reports)
-        for report in range(made)
+        for report in range(count)
         for name in METRICS
     ]
-    extra = (reports - made) * len(METRICS)  # so that the number of points does not depend on the states
-    rows += [Metric("filling", draw.random(), at + i, i) for i in range(extra)]
+    num_fill = (reports - count) * len(METRICS)  # makes the number of points independent of the states
+    rows += [Metric("fill", draw.random(), at + i, i) for i in range(num_fill)]
     for start in range(0, len(rows), 900):
         client.log_batch(run, metrics=rows[start : start + 900])
     if state:
-        client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED", at + made * 1000)
+        client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED", at + count * 1000)
 
 
 def measure_view(uri: str) -> str:
-    """The live view's way, with the figures that the page draws at every refresh."""
+    """Measure the refreshes of the live view, with the figures that its page draws each time."""
     from dashboards.live.charts import learning_curves, pareto
     from dashboards.live.findings import current_best, left_s, table
 
@@ -137,21 +137,21 @@ def measure_view(uri: str) -> str:
     for _ in range(LATER):
         report_once_more(client, live)
         later.append(seconds_of(lambda: live.refresh(("fid",))))
-    shown = live.snapshot
-    figures = [learning_curves(shown, "fid", current_best(shown)), pareto(shown, "fid", "time/train_s")]
-    drawing = seconds_of(lambda: [learning_curves(shown, "fid", None), pareto(shown, "fid", "time/train_s")])
-    words = seconds_of(lambda: (left_s(shown), table(shown)))
+    snapshot = live.snapshot
+    figures = [learning_curves(snapshot, "fid", current_best(snapshot)), pareto(snapshot, "fid", "time/train_s")]
+    figures_s = seconds_of(lambda: [learning_curves(snapshot, "fid", None), pareto(snapshot, "fid", "time/train_s")])
+    table_s = seconds_of(lambda: (left_s(snapshot), table(snapshot)))
     size = sum(len(figure.to_json()) for figure in figures)
     return (
         f"live view: first reading {sum(waits):.1f} s in {len(waits)} refreshes, the longest {max(waits):.2f} s; later "
-        f"{statistics.median(later):.3f} s ({min(later):.3f} to {max(later):.3f}); figures {drawing:.2f} s and "
-        f"{size / 1e6:.2f} MB, table and time left {words:.2f} s; {len(shown.trials)} trials, "
-        f"{sum(len(curve.steps) for curve in shown.curves['fid'].values())} points read; {peak_mib()}"
+        f"{statistics.median(later):.3f} s ({min(later):.3f} to {max(later):.3f}); figures {figures_s:.2f} s and "
+        f"{size / 1e6:.2f} MB, table and time left {table_s:.2f} s; {len(snapshot.trials)} trials, "
+        f"{sum(len(curve.steps) for curve in snapshot.curves['fid'].values())} points read; {peak_mib()}"
     )
 
 
-def measure_obvious(uri: str) -> str:
-    """Every refresh reads everything."""
+def measure_naive(uri: str) -> str:
+    """Measure refreshes that read everything."""
     client = connect(uri)
     sweep = sweep_of(client)
 
@@ -165,8 +165,8 @@ def measure_obvious(uri: str) -> str:
         for run in runs:
             client.get_metric_history(run.info.run_id, "fid")
 
-    took = [seconds_of(read) for _ in range(2)]
-    return f"obvious: first {took[0]:.1f} s, later {took[1]:.1f} s; {peak_mib()}"
+    first, later = (seconds_of(read) for _ in range(2))
+    return f"naive: first {first:.1f} s, later {later:.1f} s; {peak_mib()}"
 
 
 def sweep_of(client: MlflowClient) -> Run:
@@ -174,7 +174,7 @@ def sweep_of(client: MlflowClient) -> Run:
 
 
 def report_once_more(client: MlflowClient, live: LiveSweep) -> None:
-    """A running trial reports, as the tracker delivers it."""
+    """Add a report to a running trial, as the tracker delivers it."""
     trial = next(trial for trial in live.snapshot.trials if trial.state == "running")
     step = live.snapshot.curve(trial, "fid").steps[-1] + 1
     now = int(time.time() * 1000)

@@ -1,8 +1,8 @@
-"""How many images per second can each kind of data source be read at, and with how many loading processes?
+"""How many images per second does each data source deliver, by number of loading processes?
 
-Random batches, as training wants them, through soflow.data.loading on the CPU, of files made for the purpose that fit
-into the system's file cache: what is measured is the work, not the disk. Latents are of 256x256 pixels, 32 KiB each, in
-HDF5 files of several layouts; images are JPEGs of ImageNet's usual size, 500x375, cropped and resized to 256x256.
+Reads random batches, as in training, through soflow.data.loading on the CPU. The files are generated and fit into the
+file cache of the system, so that the computation is measured, not the disk. Latents of 256x256 pixels take 32 KiB each,
+in HDF5 files of several layouts; images are JPEGs of ImageNet's usual size, 500x375, cropped and resized to 256x256.
 
     python benchmarks/loading.py --seconds 5
 """
@@ -36,12 +36,12 @@ RANDOM = np.random.default_rng(0)
 
 
 def in_memory(folder: Path) -> DataSource:
-    """As many images as CIFAR-10 has."""
+    """Make a data set of CIFAR-10's size in memory."""
     return InMemorySource(RANDOM.integers(0, 256, (50_000, 3, 32, 32), np.uint8), np.zeros(50_000, np.int64), 10)
 
 
 def jpegs(folder: Path) -> DataSource:
-    """Smooth random pictures: noise alone would make larger files than photographs are."""
+    """Write smooth random JPEGs; plain noise would give larger files than photographs."""
     (folder / "images" / "one").mkdir(parents=True)
     for i in range(NUM_JPEGS):
         coarse = Image.fromarray(RANDOM.integers(0, 256, (47, 63, 3), np.uint8))
@@ -50,6 +50,8 @@ def jpegs(folder: Path) -> DataSource:
 
 
 def latents(**layout) -> Callable[[Path], DataSource]:
+    """Return a function that writes latents to an HDF5 file of this layout."""
+
     def make(folder: Path) -> DataSource:
         path = folder / "latents.h5"
         with h5py.File(path, "w") as file:
@@ -73,10 +75,11 @@ CASES: dict[str, tuple[Callable[[Path], DataSource], int]] = {
     "latents, chunks of 1024 samples": (latents(chunks=(1024, 8, 32, 32)), 256),
     "image folder, JPEGs to 256x256 pixels": (jpegs, 32),
 }
-"""What is read, and in batches of how many."""
+"""Data source and batch size of each case."""
 
 
 def images_per_s(source: DataSource, batch_size: int, processes: int, seconds: float) -> float:
+    """Measure the images per second over at least `seconds`."""
     order = BatchOrder(len(source), batch_size, seed=0)
     loader = batches(source, order, range(10**6), torch.device("cpu"), processes=processes)
     for _ in range(WARMUP_BATCHES):
@@ -85,15 +88,15 @@ def images_per_s(source: DataSource, batch_size: int, processes: int, seconds: f
     while time.perf_counter() - begin < seconds:
         next(loader)
         count += 1
-    found = count * batch_size / (time.perf_counter() - begin)
+    rate = count * batch_size / (time.perf_counter() - begin)
     loader.close()
-    return found
+    return rate
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--seconds", type=float, default=5, help="length of each measurement (default 5)")
-    seconds = options.parse_args().seconds
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default 5)")
+    seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
     print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ", end="")
     print(f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}; images/s\n")
@@ -101,8 +104,8 @@ def main() -> None:
     for name, (make, batch_size) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             source = make(Path(folder))
-            found = [images_per_s(source, batch_size, processes, seconds) for processes in PROCESSES]
-        print(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in found) + " |", flush=True)
+            rates = [images_per_s(source, batch_size, processes, seconds) for processes in PROCESSES]
+        print(f"| {name} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How many parameters each network has, as the page docs/networks.md.
+"""Count the parameters of each network, as the page docs/networks.md.
 
 $ python benchmarks/parameters.py > docs/networks.md
 
-Counts are of the trained parameters, on what the networks were published for: latents [4, 32, 32] with 1000 classes
-and CIFAR-10 [3, 32, 32] with 10. Nothing is allocated: networks are built on the meta device.
+Trained parameters only, on the data for which the networks were published: latents [4, 32, 32] with 1000 classes and
+CIFAR-10 [3, 32, 32] with 10. Networks are built on the meta device, without memory.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ images: {small}.
 
 
 def count(network: str, dataset: dict, classes: int) -> int:
-    """Number of trained parameters."""
+    """Count the trained parameters of a network."""
     config = parse({"dataset": dataset, "network": {"name": network}})
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_network(config, classes).parameters())
 
 
 def page() -> str:
+    """Build the page in Markdown."""
     rows = []
     for size, (width, depth, heads) in DIT_SIZES.items():
         for patch in (2, 4):

@@ -1,7 +1,7 @@
-"""What experiments/predict_cost.py would say of this machine, against what steps here really take.
+"""Compare the predictions of experiments/predict_cost.py for this machine with measured steps.
 
-Prints, for three objectives at two sizes, measured over predicted: operations, peak memory and time. A time is
-predicted twice, from the machine's measured rates: by products alone, and by every kernel at its roofline.
+Prints measured over predicted operations, peak memory and time, for three objectives at two sizes. Time is predicted in
+two ways, from the machine's measured rates: from products alone, and from every kernel at its roofline.
 
 $ python benchmarks/prediction.py
 """
@@ -52,7 +52,7 @@ def main() -> None:
             prediction = predict(config)
             trainer = Trainer(config, synthetic_source(config.dataset), device)
             trainer.take_step()
-            arithmetic = count_step(trainer)  # the step that is predicted: each guides other samples
+            arithmetic = count_step(trainer)  # the predicted step; other steps guide other numbers of samples
             time_steps(trainer, 2)
             step_s = statistics.median(step["step"] for step in time_steps(trainer, options.steps)) / 1e3
             ratios = (

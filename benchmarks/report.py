@@ -1,7 +1,7 @@
-"""How long does a sweep's report take to build and to open, and how large is it?
+"""How long does a sweep's report take to build and to open, and how large is its file?
 
-Writes a sweep of many trials into an MLflow database with an Optuna study as a sweep would leave them, its values drawn
-at random; then runs the report's command and opens the file in Chromium with the network off.
+Writes a sweep of many trials with random values, as an MLflow database and an Optuna study. Then runs the report's
+command and opens the file in Chromium without network.
 
     python benchmarks/report.py --trials 1000 --reports 50
 """
@@ -26,11 +26,10 @@ from mlflow.entities import Metric, Param, RunTag
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from orchestration.storage import SWEEP_FILE
+from orchestration.storage import STUDY_FILE, SWEEP_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.study import STUDY, open_journal
-from orchestration.storage import STUDY_FILE
 from orchestration.sweep.ticket import trial_config
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
@@ -38,11 +37,11 @@ from soflow.config_files import to_yaml
 EVERY = 200
 NAME = "many"
 OPENED = 7
-"""How often the report is opened."""
+"""Number of times the report is opened."""
 
 
 def write_sweep(folder: Path, trials: int, reports: int) -> str:
-    """A sweep in folder/mlflow.db; the database's URI."""
+    """Write a sweep to folder/mlflow.db; return the database's URI."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client, draws = MlflowClient(uri), random.Random(0)
     experiment = client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
@@ -54,11 +53,11 @@ def write_sweep(folder: Path, trials: int, reports: int) -> str:
     params = flatten(to_dict(config)).items()
     client.log_batch(parent, params=[Param(key, str(value)) for key, value in params if key != "search"])
     client.log_artifact(parent, str(folder / NAME / SWEEP_FILE))
-    space, chosen = search_space.build(config), optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    space, points = search_space.build(config), optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     study = optuna.create_study(study_name=STUDY, storage=open_journal(folder / NAME / STUDY_FILE))
     for number in range(trials):
-        asked = chosen.ask()
-        space(asked)
+        trial = points.ask()
+        space(trial)
         ended = draws.choice(("finished", "finished", "stopped", "stopped", "failed"))
         last = reports if ended == "finished" else draws.randint(1, reports)
         level = math.exp(draws.uniform(-1, 2))
@@ -68,13 +67,13 @@ def write_sweep(folder: Path, trials: int, reports: int) -> str:
             create_trial(
                 state=state,
                 value=fids[-1] if ended == "finished" else None,
-                params=asked.params,
-                distributions=asked.distributions,
+                params=trial.params,
+                distributions=trial.distributions,
                 intermediate_values={(step + 1) * EVERY: fid for step, fid in enumerate(fids)},
             )
         )
-        values = trial_config(config.run, space.point(asked.params))
-        _write_trial(client, experiment, parent, number, flatten(to_dict(values)), fids, ended)
+        run = trial_config(config.run, space.point(trial.params))
+        _write_trial(client, experiment, parent, number, flatten(to_dict(run)), fids, ended)
     client.set_terminated(parent)
     return uri
 
@@ -101,7 +100,7 @@ def _write_trial(
 
 
 def add_pictures(folder: Path, uri: str, side: int = 346) -> None:
-    """Grids of colour noise, which compress worst, at all reports of all finished trials that a report may choose."""
+    """Upload grids of color noise, which compress worst, for all reports of the finished trials that a report shows."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("soflow").experiment_id
     finished = client.search_runs(
@@ -116,9 +115,9 @@ def add_pictures(folder: Path, uri: str, side: int = 346) -> None:
 
 
 def seconds_to_open(path: Path, times: int) -> tuple[list[float], list[float]]:
-    """From each navigation to the moment when all that is on the screen is there, and to when every figure is drawn.
+    """Measure the seconds from each navigation until the visible part is complete, and until all figures are drawn.
 
-    In a browser that runs already, each time in a page and a process of its own without a cache.
+    The browser is already running; each time uses a new page and process without a cache.
     """
     from playwright.sync_api import sync_playwright
 
@@ -131,15 +130,16 @@ def seconds_to_open(path: Path, times: int) -> tuple[list[float], list[float]]:
             page = context.new_page()
             began = time.perf_counter()
             page.goto(path.as_uri(), wait_until="commit")
-            for moment, took in (("opened", opened), ("drawn", drawn)):
+            for moment, seconds in (("opened", opened), ("drawn", drawn)):
                 page.wait_for_selector(f"html[data-{moment}]", state="attached", timeout=120_000)
-                took.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - began)
             context.close()
         browser.close()
     return opened, drawn
 
 
-def told(seconds: Sequence[float]) -> str:
+def spread(seconds: Sequence[float]) -> str:
+    """Format median, minimum and maximum."""
     return f"median {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f} s)"
 
 
@@ -147,24 +147,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--reports", type=int, default=50)
-    parser.add_argument("--keep", type=Path, help="write the database and the report here and leave them")
-    given = parser.parse_args()
+    parser.add_argument("--keep", type=Path, help="folder for the database and the report, which are kept")
+    options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep.absolute() if given.keep else Path(temporary)
+        folder = options.keep.absolute() if options.keep else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         report = folder / "report.html"
         uri = f"sqlite:///{folder / 'mlflow.db'}"
         if not (folder / "mlflow.db").exists():
-            write_sweep(folder, given.trials, given.reports)
+            write_sweep(folder, options.trials, options.reports)
             add_pictures(folder, uri)
         command = [sys.executable, "-m", "dashboards.report", NAME, "--tracking-uri", uri, "--output", str(report)]
         began = time.perf_counter()
         subprocess.run(command, check=True)
-        print(f"build: {time.perf_counter() - began:.1f} s, imports included")
+        print(f"build: {time.perf_counter() - began:.1f} s, including imports")
         print(f"size:  {report.stat().st_size / 1e6:.2f} MB")
         opened, drawn = seconds_to_open(report, OPENED)
-        print(f"open:  {told(opened)}; all figures, also below the screen, drawn: {told(drawn)}")
+        print(f"open:  {spread(opened)}; all figures drawn, also those below the screen: {spread(drawn)}")
 
 
 if __name__ == "__main__":

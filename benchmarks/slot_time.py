@@ -1,9 +1,9 @@
-"""What do the slots of a sweep spend their time on? Runs the default digits sweep and reads it from its own records.
+"""How is the time of a sweep's slots spent? Runs the default digits sweep and evaluates its reports.
 
-The time of the slots is their number times the seconds from the first trial's first step to the last trial's end, so
-without the start of Ray and of the workers. Training and evaluation are what the trials report of themselves; at the
-end a slot has no trial left. The rest is grids of samples, checkpoints, and Ray Tune's round trip after each report and
-between trials.
+Slot time is the number of slots times the seconds from the first trial's first step to the last trial's end, without
+the start of Ray and of the workers. Training and evaluation times are taken from the trials' reports; "no trial left"
+is the idle time of slots at the end. The remainder is sample grids, checkpoints, and Ray Tune's round trips after each
+report and between trials.
 
     python benchmarks/slot_time.py
 """
@@ -24,7 +24,7 @@ from orchestration.sweep.study import load_study
 
 
 def shares(config: SweepConfig, folder: Path) -> dict[str, float]:
-    """Seconds of all slots by what they were spent on, and their sum as `slots`."""
+    """Compute the seconds of all slots by activity, and their sum as `slots`."""
     seconds = dict.fromkeys(("training", "evaluation", "no trial left"), 0.0)
     begins, ends = [], []
     for trial in load_study(config, folder).get_trials(deepcopy=False):
@@ -44,18 +44,18 @@ def shares(config: SweepConfig, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=16)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = SweepConfig.model_validate({"name": "sweep", "storage": folder, "num_trials": arguments.trials})
+        config = SweepConfig.model_validate({"name": "sweep", "storage": folder, "num_trials": options.trials})
         run_sweep(config)
         seconds = shares(config, Path(folder) / "sweep")
-    whole = seconds.pop("slots")
-    seconds["the rest"] = whole - sum(seconds.values())
+    total = seconds.pop("slots")
+    seconds["other"] = total - sum(seconds.values())
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{config.max_concurrent} slots, {arguments.trials} trials, {whole / config.max_concurrent:.0f} s\n")
-    print("| spent on | share |\n|---|---|")
+    print(f"{config.max_concurrent} slots, {options.trials} trials, {total / config.max_concurrent:.0f} s\n")
+    print("| activity | share |\n|---|---|")
     for name, value in seconds.items():
-        print(f"| {name} | {value / whole:.1%} |")
+        print(f"| {name} | {value / total:.1%} |")
 
 
 if __name__ == "__main__":

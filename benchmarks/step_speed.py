@@ -1,6 +1,6 @@
-"""Our SoFlow step against one network call per quantity (benchmarks/two_pass.py), and against the counted arithmetic.
+"""Compare the SoFlow step with one network call per quantity (benchmarks/two_pass.py), and with the counted operations.
 
-Prints ratios measured side by side, in turn, round after round: medians over rounds with the range of the middle half.
+Prints ratios of steps measured in turn, round after round: medians over rounds with the interquartile range.
 
 $ python benchmarks/step_speed.py
 """
@@ -26,24 +26,24 @@ CPU = torch.device("cpu")
 
 
 def trainer(config: RunConfig, kind: type[SoFlow] | None = None) -> Trainer:
-    """A warmed-up trainer, with another implementation of its objective if one is given."""
-    made = Trainer(config, synthetic_source(config.dataset), CPU)
+    """Build a trainer, optionally with another implementation of its objective, and warm it up."""
+    result = Trainer(config, synthetic_source(config.dataset), CPU)
     if kind:
-        calls = Precision(config.training.precision), Precision(config.training.quotient_precision)
-        made.objective = made.module.objective = kind(config.objective, 10, True, *calls)
-    made.advance(6)
-    return made
+        precisions = Precision(config.training.precision), Precision(config.training.quotient_precision)
+        result.objective = result.module.objective = kind(config.objective, 10, True, *precisions)
+    result.advance(6)
+    return result
 
 
 def compare(name: str, ours: Trainer, other: Trainer, rounds: int, steps: int) -> None:
-    """Print how many times as long the other's step takes as ours."""
-    ratios, own = [], []
+    """Print the ratio of the other's step time to ours."""
+    ratios, ours_ms = [], []
     for _ in range(rounds):
-        times = [statistics.median(step["step"] for step in time_steps(made, steps)) for made in (ours, other)]
+        times = [statistics.median(step["step"] for step in time_steps(side, steps)) for side in (ours, other)]
         ratios.append(times[1] / times[0])
-        own.append(times[0])
+        ours_ms.append(times[0])
     low, _, high = statistics.quantiles(ratios, n=4)
-    print(f"{name}: {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f}), ours {statistics.median(own):.2f} ms")
+    print(f"{name}: {statistics.median(ratios):.2f} ({low:.2f}–{high:.2f}), ours {statistics.median(ours_ms):.2f} ms")
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     )
     mixed = parse(digits | {"training": {"precision": "bf16"}})
     compare(
-        "two passes in fp32 / ours in bf16 but for the quotient, digits",
+        "two passes in fp32 / ours in bf16 except the finite difference, digits",
         trainer(mixed),
         trainer(plain, TwoPassSoFlow),
         options.rounds,
@@ -75,7 +75,7 @@ def main() -> None:
         flow = trainer(parse(shape | {"objective": {"name": "flow_matching", "guidance_strength": 1}}))
         counted = sum(count_step(guided).flops.values()) / sum(count_step(flow).flops.values())
         compare(f"SoFlow guided / flow matching, {network}, batch {batch}", flow, guided, options.rounds, options.steps)
-        print(f"  by counted arithmetic: {counted:.3f}")
+        print(f"  by counted operations: {counted:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""SoFlow's step as it follows from the formulas, one network call per quantity: what our own step is measured against.
+"""SoFlow's step written directly from the formulas, one network call per quantity: the baseline of step_speed.py.
 
-It makes six calls where soflow/objectives/soflow.py makes three: each part of the batch has its forward, and a call
-each for the null label's and the label's velocity, for all its samples; the consistency part has its target besides.
+It makes six calls where soflow/objectives/soflow.py makes three. Each share of the batch has a forward call, and a call
+each for the velocities of the null label and of the label for all samples; the consistency share also has its target.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from soflow.objectives.soflow import SoFlow
 
 
 class TwoPassSoFlow(SoFlow):
-    """The same losses, computed part by part and velocity by velocity."""
+    """SoFlow's losses, computed one share of the batch and one velocity at a time."""
 
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
-        known = draws.num_flow_matching
-        first, rest = (
-            self._part(network, data[own], labels[own], draws, own) for own in (slice(0, known), slice(known, None))
+        n_fm = draws.num_flow_matching
+        flow_matching, consistency = (
+            self._share(network, data[rows], labels[rows], draws, rows) for rows in (slice(0, n_fm), slice(n_fm, None))
         )
         return Losses(
-            torch.cat([first[0], rest[0]]), {"flow_matching": first[1].detach(), "consistency": rest[1].detach()}
+            torch.cat([flow_matching[0], consistency[0]]),
+            {"flow_matching": flow_matching[1].detach(), "consistency": consistency[1].detach()},
         )
 
-    def _part(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws, own: slice) -> tuple:
+    def _share(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws, rows: slice) -> tuple:
+        """Compute the losses and errors of the flow-matching samples, which start at row 0, or of the others."""
         config, p = self.config, self.parameterization
-        noise, t, l, s, drop = (value[own] for value in (draws.noise, draws.t, draws.l, draws.s, draws.drop))
-        given, null = labels.masked_fill(drop, self.num_classes), torch.full_like(labels, self.num_classes)
+        noise, t, l, s, drop = (value[rows] for value in (draws.noise, draws.t, draws.l, draws.s, draws.drop))
+        network_labels, null = labels.masked_fill(drop, self.num_classes), torch.full_like(labels, self.num_classes)
         x_t, v_t = self.interpolant.x_t(data, noise, t), self.interpolant.v_t(data, noise, t)
         with torch.no_grad():
             v_null = p.velocity(network(x_t, t, t, null))
@@ -40,14 +42,14 @@ class TwoPassSoFlow(SoFlow):
             )
             v_mix = config.velocity_mix * v_g + (1 - config.velocity_mix) * v_label
             v_mix = torch.where(per_sample(drop, v_t), v_t, v_mix)
-        if own.start == 0:
-            error = mean_square(p.velocity(network(x_t, t, t, given)) - v_mix)
+        if rows.start == 0:
+            error = mean_square(p.velocity(network(x_t, t, t, network_labels)) - v_mix)
             weight = 1 / (abs(p.velocity_scale) * (error.detach() + config.weight_eps) ** config.weight_power)
             return weight * error, error
-        output = network(x_t, t, s, given)
+        output = network(x_t, t, s, network_labels)
         with torch.no_grad():
             x_l = x_t + per_sample(l - t, x_t) * v_mix
-            output_l = network(x_l, l, s, given)
+            output_l = network(x_l, l, s, network_labels)
             q = self.solution_finite_difference(output, output_l, x_t, v_mix, t, l, s)
         error = mean_square(q)
         weight = 1 / (error + config.weight_eps) ** config.weight_power

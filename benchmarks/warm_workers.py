@@ -1,18 +1,18 @@
-"""How long does a slot of a sweep wait between two trials? Warm worker groups against a TorchTrainer per trial.
+"""How long does a slot of a sweep wait between two trials, with warm worker groups or with a TorchTrainer per trial?
 
-Both designs train the same tiny digits trials, one at a time, side by side in one run on one machine:
+Both designs train the same tiny digits trials, one at a time, in one run on one machine:
 
-- nested: Ray's documented way, a Tune function trainable that builds a TorchTrainer with a TuneReportCallback;
-- warm: this project's, a Tune class trainable that keeps one TorchTrainer's workers from trial to trial.
+- nested: the way of Ray's documentation, a Tune function trainable that builds a TorchTrainer with TuneReportCallback;
+- warm: this project's, a Tune class trainable that keeps the workers of one TorchTrainer from trial to trial.
 
 Both run with this project's Ray settings (no preemption watcher, health checks every 0.5 s).
 
-Measured: seconds from a trial's last report on its worker to the moment before the next trial's first optimiser step.
+Measured: seconds from a trial's last report on its worker to the next trial's first optimizer step.
 
     python benchmarks/warm_workers.py --trials 6
 
-With --slots, this project's design alone, over many trials of two steps: the same seconds, and the resident memory of
-its processes when the tenth and the last trial had started.
+With --slots, only this project's design, over many trials of two steps: the same seconds, and the resident memory of
+its processes at the start of the tenth and of the last trial.
 
     python benchmarks/warm_workers.py --trials 300 --slots 2 --workers 1
 """
@@ -58,7 +58,7 @@ def many(folder: Path, trials: int, slots: int, workers: int, address: str | Non
 
 
 class MemoryLog(threading.Thread):
-    """Resident memory of this program's Ray processes, MiB by title, each time that another trial has started."""
+    """Thread that logs the resident memory of this program's Ray processes, in MiB by title, at each trial's start."""
 
     TITLES = ("ray::RayTrainWorker", "ray::ResourceTrainable", "ray::TrainController", "ray::Mailbox")
 
@@ -74,33 +74,33 @@ class MemoryLog(threading.Thread):
             time.sleep(0.2)
 
     def resident(self) -> dict[str, list[float]]:
-        found = defaultdict(list)
+        sizes_of = defaultdict(list)
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 pages = int((process / "statm").read_text().split()[1])
-                ours = os.getsid(int(process.name)) == os.getsid(0)
-            except OSError:  # it ended meanwhile
+                same_session = os.getsid(int(process.name)) == os.getsid(0)
+            except OSError:  # the process has ended
                 continue
             title = next((title for title in self.TITLES if command.startswith(title)), None)
             title = "this program" if int(process.name) == os.getpid() else title
-            if ours and title:
-                found[title].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
-        return {title: sorted(sizes) for title, sizes in found.items()}
+            if same_session and title:
+                sizes_of[title].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        return {title: sorted(sizes) for title, sizes in sizes_of.items()}
 
     def rows(self) -> list[str]:
-        """Of the tenth trial and of the last that all processes have seen."""
+        """Return table rows for the tenth and the last trial."""
         counts = sorted(self.at)
-        chosen = [next((n for n in counts if n >= 10), counts[-1]), counts[-1]]
+        tenth_and_last = [next((n for n in counts if n >= 10), counts[-1]), counts[-1]]
         return [
             f"| {number} | {title} | {', '.join(f'{size:.0f}' for size in sizes)} |"
-            for number in chosen
+            for number in tenth_and_last
             for title, sizes in sorted(self.at[number].items())
         ]
 
 
 def warm_gaps(config: SweepConfig) -> list[float]:
-    """Seconds, from what the workers measured themselves."""
+    """Run a sweep and return the seconds between trials, as measured by the workers."""
     from mlflow import MlflowClient
 
     run_sweep(config)
@@ -174,7 +174,7 @@ def measure_many(trials: int, slots: int, workers: int, address: str | None) -> 
         config = many(Path(folder), trials, slots, workers, address)
         memory = MemoryLog(Path(folder) / config.name)
         memory.start()
-        gaps = warm_gaps(config)[slots - 1 :]  # each slot's first trial waits for its group's start
+        gaps = warm_gaps(config)[slots - 1 :]  # without each slot's first trial, which waits for its group
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| design | median s between trials | min | max | gaps |\n|---|---|---|---|---|")
     print(row(f"{slots} slots of {workers} workers", gaps))
@@ -183,17 +183,16 @@ def measure_many(trials: int, slots: int, workers: int, address: str | None) -> 
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trials", type=int, default=6, help="trials of each design, at least 2 (default 6)")
-    options.add_argument("--slots", type=int, help="measure many trials in so many slots, and memory")
-    options.add_argument("--workers", type=int, default=1, help="workers per slot (default 1)")
-    options.add_argument("--address", help="of a Ray cluster, with --slots; by default one is started")
-    chosen = options.parse_args()
-    trials = chosen.trials
-    if chosen.slots:
-        return measure_many(trials, chosen.slots, chosen.workers, chosen.address)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=6, help="trials of each design, at least 2 (default 6)")
+    parser.add_argument("--slots", type=int, help="measure this project's design and its memory in this many slots")
+    parser.add_argument("--workers", type=int, default=1, help="workers per slot (default 1)")
+    parser.add_argument("--address", help="address of a Ray cluster, with --slots (default: start one)")
+    options = parser.parse_args()
+    if options.slots:
+        return measure_many(options.trials, options.slots, options.workers, options.address)
     with tempfile.TemporaryDirectory() as folder:
-        config = tiny(Path(folder), trials)
+        config = tiny(Path(folder), options.trials)
         warm = warm_gaps(config)
         nested = nested_gaps(config, Path(folder) / "nested")
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")

@@ -10,7 +10,7 @@ import torch
 from helpers import NUM_CLASSES, given_draws, golden_dit, objective_config, random_batch, slope
 from torch.nn import functional as F
 
-from benchmarks.numerics import QUOTIENTS, Case, EmulatedTensorFloat32, gradient_error, round_to_10_bits
+from benchmarks.numerics import FINITE_DIFFERENCES, Case, EmulatedTensorFloat32, gradient_error, round_to_10_bits
 from soflow.objectives.base import Draws
 from soflow.objectives.soflow import SoFlow
 
@@ -60,7 +60,7 @@ def test_products_take_rounded_operands():
 # The table's orders.
 
 
-def quotient_case(gap: float, ratio: float, samples: int = 64) -> tuple[torch.Tensor, torch.Tensor, Draws]:
+def difference_case(gap: float, ratio: float, samples: int = 64) -> tuple[torch.Tensor, torch.Tensor, Draws]:
     """Data, labels and draws with t − s from a half to three halves of `gap`, and t − l = ratio (t − s).
 
     Each sample has times of its own: a rounding error of one time's embedding would be the same for all that share it.
@@ -73,19 +73,21 @@ def quotient_case(gap: float, ratio: float, samples: int = 64) -> tuple[torch.Te
 
 @pytest.mark.parametrize("parameterization", numerics.PARAMETERIZATIONS)
 @pytest.mark.parametrize(("gap", "ratio"), [(0.002, 0.002), (0.001, 0.1)])
-def test_subtracting_solutions_loses_what_our_quotient_keeps(parameterization, gap, ratio):
+def test_subtracting_solutions_loses_what_our_finite_difference_keeps(parameterization, gap, ratio):
     """Where t is close to s, so that the terms in x are far larger than the terms in F.
 
     The naive way rounds x_l, f(x_t) and f(x_l), all about as large as x. Rounding a number v errs evenly over half a
     spacing either way, which is at least 0.29 · 2⁻²⁴ |v| in the root mean square, √3 times that for the three, over
     t − l. Both ways take two outputs F with some rounding error e each, which q holds as √2 e |b| / (t − l), with
-    |b| at most π/2 (t − s). The gradient is linear in q. So the naive error exceeds ours by the quotient of the two;
+    |b| at most π/2 (t − s). The gradient is linear in q. So the naive error exceeds ours by the ratio of the two;
     a third of it is asserted, as the gradient weighs q's elements unevenly, x_l's rounding reaches ours through F, and
     the rounding of the rest of the gradient, 3e-7 with an exact q, is a third of ours at r = 0.1.
     """
-    network, (data, labels, draws) = golden_dit(torch.float32), quotient_case(gap, ratio)
+    network, (data, labels, draws) = golden_dit(torch.float32), difference_case(gap, ratio)
     config = objective_config("soflow", parameterization=parameterization, guidance_strength=1)
-    naive, ours = (gradient_error(config, way, "fp32", network, data, labels, draws) for way in QUOTIENTS.values())
+    naive, ours = (
+        gradient_error(config, way, "fp32", network, data, labels, draws) for way in FINITE_DIFFERENCES.values()
+    )
     objective = SoFlow(config, NUM_CLASSES, conditional=True)
     x_t = objective.interpolant.x_t(data, draws.noise, draws.t)
     with torch.no_grad():
@@ -105,7 +107,7 @@ def test_errors_grow_as_the_gap_shrinks(precision):
     network = golden_dit(torch.float32)
     config = objective_config("soflow", guidance_strength=1)
     errors = [
-        gradient_error(config, SoFlow, precision, network, *quotient_case(0.4, ratio)) for ratio in numerics.RATIOS
+        gradient_error(config, SoFlow, precision, network, *difference_case(0.4, ratio)) for ratio in numerics.RATIOS
     ]
     assert errors[0] < errors[1] < errors[2]
     # How roundings fall is chance, even in a mean over 64 samples: allow each end of the range, 50 in r, a factor 2.
@@ -118,13 +120,13 @@ def test_errors_grow_as_the_gap_shrinks(precision):
 def test_the_fewer_bits_the_larger_the_error(ratio):
     network = golden_dit(torch.float32)
     config = objective_config("soflow", guidance_strength=1)
-    case = quotient_case(0.4, ratio)
+    case = difference_case(0.4, ratio)
     found = {name: gradient_error(config, SoFlow, name, network, *case) for name in UNIT}
     # By their units 8192 and 8 times; but float32 rounds every intermediate result, the emulation only operands.
     assert 8192 / 40 * found["fp32"] < found["tf32"] < found["bf16"]
     # What was rounded inside the network no rearrangement of q brings back.
     for precision in ("tf32", "bf16"):
-        naive = gradient_error(config, QUOTIENTS["naive"], precision, network, *case)
+        naive = gradient_error(config, FINITE_DIFFERENCES["naive"], precision, network, *case)
         assert naive == pytest.approx(found[precision], rel=0.05)
 
 
