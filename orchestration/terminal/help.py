@@ -49,7 +49,7 @@ def help_text(
         f"python -m dashboards.{path.stem}" if path.parent.name == "dashboards" else f"python experiments/{path.name}"
     )
     values_first = f" [{positional.upper()}...]" if positional else ""
-    lines = [f"usage: python {place}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
+    lines = [f"usage: {program}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
     if options is not None:
         lines += _group("This program", list(flags_of(options).values()), {})
     if len(flags) <= FEW:
