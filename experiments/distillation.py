@@ -1,6 +1,6 @@
 """Does SoFlow learn better from a trained teacher than from data, even if the teacher's training is counted?
 
-SoFlow's paper does not study distillation. A flow-matching run is trained first, then three kinds of students:
+SoFlow's paper does not cover distillation. A flow-matching run is trained first, then three kinds of students:
 `scratch`, SoFlow from data; `distilled`, SoFlow's losses on the teacher's velocity for as many steps, which costs the
 teacher's training in addition; and `scratch_longer`, SoFlow from data for as many steps as teacher and distilled run
 cost together.

@@ -130,17 +130,17 @@ def finished_cost_study(config: SweepConfig) -> CostStudyConfig:
     Raises:
         ConfigError: if another cost study has this name.
     """
-    from orchestration.cost_study.run import ROUNDS_FILE, STUDY_FILE, run_cost_study  # imports pandas
+    from orchestration.cost_study.run import CONFIG_FILE, ROUNDS_FILE, run_cost_study  # imports pandas
 
     costs = _cost_config(config)
     folder = costs.storage / costs.name
     if (folder / ROUNDS_FILE).exists():  # the file that is written last
-        if validate(CostStudyConfig, read_yaml(folder / STUDY_FILE)).run != costs.run:
+        if validate(CostStudyConfig, read_yaml(folder / CONFIG_FILE)).run != costs.run:
             raise ConfigError(
                 f"name = {costs.name}: exists in {costs.storage} with other settings; choose another --name"
             )
         return costs
-    if (folder / STUDY_FILE).exists():  # interrupted before the first result
+    if (folder / CONFIG_FILE).exists():  # interrupted before the first result
         shutil.rmtree(folder)
     print("measuring the cost of steps first", flush=True)
     if (status := run_cost_study(costs)) != "FINISHED":

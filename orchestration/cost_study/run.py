@@ -28,7 +28,7 @@ from soflow.profiling.phases import PHASES
 if TYPE_CHECKING:
     from orchestration.workers.group import WorkerGroup
 
-STUDY_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
+CONFIG_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
 FIGURES = ("time", "memory", "flops")
 
 
@@ -78,7 +78,7 @@ def run_cost_study(config: CostStudyConfig) -> str:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STUDY_FILE).write_text(to_yaml(config))
+        (folder / CONFIG_FILE).write_text(to_yaml(config))
         print(f"cost study {folder.name}: {len(plan)} settings of {len(names)} variants, in {folder}", flush=True)
         try:
             for cell_results in _measure(config, plan, names, resources, folder):
@@ -222,6 +222,5 @@ def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str
         tracker.end_run(key, "FINISHED")
     tracker.end_run(folder.name, status)
     if undelivered := tracker.close(FLUSH_S):
-        print(
-            f"{undelivered} events are not yet in {config.resolved_tracking_uri}; they are kept in {folder / 'spool'}"
-        )
+        spool, uri = folder / "spool", config.resolved_tracking_uri
+        print(f"{undelivered} records have not reached {uri}; they are kept in {spool}")

@@ -37,7 +37,7 @@ ENDS = {"failed": "failed", "finished": "finished", "running": "stopped"}
 
 
 class SweepRecord:
-    """The MLflow record of one sweep: its own run, and its trials' runs below it.
+    """MLflow logging of one sweep: its run, and the runs of its trials as children.
 
     Args:
         folder: absolute path of the sweep's folder.

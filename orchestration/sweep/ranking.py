@@ -65,7 +65,7 @@ def _row(study: SweepStudy, trial: FrozenTrial, shown: list[str]) -> dict[str, A
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a sweep, for its record."""
+    """Result of a sweep, for logging."""
 
     num_trials: int
     metrics: dict[str, float]

@@ -1,4 +1,4 @@
-"""Optuna inside Ray Tune: a searcher without state of its own, because the study has all of it."""
+"""Optuna inside Ray Tune: a searcher without state, because the study contains all of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class OptunaSearcher(Searcher):
 
     @property
     def is_complete(self) -> bool:
-        """Whether Tune has been given all trials."""
+        """True once Tune has received all trials."""
         return self._finished_before + len(self.numbers) >= self.study.config.num_trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:

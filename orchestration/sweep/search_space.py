@@ -222,8 +222,8 @@ def _check_use(dimension: Dimension, space: SearchSpace) -> None:
 def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
     for value in dimension.extremes:
         point = {dimension.path: value}
-        # A range is clipped to its limit: its values have to be valid at the loosest limit only, its lowest value at the
-        # tightest. Choices cannot be clipped: all of them have to be valid at the tightest limit.
+        # A range is clipped to its limit: its values must be valid at the loosest limit only, its lowest value at the
+        # tightest. Choices cannot be clipped: all of them must be valid at the tightest limit.
         for limited, limit in AT_MOST.items():
             if dimension.path == limited and limit in searched:
                 point[limit] = (min if dimension.choices else max)(searched[limit].extremes)

@@ -68,9 +68,7 @@ class MlflowWriter:
         self.tracking_uri, self.experiment, self.origin = tracking_uri, experiment, origin
         self.run_ids: dict[str, str] = {}
         self._client = None
-        self._sent: Counter[str] = (
-            Counter()
-        )  # events sent per run before an outage interrupted a delivery
+        self._sent: Counter[str] = Counter()  # events sent per run before an outage interrupted a delivery
         self._warned: set[str] = set()
 
     def connect(self) -> None:
