@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
 from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of
 from soflow.config import flatten, to_dict
@@ -45,11 +46,9 @@ def help_text(
     short = {name: _short_form(name, flags[f"{name}.name"]) for name in SHORT_FORMS if f"{name}.name" in flags}
     defaults = _defaults(model, values)
     path = Path(sys.argv[0])
-    program = (
-        f"python -m dashboards.{path.stem}" if path.parent.name == "dashboards" else f"python experiments/{path.name}"
-    )
+    program = f"-m dashboards.{path.stem}" if path.parent.name == "dashboards" else f"experiments/{path.name}"
     values_first = f" [{positional.upper()}...]" if positional else ""
-    lines = [f"usage: {program}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
+    lines = [f"usage: python {program}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
     if options is not None:
         lines += _group("This program", list(flags_of(options).values()), {})
     if len(flags) <= FEW:
@@ -81,7 +80,11 @@ def _group(title: str, flags: list[Flag], defaults: dict[str, Any]) -> list[str]
     for flag in flags:
         default = defaults.get(flag.path, defaults.get(f"{flag.path}.name", flag.default))
         value = "" if flag.is_bool else f" {flag.path.rsplit('.', 1)[-1].upper()}{' ...' if flag.many else ''}"
-        shown = "" if default is None or default is False or default in ((), []) else f" ({_shown(default)})"
+        shown = (
+            ""
+            if default is None or default is PydanticUndefined or default is False or default in ((), [])
+            else f" ({_shown(default)})"
+        )
         choices = f" {flag.kind[0].upper()}{flag.kind[1:]}." if flag.kind.startswith("one of") and not flag.help else ""
         lines.append(f"  {flag.name}{value}")
         lines += _wrapped(" ".join(flag.help.split()) + choices + shown)

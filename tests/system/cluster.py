@@ -124,9 +124,13 @@ class Cluster:
         raise AssertionError(f"the node did not start: {node.log.read_text()[-2000:]}")
 
     def remove_node(self, node: Node) -> None:
-        """End a node and wait until the cluster counts it out."""
+        """End a node, and wait until the cluster no longer counts its resources."""
         node.end()
         self.nodes.remove(node)
+        count = "sum(node['Alive'] for node in ray.nodes())"
+        deadline = time.monotonic() + 60
+        while int(self.ask(count)) > len(self.nodes):
+            assert time.monotonic() < deadline, "the node is still counted"
 
     def _start(self, command: list[str], log: Path) -> Node:
         with open(log, "w") as out:

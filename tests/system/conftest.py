@@ -51,8 +51,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, str]:
     It was started as on a laptop. Tests read it; the one that extends it runs last.
     """
     session = Session(tmp_path_factory.mktemp("finished"))
-    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1", "--seed", "1"]
-    flags += ["--search", "optimizer.learning_rate=0.003,1e30", "objective.r_end=0.001:0.05:log"]
+    rate = "optimizer.learning_rate"
+    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1"]
+    flags += ["--search", f"{rate}=0.003,0.00001,1e30", "objective.r_end=0.001:0.05:log", "--known-points"]
+    # Two that learn, one that diverges, two that learn too slowly and are stopped; the sampler chooses the others.
+    flags += [f"{rate}={value}" for value in ("0.003", "0.003", "1e30", "0.00001", "0.00001")]
     code, output = session.run("sweep_schedule.py", *SMALL, "--name", "one", *flags)
     assert code == 0, output
     session.assert_nothing_left()

@@ -52,19 +52,6 @@ with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
 """
 
 
-def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tmp_path):
-    node = cluster.add_node(2, "--num-gpus=1")  # which Ray takes for a GPU
-    command = [sys.executable, "-c", TWO_GROUPS, cluster.address, tmp_path]
-    # Not from the project's folder, where Ray would let workers look first.
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    cluster.remove_node(node)
-    assert ran.returncode == 0, ran.stderr
-    share, before, left, files = json.loads(ran.stdout.splitlines()[-1])
-    assert (share, before, left) == (0.5, 1, 0)
-    # The project is installed where this test runs. Yet what workers import is what was sent to them.
-    assert all("py_modules" in path for path in files), files
-
-
 def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, cluster):
     """With one storage folder and one tracking database; their groups take CPUs of two nodes."""
     flags = [*SMALL, "--training.total-steps", "40", "--num-trials", "3", "--early-stopping.kind", "none"]
@@ -92,3 +79,16 @@ def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, c
         [sys.executable, "-c", LEFT_BEHIND], env=environment, capture_output=True, text=True, timeout=120
     )
     assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
+
+
+def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tmp_path):
+    node = cluster.add_node(2, "--num-gpus=1")  # which Ray takes for a GPU
+    command = [sys.executable, "-c", TWO_GROUPS, cluster.address, tmp_path]
+    # Not from the project's folder, where Ray would let workers look first.
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    cluster.remove_node(node)
+    assert ran.returncode == 0, ran.stderr
+    share, before, left, files = json.loads(ran.stdout.splitlines()[-1])
+    assert (share, before, left) == (0.5, 1, 0)
+    # The project is installed where this test runs. Yet what workers import is what was sent to them.
+    assert all("py_modules" in path for path in files), files
