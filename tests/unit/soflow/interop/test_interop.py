@@ -474,7 +474,7 @@ def test_an_imported_run_can_be_trained_on(imported):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "checkpoint: must be given"),
+        ([], "checkpoint: must be a checkpoint file of the SoFlow authors"),
         (["--checkpoint", "none.pt", "--dataset", "cifar10"], "none.pt: no such checkpoint"),
         (["--checkpoint", "none.pt"], "dataset.name = digits: must be a data set of the authors, one of latents"),
         (["--checkpoint", "none.pt", "--dataset", "cifar10", "--network", "U-Net"], "only DiT checkpoints"),
