@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from soflow.codecs.pixels import Pixels
 from soflow.data import fashion_mnist, open_source
