@@ -11,9 +11,10 @@ import functools
 import hashlib
 import json
 import operator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from soflow.config_base import ConfigError, Section
 from soflow.data.config import DatasetConfig
@@ -22,7 +23,7 @@ from soflow.evaluation.config import EvaluationConfig
 from soflow.evaluation.registry import FEATURE_NETWORKS
 from soflow.networks.config import NetworkConfig
 from soflow.networks.registry import NETWORKS
-from soflow.objectives.config import SoFlowConfig
+from soflow.objectives.config import ObjectiveFields, SoFlowConfig
 from soflow.objectives.registry import OBJECTIVES
 from soflow.training.config import OptimizerConfig, TrainingConfig
 
@@ -30,9 +31,12 @@ GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0
 """Guidance fields of the objectives and the value at which each switches guidance off."""
 
 
-ObjectiveConfig = Annotated[
-    functools.reduce(operator.or_, (spec.config for spec in OBJECTIVES.values())), Field(discriminator="name")
-]
+if TYPE_CHECKING:
+    ObjectiveConfig = ObjectiveFields
+else:
+    ObjectiveConfig = Annotated[
+        functools.reduce(operator.or_, (spec.config for spec in OBJECTIVES.values())), Field(discriminator="name")
+    ]
 
 
 class RunConfig(Section):
@@ -130,7 +134,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(_describe_one(fault, model) for fault in error.errors())
 
 
-def _describe_one(fault: dict[str, Any], model: type[BaseModel]) -> str:
+def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:
     # Pydantic inserts the tag of a tagged union into the location; configuration paths do not contain it.
     path = [str(part) for part in fault["loc"] if part not in OBJECTIVES]
     name = ".".join(path)
@@ -154,8 +158,8 @@ def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
     for part in location[:-1]:
         if part in OBJECTIVES:
             model = OBJECTIVES[part].config
-        elif part in model.model_fields and part != "objective":
-            model = model.model_fields[part].annotation
+        elif part in model.model_fields and isinstance(section := model.model_fields[part].annotation, type):
+            model = section
     known = list(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from soflow.config_base import PrecisionName, Section
+from soflow.config_base import PrecisionName
+from soflow.objectives.config import ObjectiveFields
 from soflow.objectives.registry import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    objective: Section,
+    objective: ObjectiveFields,
     num_classes: int,
     conditional: bool,
     precision: PrecisionName = "fp32",

@@ -5,11 +5,19 @@ Separate from the objectives themselves, so that parsing a configuration does no
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from soflow.config_base import Fraction, GapRatio, InputPath, Positive, Section
+
+
+class ObjectiveFields(Section):
+    """Fields of every objective. Each section declares them itself, in its own order."""
+
+    if TYPE_CHECKING:
+        name: str
+        label_drop: float
 
 
 class InterpolantFields(Section):
@@ -46,7 +54,7 @@ class WeightFields(Section):
     """eps, constant added to the error in the adaptive loss weight."""
 
 
-class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
+class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields, ObjectiveFields):
     """Flow-matching baseline: only SoFlow's flow-matching loss."""
 
     name: Literal["flow_matching"] = "flow_matching"
@@ -56,10 +64,8 @@ class FlowMatchingConfig(WeightFields, GuidanceFields, InterpolantFields):
     """Standard deviation of the logit-normal draw of t."""
 
 
-class SoFlowConfig(WeightFields, GuidanceFields, InterpolantFields):
-    """Solution flow models (arXiv 2512.15657)."""
-
-    name: Literal["soflow"] = "soflow"
+class SoFlowFields(WeightFields, GuidanceFields, InterpolantFields, ObjectiveFields):
+    name: str
     flow_matching_fraction: Fraction = 0.3
     """lambda, fraction of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
     gap_schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
@@ -74,16 +80,20 @@ class SoFlowConfig(WeightFields, GuidanceFields, InterpolantFields):
     """Standard deviations of the logit-normal draws: flow-matching t, consistency s, consistency t."""
 
     @model_validator(mode="after")
-    def _gap_shrinks(self) -> SoFlowConfig:
+    def _gap_shrinks(self) -> SoFlowFields:
         if self.r_end > self.r_init:
             raise ValueError(f"r_end = {self.r_end:g} must not exceed r_init = {self.r_init:g}")
         return self
 
 
-class MeanFlowConfig(WeightFields):
-    """MeanFlow (arXiv 2505.13447)."""
+class SoFlowConfig(SoFlowFields):
+    """Solution flow models (arXiv 2512.15657)."""
 
-    name: Literal["meanflow"] = "meanflow"
+    name: Literal["soflow"] = "soflow"
+
+
+class MeanFlowFields(WeightFields, ObjectiveFields):
+    name: str
     flow_matching_fraction: Fraction = 0.4
     """Fraction of the batch with r = t (paper: 0.75)."""
     jvp: Literal["with_gradient", "separate", "subset"] = "subset"
@@ -103,7 +113,7 @@ class MeanFlowConfig(WeightFields):
     """Standard deviations of the two logit-normal draws."""
 
     @model_validator(mode="after")
-    def _guidance_is_possible(self) -> MeanFlowConfig:
+    def _guidance_is_possible(self) -> MeanFlowFields:
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError(f"guidance_interval = {self.guidance_interval} must not end before it starts")
         if self.label_drop == 0 and (self.guidance_omega, self.guidance_kappa) != (1, 0):
@@ -114,13 +124,19 @@ class MeanFlowConfig(WeightFields):
         return self
 
 
-class ImprovedMeanFlowConfig(MeanFlowConfig):
+class MeanFlowConfig(MeanFlowFields):
+    """MeanFlow (arXiv 2505.13447)."""
+
+    name: Literal["meanflow"] = "meanflow"
+
+
+class ImprovedMeanFlowConfig(MeanFlowFields):
     """Improved MeanFlow with the v-loss (arXiv 2512.02012)."""
 
     name: Literal["improved_meanflow"] = "improved_meanflow"
 
 
-class DistillationConfig(SoFlowConfig):
+class DistillationConfig(SoFlowFields):
     """SoFlow with a trained teacher's velocity in place of the conditional velocity."""
 
     name: Literal["distillation"] = "distillation"
@@ -132,7 +148,7 @@ class DistillationConfig(SoFlowConfig):
     """m, weight of the teacher's velocity in a guided target; the student's velocity gets weight 1 - m."""
 
 
-class AlphaFlowConfig(MeanFlowConfig):
+class AlphaFlowConfig(MeanFlowFields):
     """alpha-Flow (arXiv 2510.20771): from trajectory flow matching (alpha = 1) to MeanFlow (alpha = 0)."""
 
     name: Literal["alpha_flow"] = "alpha_flow"
@@ -154,7 +170,7 @@ class AlphaFlowConfig(MeanFlowConfig):
         return self
 
 
-class ShortcutConfig(Section):
+class ShortcutConfig(ObjectiveFields):
     """Shortcut models (arXiv 2410.12557)."""
 
     name: Literal["shortcut"] = "shortcut"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soflow.config_base import Section
 from soflow.objectives import config
 
 
@@ -14,7 +13,7 @@ class ObjectiveSpec:
 
     implementation: str
     """Module and class, "package.module:Class"."""
-    config: type[Section]
+    config: type[config.ObjectiveFields]
     search: tuple[str, ...]
     """Default search space of a sweep, in the syntax of its `search` field."""
 

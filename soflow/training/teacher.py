@@ -9,6 +9,7 @@ import torch
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.objectives.base import Objective
+from soflow.objectives.config import DistillationConfig
 from soflow.objectives.distillation import Distillation, Teacher
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
@@ -35,6 +36,7 @@ def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str
     Raises:
         ConfigError: if no teacher is configured, its checkpoint is missing or damaged, or its run does not match.
     """
+    assert isinstance(config.objective, DistillationConfig)
     path = _checkpoint(config.objective.teacher)
     try:
         theirs, objective, network = load_sampler(path, torch.device(device))
@@ -63,7 +65,7 @@ def _checkpoint(path: Path | None) -> Path:
 def _mismatch(ours: RunConfig, num_classes: int, theirs: RunConfig, objective: Objective) -> str | None:
     """Return the reason why a run cannot teach this one, or None if it can."""
     for name, actual, required in (
-        ("interpolant", getattr(theirs.objective, "interpolant", "linear"), ours.objective.interpolant),
+        ("interpolant", *(getattr(run.objective, "interpolant", "linear") for run in (theirs, ours))),
         ("shape of samples", theirs.dataset.sample_shape, ours.dataset.sample_shape),
         ("number of classes", objective.num_classes, num_classes),
     ):
