@@ -24,13 +24,20 @@ def decay(t: Tensor, decay_time: float, rate: float = DECAY_RATE) -> Tensor:
 
 
 def mixed_velocity(
-    v_t: Tensor, v_null: Tensor, v_label: Tensor, t: Tensor, strength: float, mix: float, decay_time: float
+    v_t: Tensor,
+    v_null: Tensor | float,
+    v_label: Tensor | float,
+    t: Tensor,
+    strength: float,
+    mix: float,
+    decay_time: float,
 ) -> Tensor:
     """Compute v_mix = m (v_t + c(t)(w − 1)(v_t − v_θ(x_t, t, null))) + (1 − m) v_θ(x_t, t, label).
 
     Args:
         v_t: conditional velocity [B, ...].
-        v_null, v_label: network velocities [B, ...] for the null label and for the sample's label.
+        v_null, v_label: network velocities [B, ...] for the null label and for the sample's label; any where the
+            weight is 0.
         t: times [B].
         strength, mix, decay_time: w ≥ 1, m in [0, 1], T in [0, 1].
     """

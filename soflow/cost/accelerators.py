@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def _product_rate(device: torch.device) -> float:
     rows = 256
     while True:
         a, b = torch.randn(2, rows, rows, device=device).unbind()
-        seconds = _fastest_s(lambda a=a, b=b: a @ b, device)
+        seconds = _fastest_s(functools.partial(torch.matmul, a, b), device)
         if rows == LARGEST or seconds > ENOUGH_S:
             return 2 * rows**3 / seconds
         rows *= 2

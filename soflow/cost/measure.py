@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class PhaseClock:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._steps: list[list[tuple[str, object, object]]] = []
+        self._steps: list[list[tuple[str, Any, Any]]] = []  # begin and end as CUDA events or seconds
 
     @contextmanager
     def step(self) -> Iterator[None]:

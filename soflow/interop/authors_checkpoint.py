@@ -143,7 +143,7 @@ def _import_moments(
     counted = sum(len(group["params"]) for group in stored["optimizer"]["param_groups"])
     if counted != len(names):
         raise CheckpointError(f"{path}: its optimizer has {counted} parameters, its model {len(names)}")
-    states = {}
+    states: dict[int, dict[str, Tensor]] = {}
     for i, (name, parameter) in enumerate(network.named_parameters()):
         moment = stored["optimizer"]["state"].get(names.index(name), {})
         for key, value in moment.items():

@@ -82,14 +82,11 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.y_embedder["embedding_table"].weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):  # the gap embedder keeps Xavier
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (
-            *(block.adaLN_modulation[1] for block in self.blocks),
-            self.final_layer.adaLN_modulation[1],
-        ):
-            nn.init.zeros_(layer.weight)
+        # The gap embedder keeps Xavier.
+        for name in ("y_embedder.embedding_table", "t_embedder.mlp.0", "t_embedder.mlp.2"):
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.02)
+        for module in (*self.blocks, self.final_layer):
+            nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
 
 

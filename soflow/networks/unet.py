@@ -107,9 +107,9 @@ class UNet(nn.Module):
             x = self._run(block, x, embedding)
             skips.append(x)
         for entry, blocks in zip(self.entries, self.decoder, strict=True):
-            for block in entry:
+            for block in entry.children():
                 x = self._run(block, x, embedding)
-            for block in blocks:
+            for block in blocks.children():
                 x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding)
         return self.output(F.silu(self.output_norm(x)))
 
@@ -122,7 +122,7 @@ class UNet(nn.Module):
             embedding = embedding + self.map_augmentation(augmentation.to(times.dtype))
         return self.mapping(embedding)
 
-    def _run(self, block: Block, x: Tensor, embedding: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, embedding, use_reentrant=False)
         return block(x, embedding)
@@ -132,7 +132,7 @@ class UNet(nn.Module):
 
         EDM's label layer takes one-hot vectors times √num_classes, and the zero vector as null label.
         """
-        gains = {self.output: NEAR_ZERO}
+        gains: dict[nn.Module, float] = {self.output: NEAR_ZERO}
         for module in self.modules():
             if isinstance(module, Block):
                 gains[module.conv1] = NEAR_ZERO
@@ -191,6 +191,8 @@ class Attention(nn.Module):
 
 class Resample(nn.Module):
     """Layer that halves or doubles the side with a separable low-pass filter and zero padding."""
+
+    kernel: Tensor
 
     def __init__(self, taps: tuple[int, ...], up: bool):
         super().__init__()

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,6 @@ class Draws:
     guided: Tensor | None = None
     """[B] bool, samples whose velocity is guided. Default: all samples whose label is not dropped."""
 
-    def __post_init__(self) -> None:
-        if self.guided is None:
-            object.__setattr__(self, "guided", ~self.drop)
-
     def share(self, rank: int, world_size: int) -> Draws:
         """Take every world_size-th sample starting at `rank`: an even share of both kinds of samples, in order."""
         share = slice(rank, None, world_size)
@@ -64,23 +61,28 @@ class Draws:
             num_flow_matching=len(range(rank, self.num_flow_matching, world_size)),
             gap_ratio=self.gap_ratio,
             dropout_seed=self.dropout_seed + rank,
-            guided=self.guided[share],
+            guided=self.guided_mask[share],
         )
+
+    @property
+    def guided_mask(self) -> Tensor:
+        """`guided`, or its default."""
+        return ~self.drop if self.guided is None else self.guided
 
     @functools.cached_property
     def guided_indices(self) -> Tensor:
         """Indices [n] of the guided samples."""
-        return self.guided.nonzero().squeeze(1)
+        return self.guided_mask.nonzero().squeeze(1)
 
     @functools.cached_property
     def num_guided_flow_matching(self) -> int:
         """Number of guided samples among the flow-matching samples."""
-        return int(self.guided[: self.num_flow_matching].sum())
+        return int(self.guided_mask[: self.num_flow_matching].sum())
 
     def to(self, device: torch.device) -> Draws:
         """Copy to a device; compute the indices of guided samples on the host first."""
         # Computed on the device, their number would force a synchronization.
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -204,7 +206,7 @@ class Objective(ABC):
                 outputs = self.forward(network, x_t[rows], t, t, network_labels)
         of_null, of_label = outputs[: len(guided)] if null else 0.0, outputs[len(guided) if null else 0 :]
         # The flow-matching samples come first, so the reused outputs precede the computed ones.
-        if label and n_reused:
+        if label and n_reused and output is not None:
             of_label = torch.cat([output[guided[:n_reused]], of_label])
         return of_null, of_label if label else 0.0
 

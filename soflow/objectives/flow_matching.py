@@ -16,7 +16,7 @@ from soflow.times import logit_normal
 class FlowMatching(Objective):
     """Adaptively weighted squared distance of v_θ(x_t, t) to v_mix."""
 
-    default_nfe = (50, 1)
+    default_nfe: tuple[int, ...] = (50, 1)
     default_sampler = "compose"
 
     def __init__(self, *args, **options):
@@ -69,7 +69,7 @@ class FlowMatching(Objective):
             return v_t
         guided, mix = draws.guided_indices, self.config.velocity_mix
         outputs = self.guidance_outputs(network, x_t, output, labels, draws, null=mix > 0, label=mix < 1)
-        v_null, v_label = map(self.parameterization.velocity, outputs)
+        v_null, v_label = (self.parameterization.velocity_scale * output for output in outputs)
         strength, decay_time = self.config.guidance_strength, self.config.guidance_decay_time
         v_mix = mixed_velocity(v_t[guided], v_null, v_label, draws.t[guided], strength, mix, decay_time)
         return v_t.index_copy(0, guided, v_mix)

@@ -56,9 +56,11 @@ def _recorded_allocations() -> Iterator[torch.profiler.profile]:
 
 def _peak(profile: torch.profiler.profile) -> int:
     live = peak = 0
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            live += event.nbytes()
+            live += event.nbytes()  # type: ignore[attr-defined]  # missing in torch's stub
             peak = max(peak, live)
     return peak
 

@@ -94,7 +94,8 @@ class TrainingRun:
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Compute all metrics at every configured NFE and, on rank 0, the FID floor of the data."""
-        trainer, metrics = self.trainer, {}
+        trainer = self.trainer
+        metrics: dict[str, float] = {}
         for i, nfe in enumerate(evaluation_nfe(self.config, trainer.objective)):
             sampler = sampler_for(self.config, trainer.objective, nfe)
             measured = self.evaluator.evaluate(self._images(network, nfe, sampler))

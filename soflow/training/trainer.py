@@ -82,7 +82,8 @@ class Trainer:
         self.codec = codecs.build(config.dataset, device)
         self.ema = moving_average(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
-        module = LossModule(torch.compile(self.network) if config.training.compile else self.network, self.objective)
+        compiled = torch.compile(self.network) if config.training.compile else self.network
+        module = LossModule(compiled, self.objective)  # type: ignore[arg-type]  # torch.compile returns a module
         self.module = DistributedDataParallel(module) if world_size > 1 else module
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
@@ -181,7 +182,7 @@ class Trainer:
 
     def _without_all_reduce(self) -> AbstractContextManager:
         """Accumulate gradients on this worker inside the block, without averaging over workers."""
-        return self.module.no_sync() if self.world_size > 1 else nullcontext()
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
 
     def _draws(self) -> list[Draws]:
         """Draw this worker's share of the current step's random numbers, one item per micro-batch."""
