@@ -50,7 +50,7 @@ class DatasetConfig(Section):
             raise ValueError(f"image_size must be set for {self.name}, in pixels")
         if fixed is not None and self.image_size not in (None, fixed):
             raise ValueError(f"image_size = {self.image_size} must be {fixed} or left out for {self.name}")
-        if self.latent and self.image_size % LATENT_FACTOR:
+        if self.latent and self.image_shape[1] % LATENT_FACTOR:
             raise ValueError(f"image_size = {self.image_size} must be a multiple of {LATENT_FACTOR} for {self.name}")
         if self.latent and self.augmentation:
             raise ValueError(f"augmentation = {self.augmentation:g} must be 0 for {self.name}: it acts on images")
@@ -61,6 +61,7 @@ class DatasetConfig(Section):
         """(channels, height, width) of one image."""
         source = SOURCES[self.name]
         side = source.image_size or self.image_size
+        assert side is not None  # see `_size_is_known`
         return source.channels, side, side
 
     @property

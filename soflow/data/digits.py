@@ -22,6 +22,9 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     Same arrays as sklearn.datasets.load_digits, without the import of scikit-learn, which takes a second of CPU time in
     every process that trains.
     """
-    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    (package,) = spec.submodule_search_locations
     table = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)

@@ -83,4 +83,5 @@ def center_square(image: Image.Image, size: int) -> Image.Image:
 def open_source(root: Path | None, image_size: int | None, download: bool = False) -> ImageFolder:
     if root is None or not root.is_dir():
         raise DataError(f"dataset.root = {root}: must be a folder with one sub-folder of images per class")
+    assert image_size is not None  # the configuration requires it
     return ImageFolder(root, image_size)

@@ -13,8 +13,8 @@ class InMemorySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
         self.images, self.labels, self.num_classes = images, labels, num_classes
         digest = hashlib.sha256(repr(images.shape).encode())
-        digest.update(np.ascontiguousarray(images))
-        digest.update(np.ascontiguousarray(labels))
+        digest.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(labels).data)
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:

@@ -125,8 +125,8 @@ class LatentFile:
             )
         stat = self.path.stat()
         digest = hashlib.sha256(repr((self.shape, self.num_classes, stat.st_size, stat.st_mtime_ns)).encode())
-        digest.update(self.labels)
-        digest.update(samples)
+        digest.update(self.labels.data)
+        digest.update(samples.data)
         return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def diagnose(names: tuple[str, ...], subject: Subject) -> dict[str, float]:
     """Compute the named diagnostics; prefix each value with the diagnostic's name, e.g. "ode_violation/mean"."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name in names:
         measured = importlib.import_module(DIAGNOSTICS[name]).measure(subject)
         figures |= {f"{name}/{key}": value for key, value in measured.items()}

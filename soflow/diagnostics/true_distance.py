@@ -40,18 +40,14 @@ def measure(subject: Subject) -> dict[str, float]:
     Raises:
         ValueError: if the subject's data has no known components.
     """
-    if subject.components is None:
-        raise ValueError("true_distance needs data whose components are known")
     objective, network = subject.objective, subject.network
 
-    def flow_of(probe: Probe) -> TrueFlow:
-        return TrueFlow(subject.components, objective.interpolant, probe.labels)
-
     def distance(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return objective.solution(network, x, t, s, probe.labels) - flow_of(probe).solution(x, t, s)
+        exact = true_flow(subject, probe.labels).solution(x, t, s)
+        return objective.solution(network, x, t, s, probe.labels) - exact
 
     def violation(probe: Probe, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        v = flow_of(probe).velocity(x, t)
+        v = true_flow(subject, probe.labels).velocity(x, t)
         _, derivative = directional_derivative(
             lambda x, t: objective.solution(network, x, t, s, probe.labels), (x, t), (v, torch.ones_like(t))
         )
@@ -78,11 +74,18 @@ def true_loss(subject: Subject) -> dict[str, float]:
     for probe, draws in probes_with_draws(subject):
         rows = (draws.l < draws.t).nonzero().squeeze(1)
         data, noise, t, l, s = (x[rows].double() for x in (probe.data, probe.noise, draws.t, draws.l, draws.s))
-        flow = TrueFlow(subject.components, interpolant, probe.labels[rows])
+        flow = true_flow(subject, probe.labels[rows])
         x_t = interpolant.x_t(data, noise, t)
         x_l = x_t + per_sample(l - t, x_t) * interpolant.v_t(data, noise, t)
         differences.append((flow.solution(x_t, t, s) - flow.solution(x_l, l, s)) / per_sample(t - l, x_t))
     return {"true_loss": root_mean_square(differences) ** 2} if any(map(len, differences)) else {}
+
+
+def true_flow(subject: Subject, labels: Tensor) -> TrueFlow:
+    """Return the exact flow of the subject's data, given labels [B]; ValueError if unknown."""
+    if subject.components is None:
+        raise ValueError("true_distance needs data whose components are known")
+    return TrueFlow(subject.components, subject.objective.interpolant, labels)
 
 
 class TrueFlow:

@@ -47,5 +47,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy())
+        digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()

@@ -56,6 +56,6 @@ class EvaluationConfig(Section):
     def _evaluations_are_possible(self) -> EvaluationConfig:
         if self.nfe is not None and (not self.nfe or len(set(self.nfe)) < len(self.nfe)):
             raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
-        if self.sampler == "heun" and any(n > 1 and n % 2 for n in self.nfe or ()):
+        if self.sampler == "heun" and self.nfe is not None and any(n > 1 and n % 2 for n in self.nfe):
             raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun (two evaluations per step)")
         return self

@@ -39,7 +39,9 @@ class Classifier(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        channels, side, _ = FEATURE_NETWORKS[name].image_shape
+        shape = FEATURE_NETWORKS[name].image_shape
+        assert shape is not None  # only Inception takes images of any shape
+        channels, side, _ = shape
         layers: list[nn.Module] = []
         for width in WIDTHS[name]:
             for before, stride in ((channels, 2), (width, 1)):

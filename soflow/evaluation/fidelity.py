@@ -145,10 +145,10 @@ class Evaluator:
 
     def protocol(self) -> dict[str, str | int]:
         """Return the settings that must agree for metric values to be comparable; call on worker 0 only."""
-        facts = self.reference.facts
-        if self.reference.features is not None:
+        facts, features = self._known.facts, self._known.features
+        if features is not None:
             samples = min(self.config.num_samples, reference.MANY)
-            facts = facts | {"kid_subset_size": metrics.kid_subset_size(samples, len(self.reference.features))}
+            facts = facts | {"kid_subset_size": metrics.kid_subset_size(samples, len(features))}
         return {
             "feature_network": self.network,
             "feature_weights_sha256": self.weights_sha256[:12],
@@ -157,15 +157,26 @@ class Evaluator:
             "torch_fidelity_version": torch_fidelity.__version__,
         }
 
+    @property
+    def _known(self) -> reference.Reference:
+        """The reference, which only worker 0 has."""
+        assert self.reference is not None
+        return self.reference
+
     def _compare(self, moments: Moments) -> dict[str, Callable[[], float]]:
         """Return a function for FID of all workers' features, to be called on worker 0."""
-        return {"fid": lambda: metrics.fid(moments.statistics(), self.reference.statistics)}
+        return {"fid": lambda: metrics.fid(moments.statistics(), self._known.statistics)}
 
     def _compare_features(self, features: Tensor) -> dict[str, Callable[[], float]]:
         """Return functions for KID, precision and recall of features [N, D], to be called on worker 0."""
-        measures = {"kid": lambda: metrics.kid(features, self.reference.features)}
+
+        def references() -> Tensor:
+            assert self._known.features is not None  # not a file of statistics
+            return self._known.features
+
+        measures = {"kid": lambda: metrics.kid(features, references())}
         if self.config.precision_recall:
-            both = functools.cache(lambda: metrics.precision_recall(features, self.reference.features))
+            both = functools.cache(lambda: metrics.precision_recall(features, references()))
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
         return measures
 

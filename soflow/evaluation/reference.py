@@ -50,6 +50,7 @@ def from_file(config: RunConfig) -> Reference:
         ConfigError: if the file is unusable.
     """
     path = config.evaluation.reference
+    assert path is not None
     statistics = reference_files.read_configured(config)
     return Reference(statistics, {"reference": path.name, "reference_fingerprint": sha256(path)[:12]})
 

@@ -31,6 +31,7 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
             if a configured metric needs more than statistics.
     """
     path = config.evaluation.reference
+    assert path is not None
     if config.evaluation.precision_recall:
         raise ConfigError(
             f"evaluation.precision_recall = True: needs the features of the data; leave it out or leave out "
@@ -47,7 +48,7 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
 def write_npz(path: Path, statistics: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write `mu` and `sigma`, and `made`, a JSON text that describes their origin."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: statistics[name] for name in NAMES}, made=np.array(json.dumps(facts)))
+    np.savez(buffer, mu=statistics["mu"], sigma=statistics["sigma"], made=np.array(json.dumps(facts)))
     write_atomic(path, buffer.getvalue())
 
 
