@@ -100,24 +100,24 @@ def sole_owner(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def resumed_folder(config: LaunchConfig, file: str) -> Path:
+def resumed_folder(storage: Path, resume: str, file: str) -> Path:
     """Find the sweep or run to resume, by its name in `storage` or by its folder.
 
     Args:
+        resume: the name or folder.
         file: SWEEP_FILE or RUN_FILE, which the folder contains.
 
     Raises:
         ConfigError: listing the names that exist.
     """
-    for folder in (config.storage / config.resume, Path(config.resume)):
+    for folder in (storage / resume, Path(resume)):
         if (folder / file).exists():
             return folder
     kind = "sweep" if file == SWEEP_FILE else "run"
-    names = sorted(path.parent.name for path in config.storage.glob(f"*/{file}"))
+    names = sorted(path.parent.name for path in storage.glob(f"*/{file}"))
     known = f"existing: {', '.join(names)}" if names else "none exists"
     raise ConfigError(
-        f"resume = {config.resume}: must be the name or folder of a {kind}, which contains {file}; "
-        f"in {config.storage}, {known}"
+        f"resume = {resume}: must be the name or folder of a {kind}, which contains {file}; in {storage}, {known}"
     )
 
 

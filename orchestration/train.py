@@ -45,8 +45,10 @@ def train(config: TrainConfig) -> str:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
     """
     resuming = config.resume is not None
-    folder = resumed_folder(config, RUN_FILE) if resuming else new_folder(config)
-    if resuming:
+    if config.resume is None:
+        folder = new_folder(config)
+    else:
+        folder = resumed_folder(config.storage, config.resume, RUN_FILE)
         config = TrainConfig.model_validate(read_yaml(folder / RUN_FILE))
     check_storage(config.storage)
     check_inputs(config)
@@ -122,11 +124,11 @@ class _Run:
                     self._say(f"failed at step {answer.step}: {answer.failure}")
                     return False
                 step = answer.step
-                self._record(answer.report)
+                self._record(answer.reported)
                 write_atomic(recorded, str(step))
-                fid = answer.report.metrics["fid"]
+                fid = answer.reported.metrics["fid"]
                 progress.update(task, completed=step, description=f"step {step}, FID {fid:.4g}")
-                self._say(_line(step, answer.report.metrics))
+                self._say(_line(step, answer.reported.metrics))
         self._say(f"samples: {self.folder / 'grids'}; generate more: python experiments/sample.py {self.folder}")
         return True
 

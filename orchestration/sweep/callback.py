@@ -117,7 +117,7 @@ class MlflowCallback(tune.Callback):
         self.record, self.config, self.folder = record, record.config, record.folder
         self.tracker = record.tracker
         self.progress = SweepProgress(
-            self.config.num_trials, self.config.training.total_steps, self.config.max_concurrent
+            self.config.resolved_num_trials, self.config.training.total_steps, self.config.max_concurrent
         )
         self.view = make_view(self.config.progress, self.progress)
         self.facts: dict[str, dict[str, str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
@@ -42,7 +43,7 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool, space: Search
 
 def _check_metrics(config: SweepConfig) -> None:
     """Refuse names that cannot be metrics now, because trials report their metrics only later."""
-    by_case = {case.name: case.changes.get("evaluation.diagnostics") for case in config.cases}
+    by_case: dict[str | None, Any] = {case.name: case.changes.get("evaluation.diagnostics") for case in config.cases}
     for place, metric, case in _metrics_named(config):
         diagnostics = by_case.get(case)
         diagnostics = config.evaluation.diagnostics if diagnostics is None else diagnostics
@@ -69,7 +70,7 @@ def _check_extension(config: SweepConfig, study: optuna.Study, space: SearchSpac
     """Refuse fewer trials than the study has, and dimensions that Optuna cannot combine with its earlier trials."""
     trials = study.get_trials(deepcopy=False)
     started = sum(trial.state != TrialState.WAITING for trial in trials)
-    if config.num_trials < started:
+    if config.resolved_num_trials < started:
         raise ConfigError(f"num_trials = {config.num_trials}: the sweep has {started} trials already")
     before = {path: distribution for trial in trials for path, distribution in trial.distributions.items()}
     for dimension in space.dimensions:

@@ -145,6 +145,12 @@ class SweepConfig(LaunchConfig):
             return values | {"num_trials": len(cases or ()) * int(seeds) or NUM_TRIALS}
         return values
 
+    @property
+    def resolved_num_trials(self) -> int:
+        """`num_trials`, which only a resume leaves out until it has read the sweep's own configuration."""
+        assert self.num_trials is not None
+        return self.num_trials
+
 
 class Constraint(NamedTuple):
     """A limit that a trial must keep to count as best."""

@@ -61,8 +61,10 @@ def run_sweep(config: SweepConfig, write_report: Report) -> str:
 
 def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) -> str:
     resuming = config.resume is not None
-    folder = resumed_folder(config, SWEEP_FILE) if resuming else new_folder(config)
-    if resuming:
+    if config.resume is None:
+        folder = new_folder(config)
+    else:
+        folder = resumed_folder(config.storage, config.resume, SWEEP_FILE)
         until_the_end.enter_context(sole_owner(folder))
         config = _resumed(config, folder)
         if config.study_storage is None:
@@ -130,7 +132,7 @@ def _finish(record: SweepRecord, callback: MlflowCallback, study: SweepStudy, wr
 
     config, summary, upload_bytes = record.config, None, 0
     finished = sum(trial.state.is_finished() for trial in study.trials())
-    status = "FINISHED" if finished >= config.num_trials else "KILLED"
+    status = "FINISHED" if finished >= config.resolved_num_trials else "KILLED"
     if status == "FINISHED":
         summary = write_summary(study)
         status = "FINISHED" if summary.metrics else "FAILED"

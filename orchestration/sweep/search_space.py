@@ -23,7 +23,7 @@ AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed that of another path."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
 """Dimensions without effect while another path has the given value: r_init, as the constant schedule is r_end."""
-PAPER = {
+PAPER: dict[str, dict[str, Any]] = {
     "soflow": {
         "flow_matching_fraction": 0.75,
         "gap_schedule": "exponential",
@@ -42,8 +42,8 @@ class Dimension:
     """One searched path: a range (low, high) or a set of choices."""
 
     path: str
-    low: float | int | None = None
-    high: float | int | None = None
+    low: float = 0
+    high: float = 0
     log: bool = False
     choices: tuple[Any, ...] = ()
     integer: bool = False
@@ -65,8 +65,7 @@ class Dimension:
                 return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
             except yaml.YAMLError:
                 raise malformed from None
-        low, high, *scale = bounds
-        low, high = _number(low), _number(high)
+        (low, high), scale = map(_number, bounds[:2]), bounds[2:]
         if low is None or high is None or scale not in ([], ["log"]) or not low < high or (scale and low <= 0):
             raise ConfigError(
                 f"search = {assignment}: must have numbers LOW < HIGH, both above 0 with :log, as in PATH=0.001:0.1:log"
@@ -87,7 +86,9 @@ class Dimension:
 
         if self.choices:
             return CategoricalDistribution(self.choices)
-        return (IntDistribution if self.integer else FloatDistribution)(self.low, self.high, log=self.log)
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.Trial, limit: float | None = None) -> None:
         """Let Optuna choose a value that does not exceed `limit`."""
@@ -96,7 +97,7 @@ class Dimension:
             return
         high = self.high if limit is None else min(self.high, limit)
         if self.integer:
-            trial.suggest_int(self.path, self.low, high, log=self.log)
+            trial.suggest_int(self.path, int(self.low), int(high), log=self.log)
         else:
             trial.suggest_float(self.path, self.low, high, log=self.log)
 
@@ -161,7 +162,7 @@ def build(config: SweepConfig) -> SearchSpace:
     flat = flatten(base)
     if config.cases:
         return _space_of_cases(config, flat)
-    dimensions = []
+    dimensions: list[Dimension] = []
     for assignment in config.search or OBJECTIVES[config.objective.name].search:
         dimension = Dimension.read(assignment)
         if dimension.path not in flat:
@@ -196,7 +197,7 @@ def _dependency_order(order: dict[str, int]) -> Callable[[Dimension], tuple]:
     """Make a sort key: the order of `order`, but limits and conditions before the dimensions that depend on them."""
 
     def key(dimension: Dimension) -> tuple:
-        condition, _ = UNUSED_WHERE.get(dimension.path, (None, None))
+        condition, _ = UNUSED_WHERE.get(dimension.path, ("", ""))
         return dimension.path in AT_MOST, max(order[dimension.path], order.get(condition, -1) + 0.5)
 
     return key
@@ -205,7 +206,7 @@ def _dependency_order(order: dict[str, int]) -> Callable[[Dimension], tuple]:
 def _check_use(dimension: Dimension, space: SearchSpace) -> None:
     """Reject a dimension without any effect, and one whose limit falls back to a base value that is too low."""
     searched = {other.path: other for other in space.dimensions}
-    condition, value = UNUSED_WHERE.get(dimension.path, (None, None))
+    condition, value = UNUSED_WHERE.get(dimension.path, ("", ""))
     if condition and condition not in searched and space.base.get(condition) == value:
         raise ConfigError(f"search of {dimension.path}: has no effect where {condition} = {value}")
     limit = AT_MOST.get(dimension.path)
@@ -243,7 +244,8 @@ def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
     """
     if config.cases:  # seed by seed, so that an interrupted comparison has complete pairs
         names, seeds = (dimension for dimension in space.dimensions)
-        return [{CASE: name, "seed": seed} for seed in range(seeds.low, seeds.high + 1) for name in names.choices]
+        numbers = range(int(seeds.low), int(seeds.high) + 1)
+        return [{CASE: name, "seed": seed} for seed in numbers for name in names.choices]
     if config.known_points is not None:
         return [space.base_point | _read_point(text, space) for text in config.known_points]
     searched = {dimension.path: dimension for dimension in space.dimensions}
@@ -272,7 +274,7 @@ def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
     return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
 
 
-def _number(text: str) -> float | int | None:
+def _number(text: str) -> float | None:
     try:
         return int(text)
     except ValueError:

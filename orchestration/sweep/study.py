@@ -82,7 +82,7 @@ class SweepStudy:
             unfinished = trial.state == TrialState.RUNNING or trial.number in replay
             if unfinished and trial.number not in started:
                 return self._suggest(self._handle(self.study, trial.number))
-        if len(trials) - len(waiting) >= self.config.num_trials:
+        if len(trials) - len(waiting) >= self.config.resolved_num_trials:
             return None
         self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
         return self._suggest(self.study.ask())

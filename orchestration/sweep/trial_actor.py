@@ -72,8 +72,8 @@ class TrialActor(tune.Trainable):
         if answer.failure:
             return self._failed(answer)
         self.steps_done = answer.step
-        if not answer.report.finished:
-            return self._result(answer, answer.report.metrics)
+        if not answer.reported.finished:
+            return self._result(answer, answer.reported.metrics)
         return self._end(config, folder, answer)
 
     def _next_rung(self, config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -84,17 +84,17 @@ class TrialActor(tune.Trainable):
         if answer.failure:
             return self._failed(replace(answer, failure=f"rung of {steps} steps: {answer.failure}"))
         self.rungs_done += 1
-        return self._result(answer, answer.report.metrics, is_rung=True)
+        return self._result(answer, answer.reported.metrics, is_rung=True)
 
     def _end(self, config: RunConfig, folder: Path, first: Answer) -> dict[str, Any]:
         """Train the other seeds and return the trial's last result."""
-        metrics = [first.report.metrics]
+        metrics = [first.reported.metrics]
         for number in range(1, self.seeds):
             other = config.model_copy(update={"seed": config.seed + number})
             answer = self._to_the_end(self._run(other, folder / f"seed-{number}"))
             if answer.failure:
                 return self._failed(replace(answer, failure=f"seed {other.seed}: {answer.failure}"))
-            metrics.append(answer.report.metrics)
+            metrics.append(answer.reported.metrics)
         return self._result(first, over_seeds(metrics))
 
     def _run(self, config: RunConfig, folder: Path, step: int = 0) -> FollowedRun:
@@ -107,13 +107,13 @@ class TrialActor(tune.Trainable):
 
     def _to_the_end(self, run: FollowedRun) -> Answer:
         """Return a run's last report, or the reason of a failure."""
-        while not ((answer := self._follow(run)).failure or answer.report.finished):
+        while not ((answer := self._follow(run)).failure or answer.reported.finished):
             pass
         return answer
 
     def _result(self, answer: Answer, metrics: dict[str, float], is_rung: bool = False) -> dict[str, Any]:
         """Make the result for Tune; `fid` and `done` are keys of Tune's, the rest is ours."""
-        report, finished = answer.report, answer.report.finished and not is_rung
+        report, finished = answer.reported, answer.reported.finished and not is_rung
         return {
             "fid": metrics["fid"],
             "step": answer.step,

@@ -36,3 +36,9 @@ class Answer:
     """Whether it failed because an optimizer step did not fit into memory."""
     details: str = ""
     """Traceback of an unexpected failure."""
+
+    @property
+    def reported(self) -> Report:
+        """The report of a request that succeeded, from rank 0."""
+        assert self.report is not None
+        return self.report
