@@ -212,7 +212,8 @@ def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str
     tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
     for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.png")):
         tracker.log_artifact(folder.name, path)
-    for number, row in enumerate(costs.to_dict("records")):
+    for number, record in enumerate(costs.to_dict("records")):
+        row = {str(name): value for name, value in record.items()}
         key = f"{folder.name}/{number:03d}"
         figures = {name: value for name, value in row.items() if "/" in name and name.split("/")[0] in FIGURES}
         params = {name: value for name, value in row.items() if name not in figures}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from soflow.training.trainer import Trainer
+
 WARMUP_STEPS = 3
 
 
@@ -35,7 +37,7 @@ class CostWorker:
 
     def __init__(self, device: torch.device, rank: int, world_size: int):
         self.device = device
-        self._trainer = None
+        self._trainer: Trainer | None = None
         self._attention = "fused"
 
     def serve(self, request: Prepare | Time) -> Any:
@@ -43,6 +45,7 @@ class CostWorker:
             if isinstance(request, Time):
                 from soflow.cost.measure import time_steps
 
+                assert self._trainer is not None  # the first request is `Prepare`
                 return time_steps(self._trainer, 2, request.seconds)
             self._attention = request.attention
         with self._kernels():

@@ -138,6 +138,7 @@ def encode(
         check_address(address)
     root, out = root.absolute(), out.absolute()
     source = open_source(DatasetConfig(name="image_folder", root=root, image_size=image_size))
+    assert isinstance(source, ImageFolder)
     setup = Setup(str(root), sha256(vae_folder(vae) / WEIGHTS), image_size, images_per_shard)
     shards = Shards(out.with_name(f"{out.name}.shards"), setup, source.paths)
     vae = str(Path(vae).absolute()) if Path(vae).is_dir() else vae

@@ -61,7 +61,7 @@ def read_options(options: type[Config], arguments: Sequence[str]) -> tuple[Confi
     """
     flags, values, rest = flags_of(options), {}, []
     for argument in split_arguments(arguments):
-        if flag := flags.get(argument.flag):
+        if argument.flag is not None and (flag := flags.get(argument.flag)):
             value, extra = _value(flag, argument.values)
             values[flag.path] = value
             rest += extra
@@ -131,7 +131,7 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
         if argument.flag is None:
             free += argument.values
         elif argument.flag != "config" and argument.flag.removesuffix(".name") not in SHORT_FORMS:
-            flag, value, extra = _find(flags, argument, objective)
+            flag, value, extra = _find(flags, argument.flag, argument.values, objective)
             changes[flag.path] = value
             free += extra
     if free and positional:
@@ -147,15 +147,15 @@ def _files(argument: Argument) -> list[str]:
     return argument.values
 
 
-def _find(flags: dict[str, Flag], argument: Argument, objective: str | None) -> tuple[Flag, Any, list[str]]:
-    """Look up an argument's flag and convert its values; `--no-x` and `--section.no-x` switch x off."""
-    if flag := flags.get(argument.flag):
-        return flag, *_value(flag, argument.values)
-    section, _, name = argument.flag.rpartition(".")
+def _find(flags: dict[str, Flag], given: str, values: list[str], objective: str | None) -> tuple[Flag, Any, list[str]]:
+    """Look up the flag that was given and convert its values; `--no-x` and `--section.no-x` switch x off."""
+    if flag := flags.get(given):
+        return flag, *_value(flag, values)
+    section, _, name = given.rpartition(".")
     off = flags.get(".".join(filter(None, [section, name.removeprefix("no_")]))) if name.startswith("no_") else None
-    if off and off.is_bool and not argument.values:
+    if off and off.is_bool and not values:
         return off, False, []
-    raise ConfigError(f"--{argument.flag.replace('_', '-')}: unknown flag{suggestion(argument.flag, flags, objective)}")
+    raise ConfigError(f"--{given.replace('_', '-')}: unknown flag{suggestion(given, flags, objective)}")
 
 
 def _value(flag: Flag, values: list[str]) -> tuple[Any, list[str]]:
@@ -197,6 +197,6 @@ def merge(old: dict[str, Any], new: dict[str, Any], model: type[Section]) -> dic
         if not isinstance(value, dict):
             raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys")
         before = merged.get(key, {})
-        same = key not in SHORT_FORMS or value.get("name") in (None, before.get("name", default.name))
+        same = key not in SHORT_FORMS or value.get("name") in (None, before.get("name", getattr(default, "name", None)))
         merged[key] = (before if same else {}) | value
     return merged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -14,7 +15,7 @@ from soflow.data.registry import SOURCES
 from soflow.networks.registry import NETWORKS
 from soflow.objectives.registry import OBJECTIVES
 
-SHORT_FORMS = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
+SHORT_FORMS: dict[str, Mapping[str, object]] = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
 """Sections whose name alone may be given: `--objective meanflow` is `--objective.name meanflow`."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -68,11 +68,11 @@ class LiveTable:
         footer = [Text(f"and {hidden} more running", style="dim")] if hidden else []
         return Group(*header, *([table] if running or others else []), *footer)
 
-    def _header(self) -> list:
+    def _header(self) -> list[RenderableType]:
         progress = self.progress
         trains = progress.num_ended or any(row.step for row in list(progress.running.values()))
         summary = ("" if trains else "starting the training workers (about 20 s): ") + progress.summary()
-        lines = [Text(summary, no_wrap=True, overflow="ellipsis")]
+        lines: list[RenderableType] = [Text(summary, no_wrap=True, overflow="ellipsis")]
         if progress.best:
             best = progress.best[0]
             best_trial = f"best: trial {best.number}, FID {best.best_fid:.2f} | {format_point(best.point)}"

@@ -67,13 +67,13 @@ class MlflowWriter:
     def __init__(self, tracking_uri: str, experiment: str, origin: str):
         self.tracking_uri, self.experiment, self.origin = tracking_uri, experiment, origin
         self.run_ids: dict[str, str] = {}
-        self._client = None
+        self._connected = False
         self._sent: Counter[str] = Counter()  # events sent per run before an outage interrupted a delivery
         self._warned: set[str] = set()
 
     def connect(self) -> None:
         """Open the client and the experiment; the first call takes seconds to import MLflow or create a database."""
-        if self._client is not None:
+        if self._connected:
             return
         for name, value in MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -94,7 +94,7 @@ class MlflowWriter:
                     client.restore_experiment(self._experiment_id)
                 if EXPERIMENT_KIND[0] not in experiment.tags:
                     client.set_experiment_tag(self._experiment_id, *EXPERIMENT_KIND)
-        self._client = client
+        self._client, self._connected = client, True
 
     def deliver(self, events: Iterable[Event | None], stopped: Callable[[], bool]) -> bool:
         """Send events grouped by run, the events of each run in order.

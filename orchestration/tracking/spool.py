@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -66,7 +66,8 @@ class Spool:
         self._peeked: list[int | None] = []  # end positions of the last peek's events, None if not in the journal
         self._changed = threading.Condition()
         self._stopped, self._warned = False, False
-        self._journal, self._end, self._indexed = None, 0, 0
+        self._journal: FileIO | None = None
+        self._end, self._indexed = 0, 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a line that write() accepted survives a kill, and a failed one is not written again at close.
@@ -81,7 +82,7 @@ class Spool:
         # A process killed during a write leaves half a line, to which the next event would be appended.
         journal.truncate(self._end)
         if self._index is not None:
-            self._indexed = self._load_index(journal)
+            self._indexed = self._load_index(journal, self._index)
             for line, end in _lines(journal, self._indexed, self._end):
                 event = _parsed(line)
                 if event is None:
@@ -94,13 +95,13 @@ class Spool:
             self._num_waiting = sum(chunk.count(b"\n") for chunk, _ in _chunks(journal, delivered, self._end))
         self._journal = journal
 
-    def _load_index(self, journal: FileIO) -> int:
+    def _load_index(self, journal: FileIO, index: Index) -> int:
         """Load the saved index and return the journal position that it covers; 0 without a valid index."""
         try:
             saved = json.loads((self.folder / "index.json").read_text())
             if not _is_line_end(journal, saved["position"], self._end):
                 return 0
-            self._index.load(saved["state"])
+            index.load(saved["state"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         return saved["position"]
@@ -128,7 +129,7 @@ class Spool:
             if self._index is not None:
                 self._index.add(event)
                 if self._end - self._indexed >= BYTES_PER_INDEX:
-                    self._save_index()
+                    self._save_index(self._index)
             self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
@@ -146,12 +147,12 @@ class Spool:
         self._end += len(line)
         return True
 
-    def _save_index(self) -> None:
+    def _save_index(self, index: Index) -> None:
         if any(isinstance(item, bytes) for item in self._waiting):
             # The index includes events that exist in memory only. If they are lost with this process, a saved index
             # would claim that they were logged, and a resumed run would not log them again.
             return
-        saved = json.dumps({"position": self._end, "state": self._index.state()})
+        saved = json.dumps({"position": self._end, "state": index.state()})
         if self._replace("index.json", saved):
             self._indexed = self._end
 
@@ -175,8 +176,13 @@ class Spool:
         with self._changed:
             items = [list(item) if isinstance(item, list) else item for item in self._waiting]
         peeked: list[tuple[bytes, int | None]] = []
+        lines: Iterable[tuple[bytes, int | None]]
         for item in items:
-            lines = _lines(self._journal, *item) if isinstance(item, list) else [(item, None)]
+            if isinstance(item, bytes):
+                lines = [(item, None)]
+            else:
+                assert self._journal is not None  # it has the range
+                lines = _lines(self._journal, *item)
             for line_and_end in lines:
                 if len(peeked) == limit:
                     break
@@ -189,10 +195,11 @@ class Spool:
         ends = self._peeked[:count]
         with self._changed:
             for end in ends:
-                if end is None or end == self._waiting[0][1]:
+                first = self._waiting[0]
+                if end is None or isinstance(first, bytes) or end == first[1]:
                     self._waiting.popleft()
                 else:
-                    self._waiting[0][0] = end
+                    first[0] = end
             self._num_waiting -= len(ends)
             if journalled := [end for end in ends if end is not None]:
                 # If this write fails, events are sent again after a restart, which changes nothing in MLflow.
@@ -228,7 +235,7 @@ class Spool:
         if self._journal is not None:
             with self._changed:
                 if self._index is not None and self._end > self._indexed:
-                    self._save_index()
+                    self._save_index(self._index)
             self._journal.close()
 
     def __len__(self) -> int:

@@ -121,8 +121,9 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = resources.gpus_per_worker > 0
-    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if use_gpu else {})
+    gpus = resources.gpus_per_worker or 0
+    use_gpu = gpus > 0
+    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if use_gpu else {})
     per_worker = {name: share * amount for name, amount in per_worker.items()}
     return TorchTrainer(
         serve,
@@ -194,7 +195,7 @@ class LossReport(UserCallback):
             ray.get(self._mailbox.ended.remote(losses))
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | None) -> str:
     """Format an error in one line; of Ray's long text about a lost process, keep the cause."""
     text = str(error)
     if "low on memory" in text:  # Ray's memory monitor

@@ -36,7 +36,8 @@ class Mailbox:
         self._restarts = restarts
         self._changed = asyncio.Condition()
         self._generation, self._workers, self._closed = 0, 0, False
-        self._number, self._request, self._outcome = 0, None, None
+        self._number, self._request = 0, None
+        self._outcome: Outcome | None = None
         self._failures: dict[int, tuple[str, Any]] = {}
         """By rank: what the present generation's failed workers said of the present request."""
         self._agreed = (0, 0)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from soflow.data.base import DataSource
     from soflow.evaluation.fidelity import Evaluator
+    from soflow.training.run import TrainingRun
 
 
 def training_group(
@@ -47,7 +48,7 @@ class TrainingWorker:
         self._sources: dict[str, DataSource] = {}
         self._evaluators: dict[str, Evaluator] = {}
         self._request: Request | None = None
-        self._run = None
+        self._run: TrainingRun | None = None
         self._answered_at: float | None = None
 
     def serve(self, request: Request) -> Answer:
@@ -59,11 +60,11 @@ class TrainingWorker:
 
         began = time.perf_counter()
         try:
-            fresh = self._prepare(request)
+            run, fresh = self._prepare(request)
             waited = {"time/handover_s": time.perf_counter() - (self._answered_at or began)} if fresh else {}
-            report = self._run.advance()
-            while self._run.trainer.step <= request.start:  # it resumed from an older checkpoint
-                report = self._run.advance()
+            report = run.advance()
+            while run.trainer.step <= request.start:  # it resumed from an older checkpoint
+                report = run.advance()
         except NonFiniteLoss as error:  # raised on all workers alike
             self._run = None
             return Answer(request.start, failure=str(error))
@@ -75,13 +76,13 @@ class TrainingWorker:
         finally:
             self._answered_at = time.perf_counter()
         if report is None:
-            return Answer(self._run.trainer.step)
+            return Answer(run.trainer.step)
         return Answer(report.step, replace(report, metrics=report.metrics | waited))
 
-    def _prepare(self, request: Request) -> bool:
-        """Make the request's run the current one, at its start; return True if it is a new run."""
-        if self._run is not None and replace(self._request, start=self._run.trainer.step) == request:
-            return False
+    def _prepare(self, request: Request) -> tuple[TrainingRun, bool]:
+        """Make the request's run the current one, at its start; return it, and True if it is a new run."""
+        if self._run and self._request and replace(self._request, start=self._run.trainer.step) == request:
+            return self._run, False
         from soflow.training.run import TrainingRun
 
         self._run = None  # frees its memory first
@@ -100,7 +101,7 @@ class TrainingWorker:
             request.micro_batches,
         )
         self._request = request
-        return request.start == 0
+        return self._run, request.start == 0
 
     def _source(self, config: RunConfig) -> DataSource:
         """Open the configured data, or reuse the previous run's."""
