@@ -154,4 +154,4 @@ def _packages() -> list[str]:
     import orchestration
     import soflow
 
-    return [str(Path(package.__file__).parent) for package in (soflow, orchestration)]
+    return [package.__path__[0] for package in (soflow, orchestration)]
