@@ -28,7 +28,6 @@ RAY_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # processes start one after another on a busy laptop
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are logged to MLflow
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",  # progress lost if the driver is killed
 }
 
 
