@@ -4,16 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep studies test quick soak lint ui
+.PHONY: sweep claims test quick soak lint ui
 
 sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
-studies: $(READY)  ## every experiment with claims at its small scale, then a verdict on every claim: hours on 2 cores; the same command resumes
+claims: $(READY)  ## every experiment with claims at its small scale, then a verdict on every claim: hours on 2 cores; the same command resumes
 	$(BIN)/python experiments/claims.py $(ARGS)
 
 test: lint  ## lint, then all tests; whole programs run in one process, beside the unit tests in the others
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not soak" $(ARGS)
 
 quick: lint  ## lint, then the tests that start no program and train nothing for long
 	$(BIN)/python -m pytest -n auto -m "not slow and not soak" $(ARGS)

@@ -1,5 +1,24 @@
-"""One thread for all tests: sums, and so the last bits of results, depend on the number of threads."""
+"""Settings of all tests, and how pytest-xdist divides them."""
 
+from __future__ import annotations
+
+import pytest
 import torch
 
+# Sums, and so the last bits of results, depend on the number of threads.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Run all system tests in one worker process, which shares a cluster between them; the others run the unit tests.
+
+    Started first, they take as long as all unit tests together.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SystemTestsTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "system" if nodeid.startswith("tests/system/") else nodeid
+
+    return SystemTestsTogether(config, log)

@@ -1,7 +1,7 @@
-"""Between a group's owner, who posts requests, and its workers, who all take each request in turn.
+"""Ray actor that hands each of the driver's requests to all workers of a group and returns one answer.
 
-Workers get lost and groups restart, so a message counts only if it comes from the group's present generation and is
-about the present request, and an error counts only once it is known not to be the echo of a lost peer.
+Workers get lost and groups restart. So a message counts only if it comes from the current generation of the group and
+is about the current request, and an error counts only once it is known not to be caused by the loss of another worker.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 POLL_S = 10.0
-"""How long a question to the mailbox waits for an answer before it is asked again."""
+"""Longest wait of a call to the mailbox, after which the caller asks again."""
 AGREE_S = 10.0
-"""How long a worker that failed waits for the others to fail alike; a lost peer is noticed well within that."""
+"""How long a failed worker waits for the others to fail alike. The loss of another worker is noticed sooner."""
 RESTARTS = 3
-"""How many times the workers may be lost on one request, unless its owner says otherwise."""
+"""Default number of losses of workers on one request before it fails."""
 OUT_OF_MEMORY = "its node ran out of memory"
-"""In the reason of a loss that would only repeat itself: the owner is told at once, to ask for less."""
+"""In the reason of a loss that would only repeat itself. Such a request fails at once, so that the driver asks for
+less."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request: an answer, or the reasons why the workers were lost on it time and again."""
+    """Outcome of a request: an answer, or the reasons of repeated losses of workers."""
 
     answer: Any = None
     losses: tuple[str, ...] = ()
@@ -39,14 +40,14 @@ class Mailbox:
         self._number, self._request = 0, None
         self._outcome: Outcome | None = None
         self._failures: dict[int, tuple[str, Any]] = {}
-        """By rank: what the present generation's failed workers said of the present request."""
+        """Errors and answers of the current generation's failed workers on the current request, by rank."""
         self._agreed = (0, 0)
-        """Generation and request of the last failure that all workers met alike."""
+        """Generation and request of the last failure that all workers had in common."""
         self._losses: list[str] = []
         self._doubted = False
 
     async def post(self, request: Any) -> int:
-        """The owner's next request; its number."""
+        """Post the driver's next request; return its number."""
         async with self._changed:
             self._number, self._request, self._outcome = self._number + 1, request, None
             self._failures, self._losses, self._doubted = {}, [], False
@@ -54,19 +55,19 @@ class Mailbox:
             return self._number
 
     async def read(self, number: int) -> Outcome | None:
-        """What came of a request, None if nothing did for a while."""
+        """Return the outcome of a request; None if it takes longer than POLL_S."""
         await self._wait(lambda: self._number == number and self._outcome is not None)
         return self._outcome if self._number == number else None
 
     async def begin(self, workers: int) -> int:
-        """A group of so many workers has started; its generation. Older ones are heard no more."""
+        """Register a started group of this many workers; return its generation. Older generations are ignored."""
         async with self._changed:
             self._generation, self._workers, self._failures = self._generation + 1, workers, {}
             self._changed.notify_all()
             return self._generation
 
     async def take(self, generation: int, after: int) -> tuple[int, Any] | None:
-        """The first unanswered request newer than number `after`; None if there was none for a while, -1 to leave."""
+        """Return the first unanswered request after number `after`; None after POLL_S without one; -1 to leave."""
 
         def leave() -> bool:
             return self._closed or generation != self._generation
@@ -81,10 +82,13 @@ class Mailbox:
                 self._settle(Outcome(answer))
 
     async def fail(self, generation: int, number: int, rank: int, error: str, answer: Any) -> bool:
-        """A worker could not serve a request, for which `answer` would be the answer.
+        """Report that a worker could not serve a request.
+
+        Args:
+            answer: the answer to the request if all workers failed alike.
 
         Returns:
-            Whether the group can live on: all its workers failed alike, so that none is left waiting for another.
+            Whether the group can continue: all its workers failed alike, so that none waits for another.
         """
         this = (generation, number)
         async with self._changed:
@@ -98,10 +102,10 @@ class Mailbox:
         return self._agreed == this
 
     async def ended(self, losses: list[str]) -> None:
-        """The group ended, for a reason per lost worker; for none if workers left because they could not serve.
+        """Report the end of the group, with a reason per lost worker; with none if workers left after a failure.
 
-        A worker whose peer is lost may fail because of that, and be heard first. So a failure that was not met by all
-        alike is believed when the next generation says so as well.
+        The loss of a worker makes others fail, and their failure may arrive first. So a failure that not all workers
+        had in common counts only if the next generation fails as well.
         """
         async with self._changed:
             if self._number == 0 or self._outcome is not None:
@@ -117,7 +121,7 @@ class Mailbox:
                 self._doubted = True
 
     async def close(self) -> None:
-        """Let the workers leave."""
+        """Make the workers leave."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,7 +1,4 @@
-"""What system tests share: one Ray cluster, one finished sweep, a browser.
-
-All of them belong to one group, so that pytest-xdist runs them in one process, beside the unit tests in others.
-"""
+"""Shared by system tests: one Ray cluster, one finished sweep, a browser."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("system"))
 
 
 @pytest.fixture(scope="session")
