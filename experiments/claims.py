@@ -45,12 +45,12 @@ def main() -> int:
     from dashboards.reading.sweep_data import SweepData, read_sweep
 
     claims = read_claims(CLAIMS)
-    known = list(dict.fromkeys(claim.study for claim in claims))
+    known = list(dict.fromkeys(claim.experiment for claim in claims))
     if unknown := [name for name in options.experiments if name not in known]:
         fail(f"experiments = {unknown[0]}: must be among {', '.join(known)}")
-    claims = [claim for claim in claims if claim.study in (options.experiments or known)]
+    claims = [claim for claim in claims if claim.experiment in (options.experiments or known)]
     uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
-    for name in dict.fromkeys(claim.study for claim in claims):
+    for name in dict.fromkeys(claim.experiment for claim in claims):
         if (code := _run(name, options)) == EXIT_CODES["KILLED"]:
             print("interrupted; the same command resumes")
             return code
@@ -121,7 +121,7 @@ def _log(uri: str, storage: Path, judged: list[JudgedClaim], facts: dict[str, st
     tracker.start_run(key, key, {}, environment_tags() | {schema.KIND: schema.CLAIMS_KIND})
     for number, (claim, result) in enumerate((one.claim, one.result) for one in judged):
         if values := result.figures():
-            metrics = {f"{claim.study}/{number:02d}/{name}": value for name, value in values.items()}
+            metrics = {f"{claim.experiment}/{number:02d}/{name}": value for name, value in values.items()}
             tracker.log_metrics(key, {name: value for name, value in metrics.items() if value == value}, step=0)
         tracker.set_tags(key, {f"claim.{number:02d}": f"{result.outcome}: {claim.claim}"})
     tracker.log_artifact(key, path)

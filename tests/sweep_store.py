@@ -18,6 +18,7 @@ from orchestration.sweep.study import SweepStudy
 from orchestration.sweep.ticket import trial_config
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
+from tests.database import new_database
 
 PROTOCOL = {
     "fid_feature_network": "digits-cnn",
@@ -35,7 +36,7 @@ class SweepStore:
     """An MLflow database with sweeps, each given by the outcomes of its trials."""
 
     def __init__(self, folder: Path):
-        self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
+        self.folder, self.uri = folder, new_database(folder)
         self.client = MlflowClient(self.uri)
         self._numbers = itertools.count()
         existing = self.client.get_experiment_by_name("soflow")

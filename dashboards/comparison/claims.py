@@ -32,7 +32,7 @@ class Claim:
 
     claim: str
     source: str
-    study: str
+    experiment: str
     test: str
     published: str = ""
 
@@ -47,7 +47,7 @@ class JudgedClaim:
     @property
     def row(self) -> list[str]:
         claim = self.claim
-        return [claim.claim, claim.source, claim.published or "–", claim.study, *self.result.row()]
+        return [claim.claim, claim.source, claim.published or "–", claim.experiment, *self.result.row()]
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -62,17 +62,17 @@ def judge_claims(claims: list[Claim], read: Callable[[str], SweepData]) -> list[
         read: reads the sweep of an experiment by its name; raises TrackingError if it was not run.
     """
     results: dict[Claim, TestResult] = {}
-    for study in dict.fromkeys(claim.study for claim in claims):
-        of_study = [claim for claim in claims if claim.study == study]
+    for experiment in dict.fromkeys(claim.experiment for claim in claims):
+        of_experiment = [claim for claim in claims if claim.experiment == experiment]
         try:
-            results |= _judge_study(of_study, read(study))
+            results |= _judge_experiment(of_experiment, read(experiment))
         except TrackingError as error:
-            results |= {claim: NotTested(claim.test, str(error)) for claim in of_study}
+            results |= {claim: NotTested(claim.test, str(error)) for claim in of_experiment}
     corrected = with_holm([results[claim] for claim in claims])
     return [JudgedClaim(claim, result) for claim, result in zip(claims, corrected, strict=True)]
 
 
-def _judge_study(claims: list[Claim], data: SweepData) -> dict[Claim, TestResult]:
+def _judge_experiment(claims: list[Claim], data: SweepData) -> dict[Claim, TestResult]:
     exponent_tests = {claim: match.groups() for claim in claims if (match := EXPONENT.fullmatch(claim.test))}
     others = [claim for claim in claims if claim not in exponent_tests]
     comparison = compare(data, [read_hypothesis(claim.test) for claim in others])

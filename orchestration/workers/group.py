@@ -97,7 +97,8 @@ class WorkerGroup:
             # Ray Train's controller replaces lost workers. If it was lost too, the thread has ended, and only this
             # process can restart the group.
             if not self._thread.is_alive():
-                ray.get(self._mailbox.ended.remote([f"the group: {_one_line(self._error)}"]))
+                reason = _one_line(self._error) if self._error else "Ray Train ended"
+                ray.get(self._mailbox.ended.remote([f"the group: {reason}"]))
                 self._start()
         if outcome.losses:
             raise RequestFailed(f"the workers were lost {len(outcome.losses)} times: {outcome.losses[-1]}")

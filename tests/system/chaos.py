@@ -22,6 +22,8 @@ from pathlib import Path
 import pandas as pd
 from cluster import Cluster
 
+from tests.database import new_database
+
 ROOT = Path(__file__).parents[2]
 NUM_TRIALS, STEPS, REPORT_EVERY = 8, 40, 8
 LAST_GRIDS = 2  # at the end a trial also draws its samples at 2 and 4 NFE
@@ -54,7 +56,7 @@ class Server:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
-        database, artifacts = f"sqlite:///{self.folder / 'mlflow.db'}", str(self.folder / "artifacts")
+        database, artifacts = new_database(self.folder), str(self.folder / "artifacts")
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", artifacts]
         with open(self.folder / "server.log", "a") as log:

@@ -14,6 +14,8 @@ import time
 import uuid
 from pathlib import Path
 
+from tests.database import new_database
+
 ROOT = Path(__file__).parents[2]
 # Small enough for a test, large enough for three reports: 12 steps of a tiny batch, FID of few samples.
 SMALL = [
@@ -100,6 +102,7 @@ class Session:
 
     def __init__(self, storage: Path, cluster: str | None = None):
         self.storage, self.cluster = storage, cluster
+        self.tracking_uri = new_database(storage)
         self._terminals: set[int] = set()
 
     def launch(self, command: list[str]) -> subprocess.Popen:
@@ -143,10 +146,6 @@ class Session:
         while (living := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.5)
         assert not living, f"processes were left behind: {living}"
-
-    @property
-    def tracking_uri(self) -> str:
-        return f"sqlite:///{self.storage / 'mlflow.db'}"
 
     def arguments(self, program: str, *arguments: str) -> list[str]:
         """The arguments with this session's storage and cluster."""

@@ -265,7 +265,7 @@ def test_a_dry_step_of_every_preset_fits_its_hardware(name):
     assert prediction.flops > 6 * prediction.parameters * share  # forward and backward of one token, at the least
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["meanflow-imagenet256-b4", "soflow-cifar10"])
 def test_presets_train(name):
     """Each in a process of its own, which gives back its memory."""

@@ -16,6 +16,7 @@ from sweep_store import SweepStore
 from dashboards.live import findings
 from dashboards.live.charts import front, learning_curves, pareto, thinned
 from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
+from tests.database import new_database
 
 PAGE = str(REPOSITORY / "dashboards" / "live" / "app.py")
 EVIL = "<script>document.title='owned'</script> ![x](http://127.0.0.1:1/x.png) $x^2$ :red[y] **z**"
@@ -42,7 +43,7 @@ class RunningSweep:
     """A sweep in a real database that advances as a test requires."""
 
     def __init__(self, folder, name="running"):
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = new_database(folder)
         self.client = CountingClient(self.uri)
         self.experiment = self.client.create_experiment("soflow", artifact_location=(folder / "artifacts").as_uri())
         self.began = int(time.time() * 1000) - 100_000

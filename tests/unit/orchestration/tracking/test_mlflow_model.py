@@ -15,6 +15,7 @@ from soflow.config_files import to_yaml
 from soflow.training import checkpoints
 from soflow.training.grids import draw_grid
 from soflow.training.trained import load_sampler
+from tests.database import new_database
 
 GRID = pd.DataFrame({"label": [i % 10 for i in range(80)]})
 
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def uri(tmp_path):
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return new_database(tmp_path)
 
 
 def record(uri, folder, run):

@@ -281,7 +281,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_parts(group, tmp_path):
     assert parts == [2**attempt for attempt in range(len(parts))]
     assert int(micro_batch) == 512 // parts[-1]
     whole = FollowedRun(heavy(), tmp_path / "whole", 1).next_report(group)
-    assert whole.facts["micro_batch"] == "512"
+    assert whole.report.facts["micro_batch"] == "512"
     assert float(loss) == pytest.approx(whole.report.metrics["loss/flow_matching"], rel=1e-5)  # float32
     assert asked_again == str([2**attempt for attempt in range(10)])
     reason = r"training.batch_size = 512: a step does not fit into memory with 1 samples at a time on each of 1 workers"

@@ -78,8 +78,8 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
     claims = read_claims(EXPERIMENTS / "claims.yaml")
     assert len({claim.test for claim in claims}) == len(claims)
     for claim in claims:
-        assert claim.study in STUDIES
-        config = config_of(claim.study, "small")
+        assert claim.experiment in STUDIES
+        config = config_of(claim.experiment, "small")
         if match := EXPONENT.fullmatch(claim.test):
             assert match[1] in {relation.name for relation in RELATIONS}, claim
             assert match[2] in {case.name for case in config.cases}, claim
@@ -137,7 +137,7 @@ def judged(tmp_path):
         ("ran", "fid(plain) < 0.7 * fid(worse)"),
         ("not_run", "fid(a) < fid(b)"),
     ]
-    listed = "".join(f"- {{claim: c{n} | x, source: s, study: {s}, test: '{t}'}}\n" for n, (s, t) in enumerate(texts))
+    listed = "".join(f"- {{claim: c{n} | x, source: s, experiment: {s}, test: '{t}'}}\n" for n, (s, t) in enumerate(texts))
     (tmp_path / "claims.yaml").write_text(listed)
 
     sweeps = {}
@@ -173,7 +173,7 @@ def test_the_page_tells_every_claim_with_its_numbers(judged):
 
 
 def test_a_server_that_is_gone_is_one_line(tmp_path):
-    (tmp_path / "claims.yaml").write_text("- {claim: c, source: s, study: ran, test: 'fid(a) < 1'}\n")
+    (tmp_path / "claims.yaml").write_text("- {claim: c, source: s, experiment: ran, test: 'fid(a) < 1'}\n")
 
     def read(name: str):
         raise TrackingError("tracking_uri = http://127.0.0.1:9: cannot be reached")
