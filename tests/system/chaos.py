@@ -1,6 +1,6 @@
 """A sweep from which, at random moments, everything is taken in turn that a sweep can lose, and what is left of it.
 
-$ python tests/system/chaos.py 0 1 2        each seed's sweep against one that nothing happened to
+$ PYTHONPATH=. python tests/system/chaos.py 0 1 2     each seed's sweep against one that nothing happened to
 """
 
 from __future__ import annotations
