@@ -6,19 +6,19 @@ READY := $(VENV)/.ready
 
 .PHONY: sweep claims test quick soak lint ui
 
-sweep: $(READY)  ## search the schedule on digits: about 7 minutes on 2 cores
+sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
 claims: $(READY)  ## every experiment with claims at its small scale, then a verdict on every claim: hours on 2 cores; the same command resumes
 	$(BIN)/python experiments/claims.py $(ARGS)
 
-test: lint  ## lint, then all tests; whole programs run in one process, beside the unit tests in the others
+test: lint  ## lint, then all tests; system tests share one process, unit tests use the rest
 	$(BIN)/python -m pytest -n auto -m "not soak" $(ARGS)
 
 quick: lint  ## lint, then the tests that start no program and train nothing for long
 	$(BIN)/python -m pytest -n auto -m "not slow and not soak" $(ARGS)
 
-soak: $(READY)  ## what takes too long for every change: more fault seeds, every preset
+soak: $(READY)  ## tests too slow for every change: more fault seeds, training of presets
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(READY)

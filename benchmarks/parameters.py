@@ -21,7 +21,7 @@ PUBLISHED = {"DiT-B/2": 131, "DiT-B/4": 131, "DiT-M/2": 308, "DiT-L/2": 459, "Di
 PAGE = """# Networks
 
 Trained parameters of every network of published size, counted by `benchmarks/parameters.py`. A DiT is conditioned on
-two times, so that it has one time embedder more than in arXiv 2212.09748; its position table is fixed and not counted.
+two times, so it has one more time embedder than the original (arXiv 2212.09748); its fixed position table is not counted.
 
 | network | width | depth | heads | parameters | published |
 |---|---|---|---|---|---|

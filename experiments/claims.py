@@ -22,6 +22,7 @@ from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.uri import TrackingError
 from soflow.config_base import Section
+from soflow.files import write_atomic
 
 if TYPE_CHECKING:
     from dashboards.comparison.claims import JudgedClaim
@@ -64,7 +65,7 @@ def main() -> int:
         judged = judge_claims(claims, read)
         path = options.storage / "claims.md"
         facts = _facts()
-        path.write_text(page(judged, facts, sweeps))
+        write_atomic(path, page(judged, facts, sweeps))
         _show(judged)
         _log(uri, options.storage, judged, facts, path)
     except TrackingError as error:

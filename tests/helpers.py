@@ -99,7 +99,7 @@ def draw(objective: Objective, shape: tuple[int, ...], progress: float, generato
 
 
 def velocity_and_derivative(objective, network, x_t, v_g, labels, draws) -> tuple[Tensor, Tensor]:
-    """u with gradient and du/dt of MeanFlow and its kin, for labels as the network sees them."""
+    """u with gradient and du/dt of MeanFlow-type objectives, for labels as the network sees them."""
     if objective.in_one_call(draws):
         tangent = objective.tangent(network, x_t, v_g, labels, draws)
         u, du_dt = objective.total_derivative(network, x_t, tangent, draws.t, draws.s, labels)

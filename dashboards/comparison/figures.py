@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from dashboards.comparison.cases import Case
 from dashboards.comparison.compare import Comparison
 from dashboards.comparison.exponents import PREDICTED, RELATIONS, Exponent
-from dashboards.html.drawing import COLORS, GREY, Panel, label, log_axis, scale_axis, without
+from dashboards.html.drawing import COLORS, GRAY, Panel, label, log_axis, scale_axis, without
 from dashboards.labels import title
 from orchestration.tracking.schema import PEAK_MIB, STEP_MS, TRAIN_S
 from soflow.statistics import mean_interval
@@ -134,7 +134,7 @@ def _costs(comparison: Comparison) -> Panel:
             )
     if not figure.data:
         return without(panel, "a second case that shares a seed with the first one")
-    figure.add_vline(x=1, line={"width": 1, "dash": "dot", "color": GREY})
+    figure.add_vline(x=1, line={"width": 1, "dash": "dot", "color": GRAY})
     figure.update_layout(xaxis_title=f"ratio to {label(comparison.cases[0].name)}", barmode="group")
     figure.update_layout(yaxis={"autorange": "reversed"}, height=140 + 56 * len(comparison.cases))
     panel.figures = [figure]
@@ -190,7 +190,7 @@ def _draw_fit(figure: go.Figure, exponent: Exponent, color: str) -> None:
     x, y = (math.exp(np.log(points[column]).mean()) for column in "xy")
     for slope, line in (
         (exponent.mean, {"color": color, "width": 2}),
-        (PREDICTED, {"color": GREY, "width": 1, "dash": "dot"}),
+        (PREDICTED, {"color": GRAY, "width": 1, "dash": "dot"}),
     ):
         figure.add_scatter(
             x=ends.tolist(),

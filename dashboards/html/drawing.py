@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 
 from dashboards.labels import shorten
 
-BLUE, ORANGE, GREEN, RED, GREY = "#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a929c"
-COLORS = (BLUE, ORANGE, GREEN, RED, "#8a63b8", GREY, "#b8860b", "#4aa3a3")
+BLUE, ORANGE, GREEN, RED, GRAY = "#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a929c"
+COLORS = (BLUE, ORANGE, GREEN, RED, "#8a63b8", GRAY, "#b8860b", "#4aa3a3")
 """Colors of cases, in this order."""
 SCALE = [[0, "#5b8fc7"], [0.5, "#9b7fb8"], [1, "#d9622b"]]
 """Color scale of lines and dots, visible on light and dark pages."""

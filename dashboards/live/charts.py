@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.html.drawing import BLUE, GREEN, GREY, ORANGE, RED, log_axis
+from dashboards.html.drawing import BLUE, GRAY, GREEN, ORANGE, RED, log_axis
 from dashboards.labels import title
 from dashboards.live.reader import Curve, Snapshot, Trial
 from soflow.statistics import pareto_front
@@ -19,7 +19,7 @@ STATE_COLORS = {
     "finished": GREEN,
     "stopped": ORANGE,
     "failed": RED,
-    "interrupted": GREY,
+    "interrupted": GRAY,
 }
 """Colors of states, in the order of the legend."""
 BEST_COLOR = "#8e5cc0"

@@ -14,8 +14,8 @@ from plotly.colors import sample_colorscale
 
 from dashboards.html.drawing import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     RED,
     SCALE,
@@ -89,7 +89,7 @@ def _values_over_steps(data: SweepData, study: optuna.Study | None) -> Panel:
             panel.caption = f"{caption} {MOST_LINES} trials per state, evenly spaced by their last values."
         if len(last):
             rows = history[history["trial"].isin(evenly(list(last.index), MOST_LINES))]
-            line = {"color": STATE_COLORS.get(state, GREY), "width": 1}
+            line = {"color": STATE_COLORS.get(state, GRAY), "width": 1}
             figure.add_scatter(**_lines(rows), name=state, line=line, opacity=0.7)
     stops = history[history["trial"].isin(groups["stopped"])].groupby("trial").last().reset_index()
     if len(stops):
@@ -172,7 +172,7 @@ def _parallel(data: SweepData, study: optuna.Study | None) -> Panel:
     figure = draw.plot_parallel_coordinate(some, target=first_goal(study), target_name=title(data.goals[0]))
     figure.update_layout(plot_bgcolor=None, height=420)
     for annotation in figure.layout.annotations:
-        annotation.font.color = GREY
+        annotation.font.color = GRAY
     for line in figure.data:
         if line.mode == "lines" and line.y[0] is not None:  # the first axis is the goal, from 0 for the best to 1
             line.update(line_color=sample_colorscale(SCALE, 1 - line.y[0])[0], line_width=1.5, opacity=0.7)
@@ -239,7 +239,7 @@ def _costs(data: SweepData, study: optuna.Study | None) -> Panel:
     """Draw time and memory."""
     caption = "Per trial. Wall-clock time beyond training is evaluation and waiting."
     panel = Panel("costs", "Time and memory", caption)
-    bars = (("wall_s", GREY), (TRAIN_S, BLUE)), ((PEAK_MIB, GREEN),)
+    bars = (("wall_s", GRAY), (TRAIN_S, BLUE)), ((PEAK_MIB, GREEN),)
     for group, unit in zip(bars, ("seconds", "MiB"), strict=True):
         figure = go.Figure()
         for metric, color in group:

@@ -1,4 +1,4 @@
-"""A sweep from which, at random moments, everything is taken in turn that a sweep can lose, and what is left of it.
+"""Inject every fault that a sweep must survive at random moments, and compare its result with an undisturbed sweep.
 
 $ PYTHONPATH=. python tests/system/chaos.py 0 1 2     each seed's sweep against one that nothing happened to
 """
@@ -88,7 +88,7 @@ class Chaos:
     """How long the tracking server is away."""
     server: Server = field(init=False)
     driver: subprocess.Popen | None = None
-    told: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -145,12 +145,12 @@ class Chaos:
     def _wait(self, condition, what: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < deadline, f"no {what} within {PATIENCE_S} s\n{self.told}\n{self.output}"
-            assert what == "the sweep's end" or self.driver.poll() is None, f"it ended\n{self.told}\n{self.output}"
+            assert time.monotonic() < deadline, f"no {what} within {PATIENCE_S} s\n{self.log}\n{self.output}"
+            assert what == "the sweep's end" or self.driver.poll() is None, f"it ended\n{self.log}\n{self.output}"
             time.sleep(0.1)
 
     def _tell(self, what: str) -> None:
-        self.told.append(f"{time.strftime('%H:%M:%S')} {what}, after {self.output.count(', step ')} reports")
+        self.log.append(f"{time.strftime('%H:%M:%S')} {what}, after {self.output.count(', step ')} reports")
 
     def _lose_worker(self) -> None:
         self.cluster.kill("ray::RayTrainWorker", self.random.choice)
@@ -167,7 +167,7 @@ class Chaos:
 
     def _lose_driver(self) -> None:
         self._kill_driver()
-        self._back.join()  # a sweep is not started, nor gone on with, while its server is away
+        self._back.join()  # a sweep neither starts nor resumes while its server is down
         if self._mount():
             self._tell("the spool's disk is a small one")
         self._launch("--resume", "sweep")
@@ -292,7 +292,7 @@ def main(seeds: list[int]) -> int:
         except AssertionError as error:
             outcome, failed = f"FAILED: {error}", failed + 1
         print(f"seed {seed}, {time.monotonic() - began:.0f} s: {outcome}", flush=True)
-        for line in chaos.told if chaos else ():
+        for line in chaos.log if chaos else ():
             print(f"    {line}", flush=True)
     return failed
 

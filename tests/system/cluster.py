@@ -18,7 +18,7 @@ from pathlib import Path
 RAY = str(Path(sys.executable).parent / "ray")
 SMALL_STORE = "--object-store-memory=100000000"
 START_S = 120
-"""What a node gets for its start; one whose head has ended waits for ever."""
+"""What a node gets for its start; one whose head has ended would wait forever."""
 SETTLE_S = 2
 """`ray start` looks every second whether a part of a node that has just started has ended, and ends the node then."""
 

@@ -1,4 +1,4 @@
-"""A cluster of several nodes that somebody else started and that asks for a token."""
+"""An existing cluster of several nodes that requires a token."""
 
 from __future__ import annotations
 

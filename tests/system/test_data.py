@@ -23,7 +23,7 @@ from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
 from soflow.data.loading import BatchOrder, batches
 
-# Random weights: the published ones cannot be fetched everywhere, and what they would say is not looked at here.
+# Random weights: the published ones cannot be fetched everywhere, and their FID values are not checked here.
 INCEPTION = """
 import sys, torch
 from pathlib import Path

@@ -30,7 +30,7 @@ def test_a_sweep_survives_the_loss_of_everything_but_its_storage(undisturbed, tm
     with Cluster((2, 2, 2)) as cluster:  # whose nodes are killed
         chaos = Chaos(tmp_path / "sweep", cluster, seed, OUTAGE_S)
         chaos.run(FAULTS)
-    print(*chaos.told, sep="\n")
+    print(*chaos.log, sep="\n")
     check(chaos, undisturbed)
 
 

@@ -17,7 +17,7 @@ def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(c
     seen = json.loads(ran.stdout.splitlines()[-1])
     assert seen["first"]["sum"] == 3
     assert seen["alike"] == "ValueError: cannot be served"
-    assert seen["after alike"] == seen["first"], "the group did not live on"
+    assert seen["after alike"] == seen["first"], "the group did not survive"
     # Rank 0 met a broken collective: not an answer, since it was the echo of rank 1's death.
     assert seen["lost"]["sum"] == 3
     assert seen["lost"]["pid"] != seen["first"]["pid"]

@@ -1,4 +1,4 @@
-"""The house: no import circles, the science needs no orchestration, every registered name resolves."""
+"""Package structure: no import circles, the science needs no orchestration, every registered name resolves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REGISTERED = {
 
 
 def test_no_module_imports_itself_also_not_through_a_registry():
-    """Arrows between packages are held by import-linter (pyproject.toml); this is about circles between modules."""
+    """Arrows between packages are checked by import-linter (pyproject.toml); this is about circles between modules."""
     graph = grimp.build_graph(*PACKAGES)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     for registry, named in REGISTERED.items():

@@ -1,4 +1,4 @@
-"""The benchmark of Taylor error against rounding: what it reads off its curves, and that they are what is said."""
+"""The benchmark of Taylor error against rounding: what it reads off its curves, and its documented conclusions."""
 
 from __future__ import annotations
 

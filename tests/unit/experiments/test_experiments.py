@@ -1,4 +1,4 @@
-"""The studies of experiments/: both scales are valid, claims rest on what was stated before, plans are right."""
+"""The experiments: both scales are valid, claims test the stated hypotheses, and plans are right."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def judged(tmp_path):
         ("ran", "fid(plain) < 0.7 * fid(worse)"),
         ("not_run", "fid(a) < fid(b)"),
     ]
-    listed = "".join(f"- {{claim: c{n} | x, source: s, experiment: {s}, test: '{t}'}}\n" for n, (s, t) in enumerate(texts))
+    line = "- {{claim: c{} | x, source: s, experiment: {}, test: '{}'}}\n"
+    listed = "".join(line.format(number, *text) for number, text in enumerate(texts))
     (tmp_path / "claims.yaml").write_text(listed)
 
     sweeps = {}

@@ -1,4 +1,4 @@
-"""Studies that need something before their sweep: what is equal in them, and that nothing is prepared twice."""
+"""Experiments that prepare inputs before their sweep: which settings are shared, and that preparation runs once."""
 
 from __future__ import annotations
 

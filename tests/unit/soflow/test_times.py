@@ -1,4 +1,4 @@
-"""Interpolants, parameterisations, gap schedules, guidance decay and times: golden tables, derivatives, properties."""
+"""Interpolants, parameterizations, gap schedules, guidance decay and times: golden tables, derivatives, properties."""
 
 from __future__ import annotations
 

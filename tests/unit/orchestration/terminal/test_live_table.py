@@ -1,4 +1,4 @@
-"""A sweep's progress: what is known of it, and its telling on a terminal, in a file and to programs."""
+"""A sweep's progress: its state, and its display on a terminal, in a file and for programs."""
 
 from __future__ import annotations
 

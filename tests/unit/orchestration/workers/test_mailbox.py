@@ -1,4 +1,4 @@
-"""What workers and their group's end say, in any order: which of it becomes a request's outcome."""
+"""The mailbox: a request's outcome for every order of messages from workers and their group's end."""
 
 from __future__ import annotations
 

@@ -381,7 +381,7 @@ def test_a_missing_package_is_named_with_its_command(vae_folder, monkeypatch):
         load_vae(str(vae_folder), CPU)
 
 
-# Encoding in shards; tests/system/test_encode.py does it through Ray.
+# Encoding in shards; tests/system/test_data.py does it through Ray.
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def noise(batch: int, side: int = 8, channels: int = 3) -> Tensor:
 
 
 def coordinates(side: int = SIDE) -> Tensor:
-    """Two channels [1, 2, side, side] that hold each pixel's x and y from the centre."""
+    """Two channels [1, 2, side, side] that hold each pixel's x and y from the center."""
     line = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     return torch.stack(torch.meshgrid(line, line, indexing="xy"))[None]
 
@@ -122,7 +122,7 @@ def test_anisotropy_keeps_areas_and_has_its_parameters_axis():
     plain = coordinates()
     augmented, parameters = augment(plain.repeat(40, 1, 1, 1), 1.0, seeded(), only("aniso"))
     middle = SIDE // 2
-    # Differences between neighbours give the matrix: [B, source, output axis].
+    # Differences between neighbors give the matrix: [B, source, output axis].
     matrix = torch.stack(
         [
             augmented[:, :, middle, middle] - augmented[:, :, middle, middle - 1],

@@ -1,6 +1,6 @@
-"""Data whose flow is known: the samples are what is said of them, the flow is that of the density, maps are held to it.
+"""Gaussian data with a known flow: samples, velocity, and a map's distance to the true flow.
 
-And the fit of a power law between what a comparison's trials reported.
+Also the fit of a power law to what a comparison's trials reported.
 """
 
 from __future__ import annotations

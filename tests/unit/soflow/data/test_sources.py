@@ -43,7 +43,7 @@ def test_digits(digits):
     assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     assert digits.num_classes == 10
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as published
-    # 17 grey levels over the whole range of a byte.
+    # 17 gray levels over the whole range of a byte.
     assert np.unique(images).tolist() == [round(level * 255 / 16) for level in range(17)]
     assert DatasetConfig(name="digits").image_shape == images.shape[1:]
 
@@ -182,9 +182,9 @@ def test_missing_idx_files_are_named_with_the_ways_out(tmp_path):
 # Folders of images.
 
 
-def write_image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> None:
+def write_image(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
 @pytest.fixture

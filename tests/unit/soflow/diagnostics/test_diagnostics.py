@@ -58,7 +58,7 @@ def subject_of(objective: Objective, network: nn.Module, data: Tensor, labels: T
 
 
 def gaussian_subject(objective: Objective, samples: int = 600, **fields: Any) -> Subject:
-    """The exact solution of Gaussian data in the objective's own interpolant and parameterisation."""
+    """The exact solution of Gaussian data in the objective's own interpolant and parameterization."""
     data = MU + SIGMA * torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     network = ExactNetwork(objective.interpolant, objective.parameterization)
     return subject_of(objective, network, data, torch.full((samples,), NULL), **fields)

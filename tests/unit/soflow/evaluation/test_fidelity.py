@@ -501,8 +501,8 @@ def test_inception_measures_grey_images_from_a_given_file(digits, tmp_path, monk
     config = parse({"evaluation": settings})
     evaluator = Evaluator(InMemorySource(images, labels, 10), config, CPU, tmp_path / "cache")
     assert evaluator.reference.features.shape == (20, 2048)
-    grey = torch.tensor(images)
-    assert evaluator._layers(grey)["logits_unbiased"].shape == (20, 1008)
-    assert torch.equal(evaluator._layers(grey)["2048"], network(grey.repeat(1, 3, 1, 1))[0])
-    assert set(measure(evaluator, grey, torch.tensor(labels))) == {"fid", "kid", "inception_score"}
+    gray = torch.tensor(images)
+    assert evaluator._layers(gray)["logits_unbiased"].shape == (20, 1008)
+    assert torch.equal(evaluator._layers(gray)["2048"], network(gray.repeat(1, 3, 1, 1))[0])
+    assert set(measure(evaluator, gray, torch.tensor(labels))) == {"fid", "kid", "inception_score"}
     assert evaluator.protocol()["feature_weights_sha256"] == files.sha256(path)[:12]

@@ -281,7 +281,7 @@ def with_gradients(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(("label_drop", "rows"), [(0.1, NUM_CLASSES + 1), (0.0, NUM_CLASSES)])
-def test_the_optimiser_is_converted_by_name(label_drop, rows):
+def test_the_optimizer_is_converted_by_name(label_drop, rows):
     config = golden_config(label_drop=label_drop, guidance_strength=1.0 + 5 * label_drop)
     module = TheirDiT(golden_dit(torch.float32), rows)
     options = {"lr": config.optimizer.learning_rate, "betas": config.optimizer.betas, "weight_decay": 0.0}

@@ -174,7 +174,7 @@ def test_meanflow_in_float32(name, jvp):
         assert relative_error(gradient, golden(name)[f"grad.{parameter}"]) < FLOAT32, parameter
 
 
-# The surrogate and the guided target in their defining form, for every interpolant and parameterisation.
+# The surrogate and the guided target in their defining form, for every interpolant and parameterization.
 
 
 def ordered_draws(batch: int = 8, num_flow_matching: int = 4) -> Draws:
@@ -491,7 +491,7 @@ def test_a_sample_with_dropped_label_does_not_depend_on_it(name):
     assert ((before - after)[~draws.drop].abs() > 1e-6).all()
 
 
-def test_a_sample_s_loss_does_not_depend_on_its_neighbours(name):
+def test_a_sample_s_loss_does_not_depend_on_its_neighbors(name):
     """So the workers' shares of a batch add up to the batch."""
     objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((12, 1, 2, 2))

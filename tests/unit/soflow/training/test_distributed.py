@@ -167,7 +167,7 @@ def test_evaluation_images_do_not_depend_on_the_number_of_workers(sampler, resul
     expected = single["images"][sampler]
     assert expected["places"].tolist() == list(range(22))
     assert len({image.numpy().tobytes() for image in expected["images"]}) == 22
-    assert expected["images"].float().std() > 10  # grey levels: something is on them
+    assert expected["images"].float().std() > 10  # gray levels: something is on them
     shares = [found["images"][sampler] for found in several]
     assert [len(share["places"]) for share in shares] == [12, 10]
     together = {name: torch.cat([share[name] for share in shares]) for name in expected}
