@@ -20,8 +20,9 @@ PUBLISHED = {"DiT-B/2": 131, "DiT-B/4": 131, "DiT-M/2": 308, "DiT-L/2": 459, "Di
 """Millions, from MeanFlow's table of configurations (arXiv 2505.13447), which SoFlow shares."""
 PAGE = """# Networks
 
-Trained parameters of every network of published size, counted by `benchmarks/parameters.py`. A DiT is conditioned on two
-times, so it has one more time embedder than the original (arXiv 2212.09748); its fixed position table is not counted.
+Trained parameters of every network of published size, counted by `benchmarks/parameters.py`. A DiT is conditioned on
+two times, so it has one more time embedder than the original (arXiv 2212.09748). Its fixed position table is not
+counted.
 
 | network | width | depth | heads | parameters | published |
 |---|---|---|---|---|---|
