@@ -244,9 +244,9 @@ def test_claims_about_exponents_are_judged_together_with_the_others(sweep, tmp_p
         "fid(faster) < 10",
         f"k = 0.5: {relation} (x)",
     ]
-    listed = "".join(f"- {{claim: c, source: s, study: bound, test: '{test}'}}\n" for test in tests)
+    listed = "".join(f"- {{claim: c, source: s, experiment: bound, test: '{test}'}}\n" for test in tests)
     (tmp_path / "claims.yaml").write_text(listed)
-    bound, faster, fid, nothing = judge_claims(read_claims(tmp_path / "claims.yaml"), lambda study: sweep)
+    bound, faster, fid, nothing = judge_claims(read_claims(tmp_path / "claims.yaml"), lambda experiment: sweep)
     assert [each.result.outcome for each in (bound, faster, fid, nothing)] == [CONFIRMED, REFUTED, CONFIRMED, UNDECIDED]
     of_case = {each.case: each for each in compare(sweep).exponents}
     values = list(of_case["faster"].by_seed.values())
