@@ -71,7 +71,7 @@ def test_an_empty_store_and_foreign_text_are_shown_as_text(session, pages, page)
     tags = {schema.KIND: schema.SWEEP_KIND, "num_trials": "1"}
     sweep = client.create_run(experiment, int(time.time() * 1000), tags, EVIL).info.run_id
     tags = {schema.KIND: schema.TRIAL_KIND, schema.PARENT: sweep, schema.STATE: "failed", schema.FAILURE: EVIL}
-    trial = client.create_run(experiment, int(time.time() * 1000), tags, EVIL).info.run_id
+    trial = client.create_run(experiment, int(time.time() * 1000), tags, f"{EVIL}-0000").info.run_id
     client.log_param(trial, "objective.name", EVIL)
     client.log_text(trial, f"Traceback\n{EVIL}", "failure.txt")
     client.log_metric(trial, "fid", 2.0, step=10)
