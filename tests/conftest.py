@@ -11,14 +11,15 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Run all system tests in one worker process, which shares a cluster between them; the others run the unit tests.
+    """Run all system tests in one worker process, which shares a cluster between them, and each unit file in one.
 
-    Started first, they take as long as all unit tests together.
+    What a file's tests share is made once. System tests come first, as they take as long as all unit tests together.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class SystemTestsTogether(LoadScopeScheduling):
+    class FilesTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "system" if nodeid.startswith("tests/system/") else nodeid
+            return "system" if nodeid.startswith("tests/system/") else nodeid.split("::")[0]
 
-    return SystemTestsTogether(config, log)
+    config.option.loadscopereorder = False  # in the order of collection: system before unit
+    return FilesTogether(config, log)

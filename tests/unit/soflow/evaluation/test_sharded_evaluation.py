@@ -20,6 +20,8 @@ from soflow.evaluation.fidelity import Evaluator
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.training.run import TrainingRun
 
+pytestmark = pytest.mark.slow  # starts processes
+
 WORKERS = 4
 NUM_SAMPLES, BATCH = 110, 20  # six batches, the last of them smaller: two workers make two, two make one
 CONFIG = tiny_config(
@@ -183,7 +185,6 @@ def test_fid_of_merged_statistics_is_that_of_all_features(results):
     assert metrics.fid(found, other) == pytest.approx(metrics.fid(expected, other), rel=1e-9)
 
 
-@pytest.mark.slow
 def test_fid_over_2048_features_is_that_of_all_features():
     """Inception's width, four shards joined; twice ten seconds are the eigenvalues'."""
     random = torch.Generator().manual_seed(0)

@@ -17,6 +17,8 @@ from soflow.evaluation.moments import Workers
 from soflow.objectives.registry import OBJECTIVES
 from soflow.training.trainer import NonFiniteLoss, Trainer
 
+pytestmark = pytest.mark.slow  # starts processes
+
 WORKERS = 2
 MICRO_BATCHES = "micro-batches"
 
