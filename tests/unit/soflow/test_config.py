@@ -170,10 +170,14 @@ def test_several_faults_are_a_line_each():
 
 
 def test_the_edges_of_what_is_allowed():
-    parse({"objective": {"flow_matching_fraction": 0, "velocity_mix": 1, "guidance_strength": 1, "label_drop": 0}})
-    parse({"objective": {"flow_matching_fraction": 1, "velocity_mix": 0, "r_init": 1, "r_end": 1}})
-    parse({"objective": MEANFLOW | {"label_drop": 0, "guidance_omega": 1, "guidance_kappa": 0}})
-    parse({"evaluation": {"nfe": (1, 4), "sampler": "heun"}})
+    for section, values in (
+        ("objective", {"flow_matching_fraction": 0, "velocity_mix": 1, "guidance_strength": 1, "label_drop": 0}),
+        ("objective", {"flow_matching_fraction": 1, "velocity_mix": 0, "r_init": 1, "r_end": 1}),
+        ("objective", MEANFLOW | {"label_drop": 0, "guidance_omega": 1, "guidance_kappa": 0}),
+        ("evaluation", {"nfe": (1, 4), "sampler": "heun"}),
+    ):
+        parsed = getattr(parse({section: values}), section)
+        assert {name: getattr(parsed, name) for name in values} == values
 
 
 def test_the_batch_must_divide_among_the_workers():
