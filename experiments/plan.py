@@ -123,7 +123,7 @@ def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> 
     added = []
     if config.address is None:
         added += ["--address", "HEAD:6379"]
-    if "--storage" not in kept:
+    if config.storage == SweepConfig.model_fields["storage"].default:
         added += ["--storage", "/SHARED/FOLDER"]
     if config.tracking_uri is None:
         added += ["--tracking-uri", "http://MLFLOW:5000"]

@@ -121,6 +121,15 @@ def test_a_plan_takes_as_many_workers_as_a_step_needs_memory_of():
     assert "--resources.num-workers" not in plan.cluster_command(config, [], config.resources.num_workers)
 
 
+def test_the_command_for_a_cluster_keeps_a_given_storage(tmp_path):
+    config = config_of("sanity_check", "paper")
+    assert "--storage /SHARED/FOLDER" in plan.cluster_command(config, [], 1)
+    given = f"--storage={tmp_path}"
+    command = plan.cluster_command(config.model_copy(update={"storage": tmp_path}), [given], 1)
+    assert given in command
+    assert "/SHARED/FOLDER" not in command
+
+
 CASES = ("plain", "worse:objective.guidance_strength=2")
 
 
