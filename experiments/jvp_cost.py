@@ -72,9 +72,13 @@ def preview(config: SweepConfig) -> SweepConfig:
 
 def prepare(config: SweepConfig) -> SweepConfig:
     """Equalize the cases with step times measured by the cost study, which runs first if necessary."""
-    if any(case.name in {variant + TIME for variant in MEANFLOW} for case in config.cases):
-        return equalize(config, measured_ratios(finished_cost_study(config)))
-    return equalize(config, {})
+    return equalize(config, measured_ratios(finished_cost_study(config)) if _at_equal_time(config) else {})
+
+
+def _at_equal_time(config: SweepConfig) -> tuple[str, ...]:
+    """List the variants of MeanFlow whose step times are needed."""
+    names = {case.name for case in config.cases}
+    return tuple(variant for variant in MEANFLOW if variant + TIME in names)
 
 
 def equalize(config: SweepConfig, ratios: dict[str, float]) -> SweepConfig:
@@ -135,7 +139,8 @@ def finished_cost_study(config: SweepConfig) -> CostStudyConfig:
     costs = _cost_config(config)
     folder = costs.storage / costs.name
     if (folder / ROUNDS_FILE).exists():  # the file that is written last
-        if validate(CostStudyConfig, read_yaml(folder / CONFIG_FILE)).run != costs.run:
+        measured = validate(CostStudyConfig, read_yaml(folder / CONFIG_FILE))
+        if measured.run != costs.run or not set(costs.variants) <= set(measured.variants):
             raise ConfigError(
                 f"name = {costs.name}: exists in {costs.storage} with other settings; choose another --name"
             )
@@ -154,7 +159,7 @@ def _cost_config(config: SweepConfig) -> CostStudyConfig:
     return validate(
         CostStudyConfig,
         launch_values
-        | {"name": f"{config.name}-cost", "variants": ("soflow", *MEANFLOW), "resources": resources}
+        | {"name": f"{config.name}-cost", "variants": ("soflow", *_at_equal_time(config)), "resources": resources}
         | {"networks": (config.network.name,), "batches": (config.training.batch_size // config.resources.num_workers,)}
         | {"precisions": (config.training.precision,), "compiled": (config.training.compile,)},
     )

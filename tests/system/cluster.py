@@ -19,6 +19,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 SMALL_STORE = "--object-store-memory=100000000"
 START_S = 120
 """What a node gets for its start; one whose head has ended would wait forever."""
+TOKEN = "RAY_AUTH_TOKEN_PATH"
 SETTLE_S = 2
 """`ray start` looks every second whether a part of a node that has just started has ended, and ends the node then."""
 
@@ -82,13 +83,10 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # not pytest's: Ray's sockets need a short path
-        token = self.folder / "token"
-        token.write_text(secrets.token_hex(32))
-        token.chmod(0o600)
         self.port = _free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        """What a program's environment needs to be let in."""
+        self.env = {} if TOKEN in os.environ else new_token(self.folder)
+        """What a program's environment needs besides this process's to be let in."""
         try:
             for cpus in self.cpus:  # one after another: nodes that start at once on one machine get in each other's way
                 self.add_node(cpus)
@@ -174,6 +172,14 @@ class Cluster:
         asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
         assert asked.returncode == 0, asked.stderr
         return asked.stdout.strip()
+
+
+def new_token(folder: Path) -> dict[str, str]:
+    """Environment of a cluster with a new token, and of the programs that it lets in."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    return {"RAY_AUTH_MODE": "token", TOKEN: str(token)}
 
 
 def _free_port() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401 - a fixture
-from cluster import Cluster
+from cluster import Cluster, new_token
 from session import SMALL, Session
 
 HERE = Path(__file__).parent
@@ -19,12 +19,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every Ray cluster asks for this token. Ray reads the mode when it is imported, which forked programs do early."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in new_token(tmp_path_factory.mktemp("token")).items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A Ray cluster that asks for a token: a head without CPUs and two nodes of two CPUs, started once."""
-    with Cluster((0, 2, 2)) as cluster, pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.env.items():
-            patch.setenv(name, value)
+    with Cluster((0, 2, 2)) as cluster:
         yield cluster
 
 
