@@ -67,9 +67,11 @@ class SweepStore:
         self.client.log_batch(parent, params=[Param(key, str(value)) for key, value in params.items()])
         self.client.log_artifact(parent, str(folder / SWEEP_FILE))
         study = SweepStudy(config, folder, search_space.build(config))
-        for number, (state, fids) in enumerate(outcomes):
-            point = study.next_trial(set(range(number))).point
-            self._trial(study, parent, number, point, state, fids, images)
+        started: set[int] = set()
+        for state, fids in outcomes:
+            ticket = study.next_trial(started)
+            started.add(ticket.number)
+            self._trial(study, parent, ticket.number, ticket.point, state, fids, images)
         self.client.set_terminated(parent, "FINISHED", 90_000)
         return parent
 

@@ -98,10 +98,11 @@ def read_sweep(tracking_uri: str, name_or_id: str) -> SweepData:
         if parent and parent.info.lifecycle_stage == "deleted":
             notes.append("The sweep's run is marked as deleted in MLflow.")
         from dashboards.reading.study import read_study  # imports optuna
+        from orchestration.sweep.study import accepted
 
         study, note = read_study(client, parent, children)
         notes += [note] if note else []
-        started = study.get_trials(deepcopy=False) if study is not None else []
+        started = accepted(study.get_trials(deepcopy=False)) if study is not None else []
         if len(started) > len(runs):
             notes.append(f"MLflow contains {len(runs)} of the study's {len(started)} trials.")
         goals, paths = goals_of(parent), _searched(started, runs)

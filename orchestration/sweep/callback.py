@@ -126,12 +126,18 @@ class MlflowCallback(tune.Callback):
     def __reduce__(self):
         return object, ()  # as OptunaSearcher: Tune saves it for a restore, which soflow never does
 
-    def count_finished(self, trials: list[FrozenTrial], replay: set[int]) -> None:
-        """On a resume, count the trials that ended before."""
+    def count_finished(self, trials: list[FrozenTrial], rejected: list[FrozenTrial], replay: set[int]) -> None:
+        """On a resume, count the trials that ended before, and the points that were rejected."""
+        self.progress.rejected = len(rejected)
         for trial in trials:
             if trial.state.is_finished() and trial.number not in replay:
                 values = trial.values or list(trial.intermediate_values.values())[-1:]
                 self.progress.count_finished(trial.number, trial.params, STATES[trial.state], *values[:1])
+
+    def rejected(self, number: int, reason: str) -> None:
+        """Show that a point was drawn again."""
+        self.progress.rejected += 1
+        self.view.rejected(number, reason)
 
     def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
         self.view.begin(self.folder.name)

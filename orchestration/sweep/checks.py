@@ -15,9 +15,10 @@ from orchestration.storage import STUDY_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig, read_constraint
 from orchestration.sweep.hypotheses import read_hypothesis
+from orchestration.sweep.points import check_space
 from orchestration.sweep.samplers import check_sampler
 from orchestration.sweep.search_space import SearchSpace
-from orchestration.sweep.study import open_storage, study_name
+from orchestration.sweep.study import accepted, open_storage, study_name
 from soflow.config_base import ConfigError
 
 
@@ -30,6 +31,7 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool, space: Search
     check_sampler(config, space)
     _check_metrics(config)
     search_space.known_points(config, space)
+    check_space(config, space)
     if config.study_storage is None and not (folder / STUDY_FILE).exists():
         return  # new, or interrupted before its first trial
     folder = folder.absolute()
@@ -68,7 +70,7 @@ def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str, str | None]]
 
 def _check_extension(config: SweepConfig, study: optuna.Study, space: SearchSpace) -> None:
     """Refuse fewer trials than the study has, and dimensions that Optuna cannot combine with its earlier trials."""
-    trials = study.get_trials(deepcopy=False)
+    trials = accepted(study.get_trials(deepcopy=False))
     started = sum(trial.state != TrialState.WAITING for trial in trials)
     if config.resolved_num_trials < started:
         raise ConfigError(f"num_trials = {config.num_trials}: the sweep has {started} trials already")

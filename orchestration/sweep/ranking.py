@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from orchestration.storage import trial_folder
 from orchestration.sweep.rank import rank_trials
-from orchestration.sweep.study import LAST_RESULT, REASON, SweepStudy
+from orchestration.sweep.study import LAST_RESULT, REASON, REJECTED, SweepStudy
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.format import format_value, short_name, table_console
 from soflow.config_files import to_yaml
@@ -92,11 +93,17 @@ def write_summary(study: SweepStudy) -> Summary:
         point = study.ticket(int(best["trial"])).point
         write_atomic(summary.files[-1], to_yaml(trial_config(config.run, point, config.cases)))
         summary.metrics.update({f"best/{name}": best[name] for name in METRICS if name in table})
-        summary.metrics["best/trial"] = int(best["trial"])
+        summary.metrics.update({"best/trial": int(best["trial"]), "rejected_points": len(study.rejected())})
         if not config.cases:
             _print_best(console, best, summary.files[-1])
     else:
         console.print("No trial reached its last step; see failure.txt in a trial's folder.", highlight=False)
+    if rejected := Counter(str(trial.user_attrs[REJECTED]) for trial in study.rejected()):
+        console.print(
+            f"{rejected.total()} points were unusable and drawn again, most often: {rejected.most_common(1)[0][0]}"
+        )
+    if study.exhausted:
+        console.print(f"The search ended after {len(table)} trials: no other valid point was found.")
     for line in (f"all trials:  {summary.files[0]}", f"compare:     {config.mlflow_ui}"):
         console.print(line, soft_wrap=True, highlight=False)
     return summary

@@ -41,8 +41,10 @@ class OptunaSearcher(Searcher):
 
     @property
     def is_complete(self) -> bool:
-        """True once Tune has received all trials."""
-        return self._finished_before + len(self.numbers) >= self.study.config.resolved_num_trials
+        """True once Tune has received all trials that there are."""
+        return (
+            self.study.exhausted or self._finished_before + len(self.numbers) >= self.study.config.resolved_num_trials
+        )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the Tune configuration of a new trial; None while all slots are busy, or if there is none."""

@@ -25,6 +25,7 @@ from orchestration.storage import (
 )
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.points import as_many_as_points
 from orchestration.sweep.resume import check_journal, saved_config
 from orchestration.sweep.rungs import rungs
 from orchestration.terminal.views import stdout_for
@@ -77,7 +78,8 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
 
     check_study(config, folder, resuming, space)
     check_tracking(config.resolved_tracking_uri)
-    record = None
+    record, asked = None, config
+    config = as_many_as_points(config, space)
     try:
         with connected(config, groups=config.max_concurrent) as resources:
             budget = memory_budget(resources, config.max_concurrent)
@@ -87,9 +89,9 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
             if resuming:
                 # Tune's own state is never restored: the study knows the trials, their folders have their reports.
                 shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
-                write_atomic(folder / SWEEP_FILE, to_yaml(config))
+                write_atomic(folder / SWEEP_FILE, to_yaml(asked))
             else:
-                create(folder, SWEEP_FILE, to_yaml(config))
+                create(folder, SWEEP_FILE, to_yaml(asked))
                 until_the_end.enter_context(sole_owner(folder))
             trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
             print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
@@ -116,10 +118,10 @@ def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesCo
     from orchestration.sweep.ray_search import OptunaSearcher
     from orchestration.sweep.study import SweepStudy
 
-    study = SweepStudy(record.config, record.folder, record.space)
+    study = SweepStudy(record.config, record.folder, record.space, callback.rejected)
     # Trials that ended in the study, but were interrupted before their end was recorded in MLflow.
     replay = {number for number in record.open_trials() if study.has_finished(number)}
-    callback.count_finished(study.trials(), replay)
+    callback.count_finished(study.trials(), study.rejected(), replay)
     searcher = OptunaSearcher(study, replay)
     if not searcher.is_complete:
         _tuner(record.config, record.folder, searcher, callback, resources, budget).fit()
@@ -132,7 +134,7 @@ def _finish(record: SweepRecord, callback: MlflowCallback, study: SweepStudy, wr
 
     config, summary, upload_bytes = record.config, None, 0
     finished = sum(trial.state.is_finished() for trial in study.trials())
-    status = "FINISHED" if finished >= config.resolved_num_trials else "KILLED"
+    status = "FINISHED" if study.exhausted or finished >= config.resolved_num_trials else "KILLED"
     if status == "FINISHED":
         summary = write_summary(study)
         status = "FINISHED" if summary.metrics else "FAILED"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from orchestration.sweep.config import CONDITIONAL_SAMPLERS, SweepConfig
+from orchestration.sweep.points import fault_of, random_params
 from orchestration.sweep.ticket import trial_config
 from orchestration.tracking.schema import CASE
-from soflow.config import flatten, override, parse, to_dict
+from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError
 from soflow.objectives.registry import OBJECTIVES
 
@@ -23,6 +25,8 @@ AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed that of another path."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
 """Dimensions without effect while another path has the given value: r_init, as the constant schedule is r_end."""
+MOST_COMBINATIONS = 100
+"""Random points with which an extreme value is combined before it is refused."""
 PAPER: dict[str, dict[str, Any]] = {
     "soflow": {
         "flow_matching_fraction": 0.75,
@@ -77,6 +81,11 @@ class Dimension:
         """Bounds or all choices; each must be a valid value."""
         return self.choices or (self.low, self.high)
 
+    @property
+    def values(self) -> Sequence[Any] | None:
+        """All values of a choice or of a range of integers; None for a range of real numbers."""
+        return self.choices or (range(int(self.low), int(self.high) + 1) if self.integer else None)
+
     def __contains__(self, value: Any) -> bool:
         return value in self.choices if self.choices else self.low <= value <= self.high
 
@@ -115,7 +124,7 @@ class SearchSpace:
     def __call__(self, trial: optuna.Trial) -> None:
         for dimension in self.dimensions:
             if self.fixed or self.is_used(dimension.path, trial.params):
-                dimension.suggest(trial, self._limit(dimension.path, trial.params))
+                dimension.suggest(trial, self.limit(dimension.path, trial.params))
 
     def point(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the value of each searched path of a trial; the base value where a path has no effect."""
@@ -133,7 +142,11 @@ class SearchSpace:
         condition, value = UNUSED_WHERE[path]
         return params.get(condition, self.base.get(condition)) != value
 
-    def _limit(self, path: str, params: dict[str, Any]) -> float | None:
+    def keeps_limits(self, params: dict[str, Any]) -> bool:
+        """Check that no value exceeds that of the path which limits it."""
+        return all(params[path] <= self.limit(path, params) for path in AT_MOST if path in params)
+
+    def limit(self, path: str, params: dict[str, Any]) -> float | None:
         limit = AT_MOST.get(path)
         if limit is None:
             return None
@@ -158,8 +171,7 @@ def build(config: SweepConfig) -> SearchSpace:
     Raises:
         ConfigError: if a path is unknown, or an extreme value of a dimension is not allowed at its path.
     """
-    base = to_dict(config.run)
-    flat = flatten(base)
+    flat = flatten(to_dict(config.run))
     if config.cases:
         return _space_of_cases(config, flat)
     dimensions: list[Dimension] = []
@@ -175,8 +187,8 @@ def build(config: SweepConfig) -> SearchSpace:
         dimensions.append(replace(dimension, integer=is_integer))
     dimensions.sort(key=_dependency_order({dimension.path: index for index, dimension in enumerate(dimensions)}))
     space = SearchSpace(tuple(dimensions), flat, fixed=config.sampler not in CONDITIONAL_SAMPLERS)
-    for dimension in dimensions:
-        _check_extremes(dimension, {d.path: d for d in dimensions}, base)
+    for dimension in sorted(dimensions, key=lambda dimension: not _is_limited(dimension)):
+        _check_extremes(dimension, space, config)
         _check_use(dimension, space)
     return space
 
@@ -220,7 +232,9 @@ def _check_use(dimension: Dimension, space: SearchSpace) -> None:
             )
 
 
-def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: dict[str, Any]) -> None:
+def _check_extremes(dimension: Dimension, space: SearchSpace, config: SweepConfig) -> None:
+    """Reject a dimension with an extreme value that is valid neither at the base nor at random other values."""
+    searched = {other.path: other for other in space.dimensions}
     for value in dimension.extremes:
         point = {dimension.path: value}
         # A range is clipped to its limit: its values must be valid at the loosest limit only, its lowest value at the
@@ -230,10 +244,17 @@ def _check_extremes(dimension: Dimension, searched: dict[str, Dimension], base: 
                 point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
             elif dimension.path == limit and limited in searched:
                 point[limited] = searched[limited].extremes[0]
-        try:
-            parse(override(base, point))
-        except ConfigError as error:
-            raise ConfigError(f"search of {dimension.path}: {error}") from None
+        fault = fault_of(config, point)
+        others = itertools.islice(random_params(space, config.seed), MOST_COMBINATIONS)
+        if fault and (
+            _is_limited(dimension) or all(fault_of(config, space.point(params) | point) for params in others)
+        ):
+            raise ConfigError(f"search of {dimension.path}: {fault}")
+
+
+def _is_limited(dimension: Dimension) -> bool:
+    """Check whether a dimension limits another or is limited; these checks come first, as random points need them."""
+    return dimension.path in AT_MOST or dimension.path in AT_MOST.values()
 
 
 def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
@@ -247,15 +268,16 @@ def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
         numbers = range(int(seeds.low), int(seeds.high) + 1)
         return [{CASE: name, "seed": seed} for seed in numbers for name in names.choices]
     if config.known_points is not None:
-        return [space.base_point | _read_point(text, space) for text in config.known_points]
+        return [_read_point(text, config, space) for text in config.known_points]
     searched = {dimension.path: dimension for dimension in space.dimensions}
     paper = {f"objective.{name}": value for name, value in PAPER.get(config.objective.name, {}).items()}
     inside = {path: value for path, value in paper.items() if path in searched and value in searched[path]}
     points = [space.base_point, space.base_point | inside]
-    return points if points[0] != points[1] and _is_valid(space, points[1]) else points[:1]
+    unique = points if points[0] != points[1] else points[:1]
+    return [point for point in unique if space.keeps_limits(point) and not fault_of(config, space.point(point))]
 
 
-def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
+def _read_point(text: str, config: SweepConfig, space: SearchSpace) -> dict[str, Any]:
     searched = {dimension.path: dimension for dimension in space.dimensions}
     point = {}
     for assignment in text.split(","):
@@ -265,13 +287,12 @@ def _read_point(text: str, space: SearchSpace) -> dict[str, Any]:
         point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
         if point[path] is None or point[path] not in searched[path]:
             raise ConfigError(f"known_points = {text}: {path} = {value} lies outside the search space")
-    if not _is_valid(space, space.base_point | point):
+    point = space.base_point | point
+    if not space.keeps_limits(point):
         raise ConfigError(f"known_points = {text}: {' and '.join(point)} exclude each other")
+    if fault := fault_of(config, space.point(point)):
+        raise ConfigError(f"known_points = {text}: {fault}")
     return point
-
-
-def _is_valid(space: SearchSpace, point: dict[str, Any]) -> bool:
-    return all(point[path] <= space._limit(path, point) for path in AT_MOST if path in point)
 
 
 def _number(text: str) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,24 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestration.storage import STUDY_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig, read_constraint
-from orchestration.sweep.samplers import make_sampler
+from orchestration.sweep.points import fault_of, key_of, untried, valid_points
+from orchestration.sweep.samplers import SAMPLERS, make_sampler
 from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.ticket import TrialTicket
 from soflow.config_base import ConfigError
 
 STUDY = "sweep"
 """Name of the study in a journal, which contains one sweep. In a database the study has the sweep's name."""
-REASON, STOPPED_AT, LAST_RESULT = "reason", "stopped_at_step", "last_result"
-"""Attributes of trials: why a trial failed, at which step it was stopped, its last step and metrics."""
+REASON, STOPPED_AT, LAST_RESULT, REJECTED = "reason", "stopped_at_step", "last_result", "rejected"
+"""Attributes of trials: why a trial failed, at which step it was stopped, its last step and metrics, and why a point
+was rejected: such a trial never runs and is no trial of the sweep."""
+PATIENCE = 10
+"""Points of the sampler to reject in a row before a valid one is chosen at random."""
+
+
+def accepted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials whose points were not rejected. Their numbers have gaps where points were."""
+    return [trial for trial in trials if REJECTED not in trial.user_attrs]
 
 
 class SweepStudy:
@@ -38,10 +47,20 @@ class SweepStudy:
         config: the sweep, with `num_trials` resolved.
         folder: folder of the sweep.
         space: its search space.
+        on_rejected: called with a trial's number and the reason when its point is rejected and drawn again.
     """
 
-    def __init__(self, config: SweepConfig, folder: Path, space: SearchSpace):
-        self.config, self.folder, self.space = config, folder, space
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: Path,
+        space: SearchSpace,
+        on_rejected: Callable[[int, str], None] = lambda number, reason: None,
+    ):
+        self.config, self.folder, self.space, self.on_rejected = config, folder, space, on_rejected
+        self.finite = None if config.cases else valid_points(config, space)
+        self.exhausted = False
+        """True if no valid point is left to try."""
         self.constraints = [read_constraint(constraint) for constraint in config.constraints]
         if config.study_storage is None:
             repair_journal(folder / STUDY_FILE)
@@ -64,38 +83,80 @@ class SweepStudy:
         )
 
     def trials(self) -> list[FrozenTrial]:
-        """Return all trials by number, including those that wait to be suggested."""
-        return self.study.get_trials(deepcopy=False)
+        """Return all trials in the order of their numbers, including those that wait to be suggested."""
+        return accepted(self.study.get_trials(deepcopy=False))
+
+    def rejected(self) -> list[FrozenTrial]:
+        """Return the trials whose points were rejected."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if REJECTED in trial.user_attrs]
 
     def next_trial(self, started: set[int], replay: Collection[int] = ()) -> TrialTicket | None:
         """Return the next trial to run; None if there is none.
 
-        Trials that an interrupted process left unfinished come first, with the points that they had.
+        Trials that an interrupted process left unfinished come first, with the points that they had. An invalid point
+        is drawn again, and so is one that was tried before in a finite space.
 
         Args:
             started: numbers of the trials that this process has started.
             replay: numbers of finished trials to run once more; they read their reports instead of training.
         """
-        trials = self.trials()
-        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        for trial in trials:
+        for trial in self.trials():
             unfinished = trial.state == TrialState.RUNNING or trial.number in replay
-            if unfinished and trial.number not in started:
-                return self._suggest(self._handle(self.study, trial.number))
-        if len(trials) - len(waiting) >= self.config.resolved_num_trials:
-            return None
-        self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
-        return self._suggest(self.study.ask())
+            if unfinished and trial.number not in started and self._suggest(trial.number):
+                return self.ticket(trial.number)
+        rejections = 0
+        while self._num_started() < self.config.resolved_num_trials:
+            trials = self.study.get_trials(deepcopy=False)
+            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+            if rejections >= PATIENCE or (rejections and self.finite is not None and not waiting):
+                tried = (key_of(self.space.point(trial.params)) for trial in accepted(trials))
+                params = untried(self.config, self.space, self.finite, tried, len(trials))
+                if params is None:
+                    self.exhausted = True
+                    return None
+                self.study.enqueue_trial(params)
+                waiting = [len(trials)]
+            self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
+            number = self.study.ask().number
+            if self._suggest(number):
+                return self.ticket(number)
+            rejections += 1
+        return None
 
-    def _suggest(self, trial: optuna.Trial) -> TrialTicket:
-        """Choose the values of a trial's point that are not chosen yet."""
-        if not self.is_finished(trial.number):
-            self.study.sampler = make_sampler(self.config, trial.number)
-            self.space(trial)
-            if self.reports is not self.study:
-                while len(self.reports.get_trials(deepcopy=False)) <= trial.number:
-                    self.reports.ask()
-        return self.ticket(trial.number)
+    def _num_started(self) -> int:
+        return sum(trial.state != TrialState.WAITING for trial in self.trials())
+
+    def _suggest(self, number: int) -> bool:
+        """Choose the values of a trial's point that are not chosen yet; return False if it is unusable."""
+        if self.is_finished(number):  # to be replayed
+            return True
+        self.study.sampler = make_sampler(self.config, number)
+        self.space(self._handle(self.study, number))
+        if self.reports is not self.study:
+            while len(self.reports.get_trials(deepcopy=False)) <= number:
+                self.reports.ask()
+        if reason := self._unusable(number):
+            self._reject(number, reason)
+        return not reason
+
+    def _unusable(self, number: int) -> str:
+        """Return why a trial's point must be drawn again; "" if it is usable."""
+        point = self.ticket(number).point
+        if (fault := fault_of(self.config, point)) or self.finite is None:
+            return fault
+        chosen = "fixed_params" in self._frozen(self.study, number).system_attrs  # by the user, or as untried
+        same = (trial.number for trial in self.trials() if self.space.point(trial.params) == point)
+        first = next((other for other in same if other < number), None)
+        return "" if chosen or first is None else f"trial {first} has this point"
+
+    def _reject(self, number: int, reason: str) -> None:
+        """Tell Optuna that a point violates a constraint, if the sampler takes constraints."""
+        trial = self._handle(self.study, number)
+        trial.set_user_attr(REJECTED, reason)
+        if SAMPLERS[self.config.sampler].constraints:
+            trial.set_constraint(REJECTED, 1.0)
+        self._tell(number, state=TrialState.PRUNED)
+        self.on_rejected(number, reason)
 
     def ticket(self, number: int) -> TrialTicket:
         return TrialTicket(number, self.space.point(self._frozen(self.study, number).params))
@@ -106,8 +167,7 @@ class SweepStudy:
 
     def has_finished(self, number: int) -> bool:
         """Check whether the study has a trial of this number that has ended."""
-        trials = self.trials()
-        return number < len(trials) and trials[number].state.is_finished()
+        return any(trial.number == number and trial.state.is_finished() for trial in self.trials())
 
     def report(self, number: int, step: int, result: dict[str, Any]) -> bool:
         """Record the first goal's value at a step.

@@ -37,6 +37,9 @@ class LiveTable:
     def begin(self, name: str) -> None:
         self._live.start()
 
+    def rejected(self, number: int, reason: str) -> None:
+        pass  # counted in the summary
+
     def started(self, row: Row) -> None:
         self._paths += [path for path in row.point if path not in self._paths]
 

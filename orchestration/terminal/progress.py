@@ -40,6 +40,7 @@ class SweepProgress:
         best: trials with the lowest FID of any report, best first.
         recent: the last trials that ended, oldest first.
         counts: number of ended trials by state.
+        rejected: number of points that were drawn again.
     """
 
     def __init__(self, num_trials: int, total_steps: int, slots: int):
@@ -48,6 +49,7 @@ class SweepProgress:
         self.best: list[Row] = []
         self.recent: deque[Row] = deque(maxlen=RECENT)
         self.counts: Counter[str] = Counter()
+        self.rejected = 0
         self._began = time.monotonic()
         self._timed: deque[tuple[float, int]] = deque(maxlen=TIMED)  # seconds and steps between reports
 
@@ -114,6 +116,7 @@ class SweepProgress:
         """Return counts and times in one line."""
         counts = [f"{self.counts[state]} {state}" for state in OVER if self.counts[state]]
         text = f"{self.num_ended} of {self.num_trials} trials ended" + (f" ({', '.join(counts)})" if counts else "")
+        text += f", {self.rejected} unusable points drawn again" if self.rejected else ""
         text += f", {len(self.running)} running, {format_time(self.elapsed_s)} elapsed"
         if self.num_ended < self.num_trials and self.left_s is not None:
             text += f", at most {format_time(self.left_s)} left"

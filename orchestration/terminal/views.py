@@ -20,6 +20,10 @@ class View(Protocol):
 
     def begin(self, name: str) -> None: ...
 
+    def rejected(self, number: int, reason: str) -> None:
+        """Show that a trial's point was unusable, so that another one is drawn."""
+        ...
+
     def started(self, row: Row) -> None: ...
 
     def reported(self, row: Row, metrics: dict[str, float]) -> None: ...
@@ -41,6 +45,9 @@ class PlainLines:
 
     def begin(self, name: str) -> None:
         self._print("starting the training workers (about 20 s)")
+
+    def rejected(self, number: int, reason: str) -> None:
+        self._print(f"{self._time()} point {number} is drawn again: {reason}")
 
     def started(self, row: Row) -> None:
         pass
@@ -80,6 +87,9 @@ class JsonLines:
 
     def begin(self, name: str) -> None:
         self._print("sweep started", sweep=name, num_trials=self.progress.num_trials)
+
+    def rejected(self, number: int, reason: str) -> None:
+        self._print("point rejected", trial=number, reason=reason)
 
     def started(self, row: Row) -> None:
         self._print("trial started", trial=row.number, point=row.point)
