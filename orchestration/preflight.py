@@ -17,6 +17,8 @@ def check_inputs(config: RunConfig) -> None:
         DataError, ConfigError: naming the path and its expected content.
     """
     source = open_source(config.dataset)
+    for note in getattr(source, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     if hasattr(config.objective, "teacher"):
         from soflow.training.teacher import load_teacher  # imports torch
 

@@ -1,14 +1,17 @@
-"""Folder of images with one sub-folder per class."""
+"""Folder of images, with one sub-folder per class or without classes."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from soflow.data.base import DataError
+from soflow.data.decoding import open_rgb
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -16,28 +19,35 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 class ImageFolder:
     """RGB images read from disk on demand, resized and cropped to the center square.
 
+    Hidden files and folders, those whose names begin with a dot, are left out.
+
     Attributes:
         paths: paths of the images, by class and sorted by name within a class.
-        labels: int64 [N]; classes are numbered in the order of their folder names.
+        labels: int64 [N]; classes are numbered in the order of their folder names. Without folders there is one class.
+        notes: sentences on what was left out.
     """
 
     def __init__(self, root: Path, image_size: int):
         self.image_size = image_size
-        classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-        files = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in EXTENSIONS
-        ]
-        if not files:
+        found: dict[str, list[Path]] = {}
+        others: Counter[str] = Counter()
+        for path in _visible_files(root):
+            folder, *inside = path.relative_to(root).parts
+            if path.suffix.lower() in EXTENSIONS:
+                found.setdefault(folder if inside else "", []).append(path)
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+        in_root = found.pop("", [])
+        if not found and not in_root:
             raise DataError(
-                f"dataset.root = {root}: no images found; expected one sub-folder per class with "
-                f"{', '.join(sorted(EXTENSIONS))} files"
+                f"dataset.root = {root}: no images found; expected {', '.join(sorted(EXTENSIONS))} files, in one "
+                f"sub-folder per class or without sub-folders{_found_instead(others)}"
             )
-        self.paths = [path for path, _ in files]
-        self.labels = np.array([label for _, label in files], np.int64)
-        self.num_classes = len(classes)
+        by_class = [found[name] for name in sorted(found)] or [in_root]
+        self.paths = [path for paths in by_class for path in paths]
+        self.labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class]).astype(np.int64)
+        self.num_classes = len(by_class)
+        self.notes = _notes(root, found, in_root, others)
         # Sizes and times instead of contents, because reading a large dataset would take too long.
         stats = ((path.relative_to(root), path.stat()) for path in self.paths)
         listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
@@ -57,13 +67,34 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
         DataError: if the file is damaged or not an image; the message names it.
     """
-    try:
-        with Image.open(path) as image:
-            square = center_square(image.convert("RGB"), size)
-    # Pillow's decoders raise these exceptions on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(center_square(open_rgb(path), size)).transpose(2, 0, 1)
+
+
+def _visible_files(root: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted within each folder, without hidden files and folders."""
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _visible_files(path)
+        else:
+            yield path
+
+
+def _notes(root: Path, found: dict[str, list[Path]], in_root: list[Path], others: Counter[str]) -> list[str]:
+    notes = []
+    folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if found and (empty := sorted(folders - set(found))):
+        notes.append(f"{root}: {len(empty)} folders without images are no classes: {', '.join(empty[:5])}")
+    if found and in_root:
+        notes.append(f"{root}: {len(in_root)} images outside the class folders are left out")
+    if others:
+        notes.append(f"{root}: {others.total()} files are left out{_found_instead(others)}")
+    return notes
+
+
+def _found_instead(others: Counter[str]) -> str:
+    return f" ({', '.join(f'{count} with {suffix}' for suffix, count in others.most_common(5))})" if others else ""
 
 
 def center_square(image: Image.Image, size: int) -> Image.Image:
@@ -82,6 +113,6 @@ def center_square(image: Image.Image, size: int) -> Image.Image:
 
 def open_source(root: Path | None, image_size: int | None, download: bool = False) -> ImageFolder:
     if root is None or not root.is_dir():
-        raise DataError(f"dataset.root = {root}: must be a folder with one sub-folder of images per class")
+        raise DataError(f"dataset.root = {root}: must be a folder of images, with one sub-folder per class")
     assert image_size is not None  # the configuration requires it
     return ImageFolder(root, image_size)

@@ -6,8 +6,8 @@ Datasets of the file:
   deviation. H and W are 1/8 of the image side. Training reads this dataset in random order.
 - `labels` [N] int64, and the scalars `amount` (N) and `latent_size` (H = W).
 
-experiments/encode_latents.py writes such files, with the attribute `num_classes`. Without this attribute, the number of
-classes is the largest label + 1.
+experiments/encode_latents.py writes such files, with the attribute `num_classes`. Without this attribute, the labels
+must be 0 to K - 1 without gaps for K classes.
 """
 
 from __future__ import annotations
@@ -108,6 +108,11 @@ class LatentFile:
         if self.labels.dtype.kind not in "iu":
             raise DataError(f"{self.path}: labels of {self.labels.dtype} must be integers; {REMEDY}")
         smallest, largest = int(self.labels.min()), int(self.labels.max())
+        if num_classes is None and (gaps := sorted(set(range(largest + 1)) - set(self.labels.tolist()))):
+            raise DataError(
+                f"{self.path}: labels run from {smallest} to {largest}, but no sample has label {gaps[0]}; number the "
+                "classes from 0 without gaps, or set the file's attribute num_classes"
+            )
         num_classes = largest + 1 if num_classes is None else int(num_classes)
         if smallest < 0 or largest >= num_classes:
             raise DataError(

@@ -145,7 +145,7 @@ def directly(storage: Path) -> np.ndarray:
 def check_that_training_can_use(path: Path, vae: Path, expected: np.ndarray) -> None:
     config = DatasetConfig(name="latents", root=path, image_size=SIZE, vae=str(vae))
     source, codec = open_source(config), codecs.build(config, CPU)
-    assert (len(source), source.num_classes) == (NUM_IMAGES, 3)
+    assert (len(source), source.num_classes) == (NUM_IMAGES, 2)
     order = BatchOrder(len(source), 32, seed=0)
     for step, (stored, labels) in enumerate(batches(source, order, range(3), CPU, processes=1)):
         indices = order.indices(step)

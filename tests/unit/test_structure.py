@@ -119,7 +119,17 @@ def test_every_network_builds_through_its_module():
 
 def test_every_file_of_a_registry_is_registered():
     """A forgotten entry would leave an objective or a data source that nobody can choose."""
-    helpers = {"base", "config", "registry", "in_memory", "augmentation", "loading", "weighting", "reference"}
+    helpers = {
+        "base",
+        "config",
+        "registry",
+        "in_memory",
+        "augmentation",
+        "decoding",
+        "loading",
+        "weighting",
+        "reference",
+    }
     for registry, registered in REGISTERED.items():
         package = registry.removesuffix(".registry")
         files = {path.stem for path in Path(REPOSITORY, *package.split(".")).glob("[!_]*.py")} - helpers

@@ -195,7 +195,7 @@ def test_the_fingerprint_changes_with_the_data(tmp_path):
     others = [
         fingerprint("other latents", latents=last),
         fingerprint("other order", labels=LABELS[::-1]),
-        fingerprint("other labels", labels=LABELS + 1),
+        fingerprint("other labels", labels=np.roll(LABELS, 1)),
         fingerprint("other time", seconds=2e9),
     ]
     assert len({before, *others}) == 5

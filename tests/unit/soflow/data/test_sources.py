@@ -225,7 +225,34 @@ def test_grey_and_transparent_files_become_rgb(tmp_path):
     Image.fromarray(np.full((20, 10), 77, np.uint8)).save(tmp_path / "one" / "wide.png")
     images, _ = everything(open_source(folder_config(tmp_path, image_size=4)))
     assert images.shape == (2, 3, 4, 4)
-    assert [np.unique(image).tolist() for image in images] == [[128], [77]]
+    assert [np.unique(image).tolist() for image in images] == [[191], [77]]  # 128 · 128/255 + 255 · 127/255 = 191.2
+
+
+def test_hidden_and_empty_folders_are_no_classes(tmp_path):
+    image = Image.fromarray(np.full((8, 8, 3), 9, np.uint8))
+    for path in ("a/1.png", "c/sub/2.png", "a/._1.png", ".ipynb_checkpoints/1-checkpoint.png", "stray.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / path)
+    (tmp_path / "b").mkdir()
+    for name in ("a/labels.txt", "a/x.tiff", "a/y.tiff", ".DS_Store"):
+        (tmp_path / name).write_text("")
+    source = open_source(folder_config(tmp_path))
+    assert [path.name for path in source.paths] == ["1.png", "2.png"]
+    assert source.labels.tolist() == [0, 1]
+    assert source.num_classes == 2
+    assert source.notes == [
+        f"{tmp_path}: 1 folders without images are no classes: b",
+        f"{tmp_path}: 1 images outside the class folders are left out",
+        f"{tmp_path}: 3 files are left out (2 with .tiff, 1 with .txt)",
+    ]
+
+
+def test_a_folder_without_sub_folders_is_one_class(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    source = open_source(folder_config(tmp_path))
+    assert source.labels.tolist() == [0, 0, 0]
+    assert (source.num_classes, source.notes) == (1, [])
 
 
 def bicubic(before: int, after: int) -> np.ndarray:
@@ -304,8 +331,10 @@ def test_no_folder_is_refused_by_name(root, tmp_path):
 
 def test_a_folder_without_images_is_refused_by_name(tmp_path):
     (tmp_path / "cats").mkdir()
-    (tmp_path / "loose.png").write_bytes(b"")
-    with pytest.raises(DataError, match=re.escape(f"dataset.root = {tmp_path}: no images found")):
+    (tmp_path / "cats" / "notes.txt").write_text("")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    refusal = re.escape(f"dataset.root = {tmp_path}: no images found") + r".*\(1 with \.txt\)"
+    with pytest.raises(DataError, match=refusal):
         open_source(folder_config(tmp_path))
 
 
