@@ -173,7 +173,9 @@ def in_float64(draws: Draws) -> Draws:
 def gradient(objective: SoFlow, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Tensor:
     """Compute the gradient of the batch's loss by all parameters, as one float64 vector."""
     loss = (draws.weight * objective.losses(network, data, labels, draws).loss).sum()
-    return torch.cat([grad.double().flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
+    with objective.forward.backward(data.device):
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+    return torch.cat([grad.double().flatten() for grad in gradients])
 
 
 def trained(parameterization: str, seed: int, steps: int, device: torch.device) -> Case:

@@ -30,6 +30,27 @@ class Precision:
         with self.context(x.device):
             return network(x, t, s, labels).to(x.dtype)
 
+    def also_backward(self, output: Tensor) -> Tensor:
+        """Let the backward pass of a call run in this precision as well, where it differs from other calls'.
+
+        The backward pass reaches a call's output before the rest of the call, and later calls before earlier ones.
+        """
+        if output.requires_grad:
+            output.register_hook(self._switch)
+        return output
+
+    def _switch(self, gradient: Tensor) -> None:
+        _allow_tensor_float_32(self.name == "tf32")
+
+    @contextmanager
+    def backward(self, device: torch.device) -> Iterator[None]:
+        """Run the backward pass inside the block in this precision; bfloat16 is part of the graph already."""
+        if device.type == "meta":
+            yield
+            return
+        with _tensor_float_32(self.name == "tf32"):
+            yield
+
     @contextmanager
     def context(self, device: torch.device) -> Iterator[None]:
         """Run matrix products and convolutions inside the block in this precision."""
@@ -44,8 +65,12 @@ class Precision:
 def _tensor_float_32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TensorFloat-32 on CUDA tensor cores; torch's default allows it in convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    _allow_tensor_float_32(allowed)
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _allow_tensor_float_32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed

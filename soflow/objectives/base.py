@@ -169,10 +169,11 @@ class Objective(ABC):
         t, s, outputs = draws.t, draws.s, []
         with phase("forward"):
             if n:
-                outputs.append(self.forward(network, x_t[:n], t[:n], s[:n], labels[:n]))
+                output = self.forward(network, x_t[:n], t[:n], s[:n], labels[:n])
+                outputs.append(self.forward.also_backward(output))
             if n < len(x_t):
                 with self.same_dropout(draws):
-                    outputs.append(rest(network, x_t[n:], t[n:], s[n:], labels[n:]))
+                    outputs.append(rest.also_backward(rest(network, x_t[n:], t[n:], s[n:], labels[n:])))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @torch.no_grad()

@@ -166,7 +166,7 @@ class Trainer:
             rows = slice(number, None, self.micro_batches)
             with self._without_all_reduce() if draws is not shares[-1] else nullcontext():
                 loss, terms = self.module(data[rows], labels[rows], draws)
-                with phase("backward"):
+                with phase("backward"), self.objective.forward.backward(self.device):
                     # DistributedDataParallel averages gradients over workers, but the sample weights already sum to 1
                     # over the global batch.
                     (loss * self.world_size).backward()

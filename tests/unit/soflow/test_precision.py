@@ -8,10 +8,13 @@ from helpers import NUM_CLASSES, golden_dit, objective_config
 from torch import nn
 
 from soflow.conditioning import join, split, with_null
+from soflow.config import parse
+from soflow.data import open_source
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
 from soflow.objectives.soflow import SoFlow
 from soflow.precision import Precision
+from soflow.training.trainer import Trainer
 
 BATCH, KNOWN = 8, 3
 
@@ -78,6 +81,59 @@ def test_the_quotient_keeps_full_precision_unless_asked():
         objective = SoFlow(config, NUM_CLASSES, True, Precision(precision), Precision(quotient))
         objective.losses(network, data, labels, draws()).loss.sum().backward()
         assert network.calls == calls
+
+
+class BackwardRecorder(nn.Module):
+    """Notes whether TensorFloat-32 is allowed where the backward pass goes through each call, and the call's size."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.seen = network, []
+
+    def forward(self, x, t, s, labels):
+        output = self.network(x, t, s, labels)
+        middle = output * 1.0
+        size = len(x)
+
+        def note(gradient):
+            self.seen.append((size, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
+        if output.requires_grad:
+            output.register_hook(note)  # within the call: reached after the gradient of its result
+        return middle
+
+
+@pytest.mark.parametrize(("precision", "quotient"), [("tf32", "fp32"), ("tf32", "tf32"), ("fp32", "fp32")])
+def test_tensor_float_32_holds_in_the_backward_pass(precision, quotient):
+    """SoFlow's first KNOWN samples are called in the first precision, the others in that of the quotient."""
+    config = objective_config("soflow", guidance_strength=2.0)
+    data, _, _, labels = inputs()
+    network = BackwardRecorder(golden_dit(torch.float32))
+    objective = SoFlow(config, NUM_CLASSES, True, Precision(precision), Precision(quotient))
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    loss = objective.losses(network, data, labels, draws()).loss.sum()
+    with objective.forward.backward(torch.device("cpu")):
+        loss.backward()
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    sizes = {KNOWN: precision == "tf32", BATCH - KNOWN: quotient == "tf32"} if precision != quotient else {}
+    expected = [(size, allowed, allowed) for size, allowed in sizes.items()] or [(BATCH, *[precision == "tf32"] * 2)]
+    assert sorted(network.seen) == sorted(expected)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("objective", ["soflow", "meanflow", "flow_matching"])
+def test_a_step_s_backward_pass_runs_in_the_training_s_precision(precision, objective):
+    training = {"precision": precision, "quotient_precision": precision, "batch_size": 8, "total_steps": 4}
+    config = parse({"objective": {"name": objective}, "training": training})
+    trainer = Trainer(config, open_source(config.dataset), torch.device("cpu"))
+    seen = []
+    note = lambda *_: seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))  # noqa: E731
+    for module in trainer.network.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.register_hook(note)
+    trainer.take_step()
+    assert len(seen) > 5
+    assert set(seen) == {(precision == "tf32",) * 2}
 
 
 class Masked(nn.Module):
