@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def unused_keys(path: str | Path) -> dict[str, str]:
 
 def _mapping(path: str | Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = load_yaml(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
@@ -45,4 +46,44 @@ def _mapping(path: str | Path) -> dict[str, Any]:
 
 def to_yaml(config: BaseModel) -> str:
     """Format a configuration as YAML."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return dump_yaml(to_dict(config))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.2, in which 16:32, on and off are text and 1e-4 is a number (PyYAML reads YAML 1.1)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back unchanged."""
+
+
+_CORE_SCHEMA = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+"""Plain scalars by type and their first characters (YAML 1.2, section 10.3.2), and the merge key of YAML 1.1."""
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _name, (_pattern, _first) in _CORE_SCHEMA.items():
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+def load_yaml(text: str) -> Any:
+    """Parse a YAML 1.2 document.
+
+    Raises:
+        yaml.YAMLError: if it is none.
+    """
+    return yaml.load(text, _Loader)
+
+
+def dump_yaml(values: Any) -> str:
+    """Format values as YAML; `load_yaml` returns them unchanged."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)

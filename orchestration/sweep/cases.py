@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from soflow.config import flatten
 from soflow.config_base import Section
+from soflow.config_files import load_yaml
 
 _SEPARATOR = re.compile(r""",(?=(?:[^"']|"[^"]*"|'[^']*')*$)(?![^\[(]*[\])])""")
 """Commas outside quotes and brackets."""
@@ -23,6 +26,12 @@ class Case(Section):
 
     name: str
     changes: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("changes", mode="before")
+    @classmethod
+    def _as_paths(cls, changes: Any) -> Any:
+        """Accept nested mappings, as YAML files may have them."""
+        return flatten(changes) if isinstance(changes, dict) else changes or {}
 
     def __str__(self) -> str:
         changes = ", ".join(f"{path} = {value}" for path, value in self.changes.items())
@@ -41,12 +50,27 @@ def parse_case(text: str) -> Case:
     if not name.strip():
         raise ValueError(f"{text} must begin with a name")
     changes = {}
-    for assignment in filter(str.strip, _SEPARATOR.split(assignments)):
+    for assignment in filter(str.strip, split_values(assignments)):
         path, equals, value = assignment.partition("=")
         if not equals or not path.strip():
             raise ValueError(f"{text} must read NAME or NAME:PATH=VALUE,PATH=VALUE")
         changes[path.strip()] = parse_value(value.strip())
     return Case(name=name.strip(), changes=changes)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas outside quotes and brackets."""
+    return _SEPARATOR.split(text)
+
+
+def value_text(value: Any) -> str:
+    """Return a text that `parse_value` turns into this value, also between commas."""
+    if value is None or isinstance(value, (bool, list)):
+        return json.dumps(value)
+    text = str(value)
+    if isinstance(value, str) and (parse_value(text) != text or split_values(text) != [text] or text != text.strip()):
+        return json.dumps(text)
+    return text
 
 
 def parse_value(text: str) -> Any:
@@ -57,7 +81,7 @@ def parse_value(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower())
     if text[:1] in ("[", '"', "'"):
         try:
-            return yaml.safe_load(text)
+            return load_yaml(text)
         except yaml.YAMLError:
             return text
     if text.startswith("(") and text.endswith(")"):
@@ -68,16 +92,29 @@ def parse_value(text: str) -> Any:
 def read_cases(cases: Any) -> Any:
     """Convert the forms that YAML files and command lines use to a list of cases.
 
-    Forms: a mapping of names to changes; a list of texts, of `Case` objects or of their dictionaries.
+    Forms: a mapping of names to changes; a list of texts, such mappings, `Case` objects or their dictionaries.
 
     Raises:
         ValueError: if a name is not a string, or a text has another form.
     """
     if isinstance(cases, dict):
-        for name in cases:
-            if not isinstance(name, str):
-                raise ValueError(f"the name {name} must be a string; put it in quotes")
-        return tuple({"name": name, "changes": changes or {}} for name, changes in cases.items())
-    if isinstance(cases, (list, tuple)):
-        return tuple(parse_case(case) if isinstance(case, str) else case for case in cases)
-    return cases
+        cases = [cases]
+    if not isinstance(cases, (list, tuple)):
+        return cases
+    found: list[Any] = []
+    for case in cases:
+        if isinstance(case, str):
+            found.append(parse_case(case))
+        elif isinstance(case, dict) and not (isinstance(case.get("name"), str) and set(case) <= {"name", "changes"}):
+            found += [_named(name, changes) for name, changes in case.items()]
+        else:
+            found.append(case)
+    return tuple(found)
+
+
+def _named(name: Any, changes: Any) -> dict[str, Any]:
+    if not isinstance(name, str):
+        raise ValueError(f"the name {name} must be a string; put it in quotes")
+    if not isinstance(changes, (dict, type(None))):
+        raise ValueError(f"{name}: {changes} must be a mapping of paths to values")
+    return {"name": name, "changes": changes or {}}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from orchestration.config import LaunchConfig
-from orchestration.sweep.cases import Case, read_cases
+from orchestration.config import LaunchConfig, database_url
+from orchestration.sweep.cases import Case, read_cases, value_text
 from orchestration.sweep.hypotheses import read_hypothesis
 from soflow.config_base import Count, Section
 
@@ -60,7 +60,7 @@ class SweepConfig(LaunchConfig):
     known_points: tuple[str, ...] | None = None
     """Points to try first, each PATH=VALUE,PATH=VALUE. Default: the base configuration and the paper's settings."""
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
-    study_storage: str | None = None
+    study_storage: Annotated[str, AfterValidator(database_url)] | None = None
     """Database URL of the Optuna study. Default: study.journal in the sweep's folder."""
     progress: Literal["auto", "live", "plain", "json"] = "auto"
     """Progress output: live = table, plain = one line per report, json = one JSON object per event on stdout; auto =
@@ -71,8 +71,14 @@ class SweepConfig(LaunchConfig):
     @field_validator("search", mode="before")
     @classmethod
     def _as_assignments(cls, search: Any) -> Any:
-        """Accept a mapping of paths, as YAML files may have it."""
-        return tuple(f"{path}={spec}" for path, spec in search.items()) if isinstance(search, dict) else search
+        """Accept a mapping of paths to choices or ranges, as YAML files may have it."""
+        if not isinstance(search, dict):
+            return search
+        for path, spec in search.items():
+            if not isinstance(spec, (str, list)):
+                raise ValueError(f"{path} = {spec}: must be a list of choices, or LOW:HIGH")
+        specs = (spec if isinstance(spec, str) else ",".join(map(value_text, spec)) for spec in search.values())
+        return tuple(f"{path}={spec}" for path, spec in zip(search, specs, strict=True))
 
     @field_validator("known_points", mode="before")
     @classmethod
@@ -80,10 +86,12 @@ class SweepConfig(LaunchConfig):
         """Accept mappings of paths, as YAML files may have them."""
         if not isinstance(points, (list, tuple)):
             return points
-        as_text = (
-            ",".join(f"{k}={v}" for k, v in point.items()) if isinstance(point, dict) else point for point in points
+        return tuple(
+            ",".join(f"{path}={value_text(value)}" for path, value in point.items())
+            if isinstance(point, dict)
+            else point
+            for point in points
         )
-        return tuple(as_text)
 
     @field_validator("goals")
     @classmethod
@@ -142,7 +150,7 @@ class SweepConfig(LaunchConfig):
     def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
             cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
-            return values | {"num_trials": len(cases or ()) * int(seeds) or NUM_TRIALS}
+            return values | {"num_trials": len(read_cases(cases or ())) * int(seeds) or NUM_TRIALS}
         return values
 
     @property

@@ -6,15 +6,13 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from orchestration.sweep.config import SweepConfig
-from orchestration.sweep.ticket import trial_config
+from orchestration.sweep.search_space import SearchSpace
+from orchestration.sweep.ticket import fault_of
 from soflow.config_base import ConfigError
-
-if TYPE_CHECKING:
-    from orchestration.sweep.search_space import SearchSpace
 
 SAMPLED, LEAST_VALID = 200, 0.05
 """Random points from which the valid share of a space is estimated, and the share below which a sweep is refused."""
@@ -24,23 +22,16 @@ MOST_POINTS = 10_000
 """Combinations of values up to which a space is listed."""
 
 
-def fault_of(config: SweepConfig, point: dict[str, Any]) -> str:
-    """Return why a point is no valid configuration; "" if it is valid."""
-    try:
-        trial_config(config.run, point, config.cases)
-    except ConfigError as error:
-        return str(error)
-    return ""
-
-
 def check_space(config: SweepConfig, space: SearchSpace) -> None:
     """Check that enough points of a search space are valid, so that invalid ones can be drawn again.
 
     Raises:
         ConfigError: with the valid share of random points and the rule that refuses most of them.
     """
-    points = [space.point(params) for params in itertools.islice(random_params(space, config.seed), SAMPLED)]
-    faults = [fault for point in points if (fault := fault_of(config, point))]
+    if config.cases:  # each was checked
+        return
+    points = [space.point(params) for params in itertools.islice(space.random_params(config.seed), SAMPLED)]
+    faults = [fault for point in points if (fault := fault_of(config.run, point, config.cases))]
     share = 1 - len(faults) / len(points)
     if share < LEAST_VALID:
         fault, count = Counter(faults).most_common(1)[0]
@@ -48,18 +39,6 @@ def check_space(config: SweepConfig, space: SearchSpace) -> None:
             f"search: {share:.1%} of {len(points)} random points are valid, fewer than {LEAST_VALID:.0%}; "
             f"{count} are refused by: {fault}"
         )
-
-
-def random_params(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
-    """Draw parameters at random, without end."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
-    while True:
-        trial = study.ask()
-        space(trial)
-        yield dict(trial.params)
 
 
 def valid_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]] | None:
@@ -77,7 +56,7 @@ def valid_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
         if space.keeps_limits(params):
             point = space.point(params)
             found.setdefault(key_of(point), point)
-    return [point for point in found.values() if not fault_of(config, point)]
+    return [point for point in found.values() if not fault_of(config.run, point, config.cases)]
 
 
 def untried(
@@ -94,8 +73,8 @@ def untried(
     if finite is not None:
         left = [point for point in finite if key_of(point) not in before]
         return random.Random(f"{config.seed}/{number}").choice(left) if left else None
-    for params in itertools.islice(random_params(space, config.seed + number), MOST_DRAWS):
-        if not fault_of(config, space.point(params)):
+    for params in itertools.islice(space.random_params(config.seed + number), MOST_DRAWS):
+        if not fault_of(config.run, space.point(params)):
             return params
     return None
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from orchestration.sweep.cases import parse_value, split_values
 from orchestration.sweep.config import CONDITIONAL_SAMPLERS, SweepConfig
-from orchestration.sweep.points import fault_of, random_params
-from orchestration.sweep.ticket import trial_config
+from orchestration.sweep.ticket import fault_of, trial_config
 from orchestration.tracking.schema import CASE
 from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError
@@ -25,6 +25,10 @@ AT_MOST = {"objective.r_end": "objective.r_init"}
 """Dimensions whose value must not exceed that of another path."""
 UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
 """Dimensions without effect while another path has the given value: r_init, as the constant schedule is r_end."""
+MEASURED = ("evaluation.", "dataset.")
+NOT_MEASURED = ("dataset.conditional", "dataset.augmentation", "dataset.augmentations", "dataset.loading_processes")
+"""Sections that decide what FID measures, and their fields that do not."""
+_RANGE = re.compile(r"[^,:]*:[^,]*")
 MOST_COMBINATIONS = 100
 """Random points with which an extreme value is combined before it is refused."""
 PAPER: dict[str, dict[str, Any]] = {
@@ -60,19 +64,21 @@ class Dimension:
             ConfigError: if the text has another form.
         """
         path, equals, spec = assignment.partition("=")
-        bounds = spec.split(":")
+        bounds = spec.split(":") if _RANGE.fullmatch(spec) else [spec]
         malformed = ConfigError(f"search = {assignment}: must be PATH=LOW:HIGH, PATH=LOW:HIGH:log or PATH=A,B,C")
         if not equals or not path or not spec:
             raise malformed
         if len(bounds) == 1:
-            try:
-                return cls(path, choices=tuple(yaml.safe_load(choice) for choice in spec.split(",")))
-            except yaml.YAMLError:
-                raise malformed from None
+            choices = tuple(parse_value(choice.strip()) for choice in split_values(spec))
+            if any(isinstance(choice, list) for choice in choices):
+                raise malformed
+            return cls(path, choices=choices)
         (low, high), scale = map(_number, bounds[:2]), bounds[2:]
-        if low is None or high is None or scale not in ([], ["log"]) or not low < high or (scale and low <= 0):
+        least = 0 if scale else -math.inf
+        if low is None or high is None or scale not in ([], ["log"]) or not least < low < high < math.inf:
             raise ConfigError(
-                f"search = {assignment}: must have numbers LOW < HIGH, both above 0 with :log, as in PATH=0.001:0.1:log"
+                f"search = {assignment}: must have finite numbers LOW < HIGH, both above 0 with :log, as in "
+                "PATH=0.001:0.1:log"
             )
         return cls(path, low, high, log=bool(scale))
 
@@ -152,6 +158,17 @@ class SearchSpace:
             return None
         return params[limit] if limit in params and self.is_used(limit, params) else self.base[limit]
 
+    def random_params(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Draw parameters at random, without end."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+        while True:
+            trial = study.ask()
+            self(trial)
+            yield dict(trial.params)
+
     @property
     def base_point(self) -> dict[str, Any]:
         """Values of the base configuration, clipped into the space: the first trial of a sweep."""
@@ -183,14 +200,32 @@ def build(config: SweepConfig) -> SearchSpace:
             raise ConfigError(f"search = {assignment}: {dimension.path} is not a path of the configuration; {hint}")
         if dimension.path in {other.path for other in dimensions}:
             raise ConfigError(f"search = {assignment}: {dimension.path} is searched twice")
-        is_integer = isinstance(flat[dimension.path], int) and not dimension.choices
-        dimensions.append(replace(dimension, integer=is_integer))
+        if dimension.path.startswith(MEASURED) and dimension.path not in NOT_MEASURED:
+            raise ConfigError(
+                f"search = {assignment}: {dimension.path} changes what FID measures, so its trials cannot be ranked; "
+                "compare its values with --cases"
+            )
+        if dimension.choices:
+            dimension = replace(dimension, choices=_typed(dimension, config))
+        integer = isinstance(flat[dimension.path], int) and not isinstance(flat[dimension.path], bool)
+        dimensions.append(replace(dimension, integer=integer and not dimension.choices))
     dimensions.sort(key=_dependency_order({dimension.path: index for index, dimension in enumerate(dimensions)}))
     space = SearchSpace(tuple(dimensions), flat, fixed=config.sampler not in CONDITIONAL_SAMPLERS)
     for dimension in sorted(dimensions, key=lambda dimension: not _is_limited(dimension)):
         _check_extremes(dimension, space, config)
         _check_use(dimension, space)
     return space
+
+
+def _typed(dimension: Dimension, config: SweepConfig) -> tuple[Any, ...]:
+    """Return the choices as the configuration has them, e.g. 1.0 where a whole number was written for a real one."""
+    typed = []
+    for choice in dimension.choices:
+        try:
+            typed.append(flatten(to_dict(trial_config(config.run, {dimension.path: choice})))[dimension.path])
+        except ConfigError:  # not valid at the base, perhaps elsewhere
+            typed.append(choice)
+    return tuple(typed)
 
 
 def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
@@ -244,10 +279,10 @@ def _check_extremes(dimension: Dimension, space: SearchSpace, config: SweepConfi
                 point[limit] = (min if dimension.choices else max)(searched[limit].extremes)
             elif dimension.path == limit and limited in searched:
                 point[limited] = searched[limited].extremes[0]
-        fault = fault_of(config, point)
-        others = itertools.islice(random_params(space, config.seed), MOST_COMBINATIONS)
+        fault = fault_of(config.run, point)
+        others = itertools.islice(space.random_params(config.seed), MOST_COMBINATIONS)
         if fault and (
-            _is_limited(dimension) or all(fault_of(config, space.point(params) | point) for params in others)
+            _is_limited(dimension) or all(fault_of(config.run, space.point(params) | point) for params in others)
         ):
             raise ConfigError(f"search of {dimension.path}: {fault}")
 
@@ -274,23 +309,23 @@ def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
     inside = {path: value for path, value in paper.items() if path in searched and value in searched[path]}
     points = [space.base_point, space.base_point | inside]
     unique = points if points[0] != points[1] else points[:1]
-    return [point for point in unique if space.keeps_limits(point) and not fault_of(config, space.point(point))]
+    return [point for point in unique if space.keeps_limits(point) and not fault_of(config.run, space.point(point))]
 
 
 def _read_point(text: str, config: SweepConfig, space: SearchSpace) -> dict[str, Any]:
     searched = {dimension.path: dimension for dimension in space.dimensions}
     point = {}
-    for assignment in text.split(","):
+    for assignment in split_values(text):
         path, equals, value = assignment.partition("=")
         if not equals or path not in searched:
             raise ConfigError(f"known_points = {text}: {path} must be a searched path, one of {', '.join(searched)}")
-        point[path] = yaml.safe_load(value) if searched[path].choices else _number(value)
-        if point[path] is None or point[path] not in searched[path]:
+        point[path] = parse_value(value) if searched[path].choices else _number(value)
+        if (point[path] is None and not searched[path].choices) or point[path] not in searched[path]:
             raise ConfigError(f"known_points = {text}: {path} = {value} lies outside the search space")
     point = space.base_point | point
     if not space.keeps_limits(point):
         raise ConfigError(f"known_points = {text}: {' and '.join(point)} exclude each other")
-    if fault := fault_of(config, space.point(point)):
+    if fault := fault_of(config.run, space.point(point)):
         raise ConfigError(f"known_points = {text}: {fault}")
     return point
 

@@ -20,11 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestration.storage import STUDY_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig, read_constraint
-from orchestration.sweep.points import fault_of, key_of, untried, valid_points
+from orchestration.sweep.points import key_of, untried, valid_points
 from orchestration.sweep.samplers import SAMPLERS, make_sampler
 from orchestration.sweep.search_space import SearchSpace
-from orchestration.sweep.ticket import TrialTicket
-from soflow.config_base import ConfigError
+from orchestration.sweep.ticket import TrialTicket, fault_of
+from soflow.config_base import ConfigError, without_password
 
 STUDY = "sweep"
 """Name of the study in a journal, which contains one sweep. In a database the study has the sweep's name."""
@@ -142,7 +142,7 @@ class SweepStudy:
     def _unusable(self, number: int) -> str:
         """Return why a trial's point must be drawn again; "" if it is usable."""
         point = self.ticket(number).point
-        if (fault := fault_of(self.config, point)) or self.finite is None:
+        if (fault := fault_of(self.config.run, point, self.config.cases)) or self.finite is None:
             return fault
         chosen = "fixed_params" in self._frozen(self.study, number).system_attrs  # by the user, or as untried
         same = (trial.number for trial in self.trials() if self.space.point(trial.params) == point)
@@ -282,7 +282,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     try:
         return RDBStorage(url)
     except Exception as error:  # SQLAlchemy's and each driver's errors
-        reason = str(error).splitlines()[0]
+        reason = without_password(str(error).splitlines()[0])
         raise ConfigError(f"study_storage = {url}: cannot be opened ({reason})") from None
 
 

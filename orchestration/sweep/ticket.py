@@ -8,6 +8,7 @@ from typing import Any
 from orchestration.sweep.cases import Case
 from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig, override, parse, to_dict
+from soflow.config_base import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class TrialTicket:
     def from_tune(cls, config: dict[str, Any]) -> TrialTicket:
         """Convert back from a Ray Tune configuration."""
         return cls(config["number"], config["point"])
+
+
+def fault_of(base: RunConfig, point: dict[str, Any], cases: tuple[Case, ...] = ()) -> str:
+    """Return why a point is no valid configuration; "" if it is valid."""
+    try:
+        trial_config(base, point, cases)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def trial_config(base: RunConfig, point: dict[str, Any], cases: tuple[Case, ...] = ()) -> RunConfig:

@@ -170,7 +170,9 @@ def test_fids_of_different_protocols_are_not_ranked(store, report):
 
 def test_user_input_is_escaped(store, report):
     choice = HOSTILE.replace("=", "").replace(",", "")
-    parent = store.sweep("hostile", GOOD, search=[f"dataset.root={choice},other"], known_points=[])
+    objective = {"name": "distillation", "teacher": "other"}
+    search = [f"objective.teacher={choice},other", "optimizer.learning_rate=0.001:0.01"]
+    parent = store.sweep("hostile", GOOD, objective=objective, search=search, known_points=[])
     for tag in ("mlflow.runName", "objective", "dataset", "search", "git_commit"):
         store.client.set_tag(parent, tag, HOSTILE)
     for run in store.children(parent).values():

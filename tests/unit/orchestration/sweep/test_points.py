@@ -11,11 +11,12 @@ from optuna.trial import TrialState
 from dashboards.reading.sweep_data import read_sweep
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
-from orchestration.sweep.points import as_many_as_points, fault_of, valid_points
+from orchestration.sweep.points import as_many_as_points, valid_points
 from orchestration.sweep.ray_search import OptunaSearcher
 from orchestration.sweep.samplers import SAMPLERS
 from orchestration.sweep.search_space import build
 from orchestration.sweep.study import SweepStudy, open_storage
+from orchestration.sweep.ticket import fault_of
 from soflow.config_base import ConfigError
 from tests.sweep_store import SweepStore
 
@@ -77,7 +78,7 @@ def test_every_trial_has_a_valid_point(tmp_path, values):
     study = new_study(tmp_path, **values, num_trials=30)
     points = run_all(study)
     assert len(points) == study.config.num_trials
-    assert not any(fault_of(study.config, point) for point in points)
+    assert not any(fault_of(study.config.run, point) for point in points)
 
 
 def test_a_resumed_sweep_draws_the_points_of_an_uninterrupted_one(tmp_path):
