@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from orchestration.config import STORAGE
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import build
@@ -123,7 +124,7 @@ def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> 
     added = []
     if config.address is None:
         added += ["--address", "HEAD:6379"]
-    if config.storage == SweepConfig.model_fields["storage"].default:
+    if config.storage == STORAGE.absolute():
         added += ["--storage", "/SHARED/FOLDER"]
     if config.tracking_uri is None:
         added += ["--tracking-uri", "http://MLFLOW:5000"]

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from soflow.config import RunConfig
-from soflow.config_base import Count, Section
+from soflow.config_base import Count, Section, has_password
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FLUSH_S = 60.0
 """Seconds that the end of a sweep or run waits for a slow tracking server."""
 SLOWEST_UPLOAD = 5e6
 """Bytes per second that a model upload to the tracking server is assumed to reach at least."""
-EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}
-"""Exit code of a program by the status of its sweep or run; 130 is a shell's code for Ctrl-C."""
+
+
+PASSWORDS = (
+    "for an MLflow server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for PostgreSQL PGPASSWORD or "
+    "~/.pgpass"
+)
+"""Where passwords belong."""
+STORAGE = Path("results")
+"""Default storage."""
+
+
+def absolute_folder(path: Path) -> Path:
+    """Make a folder's path absolute, so that a sweep resumes from everywhere; a URL is left as it is."""
+    return path if re.match(r"\w+:/", str(path)) else path.expanduser().absolute()
+
+
+def database_url(uri: str) -> str:
+    """Make the path in a URL of an SQLite database absolute; refuse a URL with a password.
+
+    Raises:
+        ValueError: if there is one, because the URL is stored with the sweep and shown.
+    """
+    if has_password(uri):
+        raise ValueError(f"must not contain a password, which would be stored and shown; {PASSWORDS}")
+    database = re.fullmatch(r"(sqlite:///)([^/].*)", uri)
+    return f"{database[1]}{Path(database[2]).absolute()}" if database and database[2] != ":memory:" else uri
 
 
 class ResourcesConfig(Section):
@@ -34,11 +63,25 @@ class LaunchConfig(RunConfig):
     """Name of the sweep or run and of its folder in `storage`. Default: objective, data set and start time."""
     address: str | None = None
     """HOST:PORT of a running Ray cluster, or `auto`. Default: start one on this machine and stop it at the end."""
-    storage: Path = Path("results")
+    storage: Annotated[Path, AfterValidator(absolute_folder)] = Field(default=STORAGE, validate_default=True)
     """Folder for checkpoints, sample grids and tables; on a cluster, a folder that all nodes share."""
-    tracking_uri: str | None = None
-    """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""
+    tracking_uri: Annotated[str, AfterValidator(database_url)] | None = None
+    """MLflow server (http(s)://…) or database (sqlite:///…). Default: the environment's MLFLOW_TRACKING_URI, or
+    mlflow.db in `storage`."""
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Values by path that the user gave on the command line or in files, and that are no program's default."""
+        return self._given
+
+    def with_given(self, given: dict[str, Any]) -> Self:
+        """Return a copy with these values as `given`."""
+        copy = self.model_copy()
+        copy._given = given
+        return copy
 
     @field_validator("name")
     @classmethod
@@ -62,7 +105,8 @@ class LaunchConfig(RunConfig):
 
     @property
     def resolved_tracking_uri(self) -> str:
-        return self.tracking_uri or f"sqlite:///{self.storage.absolute() / 'mlflow.db'}"
+        from_environment = os.environ.get("MLFLOW_TRACKING_URI")
+        return self.tracking_uri or from_environment or f"sqlite:///{self.storage.absolute() / 'mlflow.db'}"
 
     @property
     def mlflow_ui(self) -> str:

@@ -26,6 +26,8 @@ RUN_FILE = "run.yaml"
 STUDY_FILE = "study.journal"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
+SPOOL = "spool"
+"""Folder of the records that MLflow has not taken yet."""
 
 
 def check_storage(storage: Path) -> None:
@@ -126,9 +128,8 @@ def trial_folder(sweep: Path, number: int) -> Path:
     return sweep / "trials" / f"{number:04d}"
 
 
-def resume_command(config: LaunchConfig, folder: Path) -> str:
-    """Return the command that resumes a sweep or run."""
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes a sweep or run, from any working directory with the project in it."""
     program = Path(sys.argv[0])
     name = program.name if program.parent.name == "experiments" else "sweep_schedule.py"
-    storage = [] if config.storage == Path("results") else ["--storage", str(config.storage)]
-    return shlex.join(["python", f"experiments/{name}", "--resume", folder.name, *storage])
+    return shlex.join(["python", f"experiments/{name}", "--resume", str(folder.absolute())])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from soflow.config_base import ConfigError, Section
+from soflow.config_base import ConfigError, Section, without_password
 from soflow.data.config import DatasetConfig
 from soflow.data.registry import SOURCES
 from soflow.evaluation.config import EvaluationConfig
@@ -131,7 +131,7 @@ def parse(values: dict[str, Any]) -> RunConfig:
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """Format pydantic's errors, one per line: dotted path, value, allowed values."""
-    return "\n".join(_describe_one(fault, model) for fault in error.errors())
+    return "\n".join(without_password(_describe_one(fault, model)) for fault in error.errors())
 
 
 def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:

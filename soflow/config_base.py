@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,17 @@ class Section(BaseModel):
     """Group of configuration fields: immutable, without unknown keys, with attribute docstrings as help texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def has_password(url: str) -> bool:
+    """Check whether a URL contains a password or token."""
+    return bool(re.search(r"//[^/@\s]*:[^/@\s]+@|[?&](password|passwd|pwd|token|secret)=", url, re.IGNORECASE))
+
+
+def without_password(text: str) -> str:
+    """Replace the user and password, and tokens, of URLs in a text by ***."""
+    text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def one_of(names: dict[str, Any]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,15 +14,15 @@ from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 
 
-def saved_config(folder: Path, changes: dict[str, Any] | None = None) -> SweepConfig:
-    """Read the configuration of an existing sweep, with some fields changed.
+def saved_config(folder: Path) -> SweepConfig:
+    """Read the configuration of an existing sweep.
 
     Raises:
         ConfigError: naming the file and the fault in it.
     """
     path = folder / SWEEP_FILE
     try:
-        return SweepConfig.model_validate(read_yaml(path) | (changes or {}))
+        return SweepConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, SweepConfig)}") from None
 

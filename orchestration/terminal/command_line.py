@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
+from orchestration.config import LaunchConfig
 from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of, suggestion
 from orchestration.terminal.help import help_text
-from soflow.config import describe, override
+from soflow.config import describe, flatten, override
 from soflow.config_base import ConfigError, Section
 from soflow.config_files import read_yaml, unused_keys
 from soflow.data.base import DataError
@@ -112,7 +113,7 @@ def split_arguments(arguments: Iterable[str]) -> list[Argument]:
 
 
 def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], positional: str | None) -> Config:
-    values = _layered(model, layers)
+    values: dict[str, Any] = {}
     for file in (file for argument in given if argument.flag == "config" for file in _files(argument)):
         values = merge(values, read_yaml(file), model)
         for key, reason in unused_keys(file).items():
@@ -125,6 +126,8 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
             if name not in SHORT_FORMS[section]:
                 raise ConfigError(f"{section} = {name}: must be one of {', '.join(sorted(SHORT_FORMS[section]))}")
             values = merge(values, {section: {"name": name}}, model)
+    resuming = any(argument.flag == "resume" for argument in given) and "resume" in model.model_fields
+    user, values = values, values if resuming else merge(_layered(model, layers), values, model)
     objective = values.get("objective", {}).get("name") if isinstance(values.get("objective"), dict) else None
     flags, changes, free = flags_of(model, objective), {}, []
     for argument in given:
@@ -138,7 +141,8 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
         changes[positional] = free if flags[positional].many else _one(positional, free)
     elif free:
         raise ConfigError(f"{free[0]}: unexpected value; flags start with --, see --help")
-    return validate(model, override(values, changes))
+    config = validate(model, override(values, changes))
+    return config.with_given(flatten(override(user, changes))) if isinstance(config, LaunchConfig) else config
 
 
 def _files(argument: Argument) -> list[str]:
