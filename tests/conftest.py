@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 # Sums, and so the last bits of results, depend on the number of threads.
 torch.set_num_threads(1)
+# Tests say where their records go.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,7 +24,8 @@ from dashboards.reading.images import SAMPLES, list_grids
 from dashboards.reading.mlflow_runs import connect, read_artifact
 from orchestration.terminal.format import format_number, format_time, short_name
 from orchestration.tracking.schema import FAILURE, FID, PEAK_MIB, TRACEBACK, TRAIN_S
-from orchestration.tracking.uri import TrackingError, root_cause, without_password
+from orchestration.tracking.uri import TrackingError, root_cause
+from soflow.config_base import without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dashboards.reading.mlflow_runs import RUN_STATES, all_experiments, concurrent_readers, param_of
 from orchestration.tracking.schema import FINAL, KIND, NUMBER, PARENT, RUN_KIND, STATE, SWEEP_KIND, TRAIN_S
-from orchestration.tracking.uri import root_cause, without_password
+from orchestration.tracking.uri import root_cause
+from soflow.config_base import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,7 +18,8 @@ import yaml
 
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
 from orchestration.tracking.schema import FID, FOLDER, KIND, PARENT, SWEEP, SWEEP_KIND, TRIAL_KIND
-from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause, without_password
+from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause
+from soflow.config_base import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
-from orchestration.storage import STUDY_FILE
+from orchestration.storage import STUDY_FILE, SWEEP_FILE
+from orchestration.sweep.resume import saved_config
 from orchestration.sweep.study import STUDY, open_journal
 from orchestration.tracking.schema import FOLDER
-from orchestration.tracking.uri import root_cause
+from orchestration.tracking.uri import database_of, root_cause
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
 def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) -> tuple[optuna.Study | None, str]:
     """Copy a sweep's study into memory; None and the reason if it cannot be read."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder, url = _folder(parent, children), parent.data.params.get("study_storage") if parent else None
-    name = parent.info.run_name if parent else ""
+    folder = _folder(parent, children)
     try:
-        if url not in (None, "", "None"):
-            database = re.fullmatch(r"sqlite:///(.+)", url)
-            if database and not Path(database[1]).exists():
-                return None, f"Optuna study not found at {url}; figures that need it are missing."
-            return _copy(RDBStorage(url), folder.name if folder else name), ""
+        # Not the URL among the run's parameters: whoever wrote these could let this program open any database.
+        if folder and (folder / SWEEP_FILE).exists() and (url := saved_config(folder).study_storage):
+            return _read_database(url, folder.name)
         if folder and (folder / STUDY_FILE).exists():
             return _copy(open_journal(folder / STUDY_FILE), STUDY), ""
         if parent and any(item.path == STUDY_FILE for item in client.list_artifacts(parent.info.run_id)):
@@ -41,6 +39,15 @@ def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) ->
     except Exception as error:  # Optuna, SQLAlchemy and the drivers have no common base class; files may be damaged
         return None, f"The Optuna study cannot be read ({root_cause(error)[:200]})."
     return None, "No Optuna study in the sweep's folder or attached to its run; figures that need it are missing."
+
+
+def _read_database(url: str, name: str) -> tuple[optuna.Study | None, str]:
+    """Copy a study from a database, in which nothing is created or changed."""
+    if database := database_of(url):
+        if not database.exists():
+            return None, f"Optuna study not found at {url}; figures that need it are missing."
+        url = f"sqlite:///file:{quote(str(database))}?mode=ro&uri=true"
+    return _copy(RDBStorage(url, skip_table_creation=True), name), ""
 
 
 def _folder(parent: Run | None, children: list[Run]) -> Path | None:

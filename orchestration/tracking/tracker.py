@@ -19,7 +19,8 @@ from typing import Any
 from orchestration.tracking.mlflow_writer import MlflowWriter
 from orchestration.tracking.recorded_runs import RecordedRuns
 from orchestration.tracking.spool import Spool
-from orchestration.tracking.uri import root_cause, without_password
+from orchestration.tracking.uri import root_cause
+from soflow.config_base import without_password
 from soflow.files import write_atomic
 
 LOG = logging.getLogger(__name__)

@@ -8,6 +8,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+from orchestration.config import PASSWORDS
+from soflow.config_base import has_password, without_password
+
 
 class TrackingError(RuntimeError):
     """Unusable tracking configuration; the message names the field, the value and the allowed values."""
@@ -20,7 +23,10 @@ def check_tracking(tracking_uri: str, timeout_s: float = 15) -> None:
         TrackingError: if the server does not answer in time, the database's folder is not writable, or the URI has an
             unsupported scheme.
     """
-    if tracking_uri.startswith(("http://", "https://")):
+    problem: str | None
+    if has_password(tracking_uri):
+        problem = f"must not contain a password, which would be stored and shown; {PASSWORDS}"
+    elif tracking_uri.startswith(("http://", "https://")):
         problem = _server_problem(tracking_uri.rstrip("/") + "/health", timeout_s)
     elif database := database_of(tracking_uri):
         problem = _database_problem(database)
@@ -74,11 +80,6 @@ def database_of(tracking_uri: str) -> Path | None:
     """Return the path of an SQLite database, None for other URIs."""
     path = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", tracking_uri)
     return Path(path[1]).absolute() if path and path[1] != ":memory:" else None
-
-
-def without_password(uri: str) -> str:
-    """Replace the user and password in a URI, or in a text with URIs, by ***."""
-    return re.sub(r"//[^/@\s]+@", "//***@", uri)
 
 
 def root_cause(error: BaseException) -> str:

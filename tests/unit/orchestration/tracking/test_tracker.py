@@ -337,11 +337,13 @@ def test_status_must_be_known(tmp_path):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("postgresql://user:secret@host/db", "must be http"),
+        ("postgresql://host/db", "must be http"),
+        ("postgresql://user:secret@host/db", "must not contain a password.*PGPASSWORD"),
+        ("http://user:secret@host:5000", "must not contain a password.*MLFLOW_TRACKING_PASSWORD"),
         ("./mlruns", "must be http"),
         ("sqlite://", "must be http"),
         ("sqlite:///:memory:", "must be http"),
-        ("http://user:secret@127.0.0.1:{free_port}", "cannot be reached.*refused"),
+        ("http://127.0.0.1:{free_port}", "cannot be reached.*refused"),
         ("http://", "cannot be reached"),
         ("sqlite:////proc/nowhere/mlflow.db", "cannot be written.*choose a writable folder"),
         ("sqlite:///{file}/mlflow.db", "cannot be written"),
