@@ -10,13 +10,15 @@ $ python experiments/claims.py --experiments ablations cfg_ablation
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.config import EXIT_CODES, FLUSH_S, LaunchConfig
+from orchestration.config import FLUSH_S, LaunchConfig
+from orchestration.interruption import exit_code, listen, received
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
@@ -41,6 +43,7 @@ class ClaimsOptions(Section):
 
 
 def main() -> int:
+    listen()
     options = read_command_line(ClaimsOptions, __doc__)
     from dashboards.comparison.claims import judge_claims, page, read_claims  # imports pandas
     from dashboards.reading.sweep_data import SweepData, read_sweep
@@ -52,7 +55,7 @@ def main() -> int:
     claims = [claim for claim in claims if claim.experiment in (options.experiments or known)]
     uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
     for name in dict.fromkeys(claim.experiment for claim in claims):
-        if (code := _run(name, options)) == EXIT_CODES["KILLED"]:
+        if (code := _run(name, options)) >= 128:
             print("interrupted; the same command resumes")
             return code
     sweeps: dict[str, SweepData] = {}
@@ -80,10 +83,14 @@ def _run(name: str, options: ClaimsOptions) -> int:
     command = [sys.executable, str(HERE / f"{name}.py"), "--storage", str(options.storage)]
     if options.tracking_uri:
         command += ["--tracking-uri", options.tracking_uri]
-    try:
-        code = subprocess.run(command).returncode
-    except KeyboardInterrupt:
-        return EXIT_CODES["KILLED"]
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the experiment ends in its own way
+            if received() != signal.SIGINT:  # Ctrl-C reaches it as well
+                process.terminate()
+            process.wait()
+            return exit_code("KILLED")
     if code:
         print(f"{name}: ended with exit code {code}")
     return code

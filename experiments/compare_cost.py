@@ -9,23 +9,24 @@ $ python experiments/compare_cost.py --networks DiT-B/4 --dataset latents --data
 $ python experiments/compare_cost.py --guidance True False --precisions fp32 bf16 --compiled False True
 """
 
-from orchestration.config import EXIT_CODES
 from orchestration.cost_study.config import CostStudyConfig
 from orchestration.cost_study.run import run_cost_study
+from orchestration.interruption import exit_code, listen
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
 from soflow.config_base import ConfigError
 
 
 def main() -> int:
+    listen()
     config = read_command_line(CostStudyConfig, __doc__)
     try:
-        return EXIT_CODES[run_cost_study(config)]
+        return exit_code(run_cost_study(config))
     except (ConfigError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted before the first measurement")
-        return EXIT_CODES["KILLED"]
+        return exit_code("KILLED")
 
 
 if __name__ == "__main__":

@@ -32,14 +32,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch import Experiment, cases_of, comparison, launch, small_training, with_cases
-from orchestration.config import EXIT_CODES, LaunchConfig, TrainConfig
+from orchestration.config import LaunchConfig, TrainConfig
+from orchestration.interruption import exit_code
+from orchestration.resuming import MAY_CHANGE
 from orchestration.storage import RUN_FILE
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import validate
 from orchestration.tracking.schema import CASE
 from orchestration.train import RECORDED_FILE, train
-from soflow.config import RunConfig, override, parse, to_dict
+from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 from soflow.objectives.config import DistillationConfig, FlowMatchingConfig
@@ -162,7 +164,9 @@ def _meta_checkpoint(teacher: RunConfig) -> Path:
 
 def _teacher_training(config: SweepConfig) -> TrainConfig:
     launch_values = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
-    return validate(TrainConfig, launch_values | to_dict(teacher_run(config)) | {"name": f"{config.name}-teacher"})
+    teacher = validate(TrainConfig, launch_values | to_dict(teacher_run(config)) | {"name": f"{config.name}-teacher"})
+    given = {path: value for path, value in config.given.items() if path.partition(".")[0] in MAY_CHANGE}
+    return teacher.with_given({path: value for path, value in given.items() if path in flatten(to_dict(teacher))})
 
 
 def _trained_checkpoint(config: TrainConfig) -> Path:
@@ -185,7 +189,7 @@ def _trained_checkpoint(config: TrainConfig) -> Path:
     if not recorded_step.exists() or int(recorded_step.read_text()) < total:
         print(f"training the teacher first: {total} steps of flow matching", flush=True)
         if (status := train(config)) != "FINISHED":
-            raise SystemExit(EXIT_CODES[status])
+            raise SystemExit(exit_code(status))
     return checkpoints.path_of(folder, total)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from orchestration.config import EXIT_CODES
+from orchestration.interruption import exit_code, listen
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config_base import ConfigError, Count, Section
 from soflow.data.base import DataError
@@ -37,6 +37,7 @@ class EncodeOptions(Section):
 
 
 def main() -> int:
+    listen()
     options = read_command_line(EncodeOptions, __doc__)
     from orchestration.encode.run import EncodingFailed, encode
 
@@ -46,10 +47,10 @@ def main() -> int:
         fail(error)
     except EncodingFailed as error:
         print(f"failed: {error}; the same command resumes", file=sys.stderr)
-        return EXIT_CODES["FAILED"]
+        return exit_code("FAILED")
     except KeyboardInterrupt:
         print(f"interrupted; the same command resumes; finished shards are in {options.out}.shards")
-        return EXIT_CODES["KILLED"]
+        return exit_code("KILLED")
     print(f"latents of {options.image_size} x {options.image_size} images: {options.out}")
     return 0
 

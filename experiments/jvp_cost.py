@@ -35,8 +35,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from experiments.launch import Experiment, cases_of, comparison, launch, small_training, with_cases
-from orchestration.config import EXIT_CODES, LaunchConfig
+from orchestration.config import LaunchConfig
 from orchestration.cost_study.config import VARIANTS, CostStudyConfig
+from orchestration.interruption import exit_code
 from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import validate
 from soflow.config import RunConfig, override, parse, to_dict
@@ -149,7 +150,7 @@ def finished_cost_study(config: SweepConfig) -> CostStudyConfig:
         shutil.rmtree(folder)
     print("measuring the cost of steps first", flush=True)
     if (status := run_cost_study(costs)) != "FINISHED":
-        raise SystemExit(EXIT_CODES[status])
+        raise SystemExit(exit_code(status))
     return costs
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestration.config import EXIT_CODES
+from orchestration.interruption import exit_code, listen
 from orchestration.storage import SWEEP_FILE, new_folder
 from orchestration.sweep.cases import Case, parse_case
 from orchestration.sweep.config import SweepConfig
@@ -97,6 +97,7 @@ def with_cases(config: SweepConfig, cases: dict[str, dict[str, Any]]) -> SweepCo
 
 def launch(experiment: Experiment) -> int:
     """Run or resume an experiment and write its report; return the program's exit code."""
+    listen()
     try:
         options, arguments = read_options(Options, sys.argv[1:])
         layers = experiment.layers(options.scale)
@@ -114,7 +115,7 @@ def launch(experiment: Experiment) -> int:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted before the sweep started")
-        return EXIT_CODES["KILLED"]
+        return exit_code("KILLED")
 
 
 def _named(experiment: Experiment, config: SweepConfig, scale: str) -> SweepConfig:
@@ -128,9 +129,10 @@ def _run(experiment: Experiment, config: SweepConfig) -> int:
     if config.resume is None:
         if experiment.prepare is not None:
             with stdout_for(config.progress):
-                config = experiment.prepare(config)
+                prepared = experiment.prepare(config)
+            config = prepared.with_given(config.given)
         config = _resumed_if_it_exists(config)
-    return EXIT_CODES[run_sweep(config, _write_report)]
+    return exit_code(run_sweep(config, _write_report))
 
 
 def _write_report(folder: Path, attach: Callable[[Path], None]) -> None:

@@ -6,7 +6,8 @@ $ python experiments/train.py --objective flow_matching --dataset fashion_mnist 
 $ python experiments/train.py --resume results/NAME
 """
 
-from orchestration.config import EXIT_CODES, TrainConfig
+from orchestration.config import TrainConfig
+from orchestration.interruption import exit_code, listen
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
 from orchestration.train import train
@@ -15,14 +16,15 @@ from soflow.data.base import DataError
 
 
 def main() -> int:
+    listen()
     config = read_command_line(TrainConfig, __doc__)
     try:
-        return EXIT_CODES[train(config)]
+        return exit_code(train(config))
     except (ConfigError, DataError, TrackingError) as error:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted before the run started")
-        return EXIT_CODES["KILLED"]
+        return exit_code("KILLED")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
+from orchestration.interruption import listen
 from soflow.config_base import ConfigError
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
@@ -142,6 +143,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"address = {address or 'local'}: cannot connect to Ray ({reason})") from None
+    listen()
     try:
         yield
     finally:

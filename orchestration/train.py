@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from rich.console import Console
@@ -9,10 +10,13 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig, TrainConfig
+from orchestration.interruption import is_interruption, received
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget, micro_batches_that_fit
 from orchestration.preflight import check_inputs
+from orchestration.resuming import check_original, note_location, resumed
 from orchestration.storage import (
     RUN_FILE,
+    SPOOL,
     check_storage,
     create,
     new_folder,
@@ -20,6 +24,7 @@ from orchestration.storage import (
     resumed_folder,
     sole_owner,
 )
+from orchestration.terminal.command_line import validate
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.notes import dataset_entry, run_note
@@ -32,7 +37,6 @@ from soflow.training.reports import CONFIG_FILE, Report
 
 RECORDED_FILE = "recorded_step"
 """File with the last step whose report is recorded in MLflow."""
-SPOOL = "spool"
 
 
 def train(config: TrainConfig) -> str:
@@ -49,7 +53,8 @@ def train(config: TrainConfig) -> str:
         folder = new_folder(config)
     else:
         folder = resumed_folder(config.storage, config.resume, RUN_FILE)
-        config = TrainConfig.model_validate(read_yaml(folder / RUN_FILE))
+        check_original(folder)
+        config = resumed(validate(TrainConfig, read_yaml(folder / RUN_FILE)), config, folder)
     check_storage(config.storage)
     check_inputs(config)
     check_tracking(config.resolved_tracking_uri)
@@ -59,6 +64,8 @@ def train(config: TrainConfig) -> str:
         if not resuming:
             create(folder, RUN_FILE, to_yaml(config))
         with sole_owner(folder):
+            write_atomic(folder / RUN_FILE, to_yaml(config))
+            note_location(folder)
             print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
             return _Run(config, folder.absolute()).execute(resources, budget)
 
@@ -87,20 +94,25 @@ class _Run:
         self.tracker.describe(self.key, run_note(self.config, self.folder))
         group = training_group(resources, self.folder, "workers")
         status, upload_bytes = "KILLED", 0
+        command = resume_command(self.folder)
         try:
             status = "FINISHED" if self._follow(group, budget) else "FAILED"
         except BaseException as error:
-            if not _is_interruption(error):
+            # After SIGTERM, which batch systems also send to Ray's processes, anything may fail.
+            if not is_interruption(error) and received() == signal.SIGINT:
+                status = "FAILED"
                 raise
-            self._say(f"interrupted; resume with: {resume_command(self.config, self.folder)}")
+            self._say(f"interrupted; resume with: {command}")
         finally:
-            group.close()
-            self.tracker.end_run(self.key, status)
-            if status == "FINISHED":
-                upload_bytes = register(self.tracker, self.key, self.folder, self.folder.name)
-            if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
-                command = resume_command(self.config, self.folder)
-                self._say(f"{undelivered} records wait in {self.folder / SPOOL}; send them with: {command}")
+            try:
+                self.tracker.end_run(self.key, status)
+                group.close()
+                if status == "FINISHED":
+                    upload_bytes = register(self.tracker, self.key, self.folder, self.folder.name)
+                if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
+                    self._say(f"{undelivered} records wait in {self.folder / SPOOL}; send them with: {command}")
+            except KeyboardInterrupt:
+                self._say(f"interrupted again; the records in {self.folder / SPOOL} are sent by: {command}")
         return status
 
     def _follow(self, group, budget: MemoryBudget) -> bool:
@@ -146,11 +158,6 @@ class _Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Check whether Ctrl-C is the cause of an error; pydantic wraps one that interrupts it."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interruption(error.__cause__))
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:

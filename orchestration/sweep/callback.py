@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD
-from orchestration.storage import STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
+from orchestration.storage import SPOOL, STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.notes import end_note, sweep_note, trial_note
 from orchestration.sweep.ranking import STATES, Summary
@@ -28,12 +28,13 @@ from soflow.config_base import ConfigError
 from soflow.files import write_atomic
 from soflow.training.reports import CONFIG_FILE
 
-SPOOL = "spool"
 BEST_TRIAL = "best_trial"
 """File with the number of the trial that has the tag `best`."""
 FAILURE_FILE = "failure.txt"
 ENDS = {"failed": "failed", "finished": "finished", "running": "stopped"}
 """State of a trial that has ended, by the status of its last result."""
+STATUSES = {"failed": "FAILED", "finished": "FINISHED", "stopped": "KILLED"}
+"""Status of a trial's run in MLflow by its state. Only finished trials have `final/` metrics, so that these compare."""
 
 
 class SweepRecord:
@@ -59,6 +60,11 @@ class SweepRecord:
     def open_trials(self) -> dict[int, str]:
         """Return the keys of the trials' runs that were started and have not ended, by number."""
         return {int(key.rsplit("/", 1)[1]): key for key in self.tracker.open_runs() if key != self.folder.name}
+
+    def end_open_trials(self) -> None:
+        """End the runs of trials that an interruption cut off."""
+        for key in self.open_trials().values():
+            self.tracker.end_run(key, "KILLED")
 
     def start(self) -> None:
         """Open the sweep's own run."""
@@ -106,7 +112,7 @@ class SweepRecord:
         if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
             print(
                 f"{undelivered} records have not reached {self.config.resolved_tracking_uri}; they are kept in "
-                f"{self.folder / SPOOL} and sent by: {resume_command(self.config, self.folder)}"
+                f"{self.folder / SPOOL} and sent by: {resume_command(self.folder)}"
             )
 
 
@@ -194,7 +200,7 @@ class MlflowCallback(tune.Callback):
         result, key, ticket = trial.last_result, self._key(trial), ticket_of(trial)
         state = ENDS[result[STATUS]]
         self.tracker.set_tags(key, {schema.STATE: state})
-        if state != "failed":
+        if state == "finished":
             final = {f"{schema.FINAL}{name}": value for name, value in result["metrics"].items()}
             self.tracker.log_metrics(key, final, result["step"])
             config_file = trial_folder(self.folder, ticket.number) / CONFIG_FILE
@@ -210,15 +216,13 @@ class MlflowCallback(tune.Callback):
         self._end(trial, "failed", reason)
 
     def _end(self, trial: Trial, state: str, reason: str = "") -> None:
-        self.tracker.end_run(self._key(trial), "FAILED" if state == "failed" else "FINISHED")
+        self.tracker.end_run(self._key(trial), STATUSES[state])
         self.facts.pop(self._key(trial), None)
         self.view.ended(self.progress.end(trial.config["number"], state, reason))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """End the runs of trials that an interruption cut off."""
         self.view.finish()
-        for key in self.record.open_trials().values():
-            self.tracker.end_run(key, "KILLED")
+        self.record.end_open_trials()
 
     def _config(self, trial: Trial) -> RunConfig:
         return trial_config(self.config.run, ticket_of(trial).point, self.config.cases)

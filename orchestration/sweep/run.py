@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig
+from orchestration.interruption import is_interruption, received
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
 from orchestration.preflight import check_inputs
+from orchestration.resuming import check_original, note_location, resumed
 from orchestration.storage import (
+    SPOOL,
     STUDY_FILE,
     SWEEP_FILE,
     check_storage,
@@ -67,7 +71,8 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
     else:
         folder = resumed_folder(config.storage, config.resume, SWEEP_FILE)
         until_the_end.enter_context(sole_owner(folder))
-        config = _resumed(config, folder)
+        check_original(folder)
+        config = resumed(saved_config(folder), config, folder)
         if config.study_storage is None:
             check_journal(folder / STUDY_FILE)
     space = search_space.build(config)
@@ -78,7 +83,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
 
     check_study(config, folder, resuming, space)
     check_tracking(config.resolved_tracking_uri)
-    record, asked = None, config
+    record, callback, asked = None, None, config
     config = as_many_as_points(config, space)
     try:
         with connected(config, groups=config.max_concurrent) as resources:
@@ -93,24 +98,25 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
             else:
                 create(folder, SWEEP_FILE, to_yaml(asked))
                 until_the_end.enter_context(sole_owner(folder))
+            note_location(folder)
             trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
             print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
             record = SweepRecord(config, folder, space)
             record.start()
             callback = MlflowCallback(record)
             study = _train(record, callback, resources, budget)
-    except BaseException:
-        if record is not None:
-            record.end("FAILED", None)
-            record.close()
+        return _finish(record, callback, study, write_report)
+    except BaseException as error:
+        if record is None:
+            raise
+        if callback is not None:
+            callback.view.finish()
+        # After SIGTERM, which batch systems also send to Ray's processes, anything may fail.
+        if is_interruption(error) or received() != signal.SIGINT:
+            return _interrupted(record)
+        record.end("FAILED", None)
+        record.close()
         raise
-    return _finish(record, callback, study, write_report)
-
-
-def _resumed(config: SweepConfig, folder: Path) -> SweepConfig:
-    """Return the configuration of the existing sweep, with the fields that a resume may change."""
-    changes = {name: getattr(config, name) for name in ("num_trials", "search", "progress")}
-    return saved_config(folder, {name: value for name, value in changes.items() if value is not None})
 
 
 def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesConfig, budget: MemoryBudget):
@@ -132,26 +138,36 @@ def _finish(record: SweepRecord, callback: MlflowCallback, study: SweepStudy, wr
     """Write the summary and the report, deliver all records, and return the status."""
     from orchestration.sweep.ranking import write_summary
 
-    config, summary, upload_bytes = record.config, None, 0
     finished = sum(trial.state.is_finished() for trial in study.trials())
-    status = "FINISHED" if study.exhausted or finished >= config.resolved_num_trials else "KILLED"
-    if status == "FINISHED":
-        summary = write_summary(study)
-        status = "FINISHED" if summary.metrics else "FAILED"
+    if not study.exhausted and finished < record.config.resolved_num_trials:
+        callback.view.summarized("KILLED", {})
+        return _interrupted(record, f" with {finished} of {record.config.num_trials} trials finished")
+    summary, upload_bytes = write_summary(study), 0
+    status = "FINISHED" if summary.metrics else "FAILED"
     record.end(status, summary)
-    callback.view.summarized(status, summary.metrics if summary else {})
-    if summary is not None:
-        if "best/trial" in summary.metrics:
-            upload_bytes = record.register_best(int(summary.metrics["best/trial"]))
-        record.tracker.flush(FLUSH_BEFORE_REPORT_S)
-        write_report(record.folder, record.attach)
+    callback.view.summarized(status, summary.metrics)
+    if "best/trial" in summary.metrics:
+        upload_bytes = record.register_best(int(summary.metrics["best/trial"]))
+    record.tracker.flush(FLUSH_BEFORE_REPORT_S)
+    write_report(record.folder, record.attach)
     record.close(upload_bytes)
-    if status == "KILLED":
-        print(
-            f"interrupted with {finished} of {config.num_trials} trials finished; "
-            f"resume with: {resume_command(config, record.folder)}"
-        )
     return status
+
+
+def _interrupted(record: SweepRecord, progress: str = "") -> str:
+    """Say how to resume, end the runs of the sweep and its trials in MLflow, and return the status.
+
+    A further interruption ends this too: what is not delivered is kept for the resume.
+    """
+    command = resume_command(record.folder)
+    print(f"interrupted{progress}; resume with: {command}", flush=True)
+    try:
+        record.end_open_trials()
+        record.end("KILLED", None)
+        record.close()
+    except KeyboardInterrupt:
+        print(f"interrupted again; the records in {record.folder / SPOOL} are sent on resume", flush=True)
+    return "KILLED"
 
 
 FLUSH_BEFORE_REPORT_S = 30.0

@@ -41,8 +41,9 @@ def test_a_sweep_is_recorded_whole(finished):
             assert "infinite or NaN at step" in run.data.tags["failure"]
             assert run.data.params["optimizer.learning_rate"] == "1e+30"
             continue
-        assert run.info.status == "FINISHED"
+        assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[states[number]]
         assert set(run.data.metrics) >= METRICS, name
+        assert ("final/fid" in run.data.metrics) == (states[number] == "COMPLETE")
         assert set(run.data.tags) >= REPORTED_TAGS, name
         step = table.loc[number, "step"]
         assert [at for at, _ in session.history(name, "fid")] == [at for at in REPORTS if at <= step]

@@ -1,0 +1,62 @@
+"""SIGTERM and SIGHUP end a program like Ctrl-C, with their own exit code."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from orchestration.interruption import is_interruption
+
+PROGRAM = """
+import signal, sys, time
+from orchestration.interruption import exit_code, listen
+listen()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("resume with: this", flush=True)
+    open("ended", "w").close()
+    sys.exit(exit_code("KILLED"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_ends_as_an_interruption(tmp_path, number):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == "resume with: this\n"
+    assert process.returncode == 128 + number
+
+
+def test_a_closed_terminal_does_not_keep_the_program_from_ending_well(tmp_path):
+    terminal, program_s = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=program_s, stderr=program_s, cwd=tmp_path)
+    os.close(program_s)
+    assert os.read(terminal, 100).startswith(b"ready")
+    os.close(terminal)  # as when a window is closed: writing fails from here on
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 128 + signal.SIGHUP
+    assert (tmp_path / "ended").exists()
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path):
+    ignoring = PROGRAM.replace("listen()\n", "signal.signal(signal.SIGHUP, signal.SIG_IGN); listen()\n", 1)
+    process = subprocess.Popen([sys.executable, "-c", ignoring], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_a_wrapped_interruption_is_one():
+    wrapping = RuntimeError()
+    assert not is_interruption(wrapping)
+    wrapping.__cause__ = KeyboardInterrupt()
+    assert is_interruption(wrapping)
