@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
-from orchestration.interruption import listen
+from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
@@ -139,7 +139,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     if address:
         runtime_env["py_modules"] = _packages()
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
+        with signals_kept_from_children():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"address = {address or 'local'}: cannot connect to Ray ({reason})") from None

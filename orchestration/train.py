@@ -10,7 +10,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig, TrainConfig
-from orchestration.interruption import is_interruption, received
+from orchestration.interruption import is_interruption, received, set_last_words
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget, micro_batches_that_fit
 from orchestration.preflight import check_inputs
 from orchestration.resuming import check_original, note_location, resumed
@@ -90,6 +90,7 @@ class _Run:
             schema.CONFIG_HASH: config_hash(run),
             schema.FOLDER: str(self.folder),
         }
+        set_last_words(self._end_interrupted)
         self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
         self.tracker.describe(self.key, run_note(self.config, self.folder))
         group = training_group(resources, self.folder, "workers")
@@ -102,10 +103,12 @@ class _Run:
             if not is_interruption(error) and received() == signal.SIGINT:
                 status = "FAILED"
                 raise
-            self._say(f"interrupted; resume with: {command}")
         finally:
             try:
-                self.tracker.end_run(self.key, status)
+                if status == "KILLED":
+                    self._end_interrupted()
+                else:
+                    self.tracker.end_run(self.key, status)
                 group.close()
                 if status == "FINISHED":
                     upload_bytes = register(self.tracker, self.key, self.folder, self.folder.name)
@@ -114,6 +117,11 @@ class _Run:
             except KeyboardInterrupt:
                 self._say(f"interrupted again; the records in {self.folder / SPOOL} are sent by: {command}")
         return status
+
+    def _end_interrupted(self) -> None:
+        set_last_words(None)
+        self._say(f"interrupted; resume with: {resume_command(self.folder)}")
+        self.tracker.end_run(self.key, "KILLED")
 
     def _follow(self, group, budget: MemoryBudget) -> bool:
         """Ask for reports until the run ends; return False if it failed."""

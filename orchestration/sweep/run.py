@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import signal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig
-from orchestration.interruption import is_interruption, received
+from orchestration.interruption import is_interruption, received, set_last_words
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
 from orchestration.preflight import check_inputs
 from orchestration.resuming import check_original, note_location, resumed
@@ -102,6 +103,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
             trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
             print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
             record = SweepRecord(config, folder, space)
+            set_last_words(functools.partial(_interrupted, record))
             record.start()
             callback = MlflowCallback(record)
             study = _train(record, callback, resources, budget)
@@ -159,6 +161,7 @@ def _interrupted(record: SweepRecord, progress: str = "") -> str:
 
     A further interruption ends this too: what is not delivered is kept for the resume.
     """
+    set_last_words(None)
     command = resume_command(record.folder)
     print(f"interrupted{progress}; resume with: {command}", flush=True)
     try:

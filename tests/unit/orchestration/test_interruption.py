@@ -46,11 +46,43 @@ def test_a_closed_terminal_does_not_keep_the_program_from_ending_well(tmp_path):
     assert (tmp_path / "ended").exists()
 
 
+def test_a_program_that_does_not_end_in_time_says_its_last_words_and_exits(tmp_path):
+    hanging = """
+import time
+from orchestration import interruption
+interruption.GRACE_S = 0.5
+interruption.listen()
+interruption.set_last_words(lambda: print("resume with: this", flush=True))
+print("ready", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+    process = subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "resume with: this\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_what_nohup_ignores_stays_ignored(tmp_path):
     ignoring = PROGRAM.replace("listen()\n", "signal.signal(signal.SIGHUP, signal.SIG_IGN); listen()\n", 1)
     process = subprocess.Popen([sys.executable, "-c", ignoring], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_a_background_process_of_a_shell_ends_too(tmp_path):
+    """Shells let it ignore Ctrl-C; some of their parents ignore SIGTERM."""
+    ignoring = PROGRAM.replace("listen()\n", "[signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; listen()\n", 1)
+    process = subprocess.Popen([sys.executable, "-c", ignoring], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
 
