@@ -150,15 +150,16 @@ def _meta_checkpoint(teacher: RunConfig) -> Path:
     """
     import torch
 
-    from soflow.cost.synthetic import CLASSES
+    from soflow.data.registry import SOURCES
     from soflow.training import checkpoints
     from soflow.training.build import build_network
 
+    num_classes = SOURCES[teacher.dataset.name].num_classes
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     with torch.device("meta"):
-        network = build_network(teacher, CLASSES)
-    state = {"ema": network.state_dict(), "config": to_dict(teacher), "num_classes": CLASSES}
+        network = build_network(teacher, num_classes)
+    state = {"ema": network.state_dict(), "config": to_dict(teacher), "num_classes": num_classes}
     return checkpoints.save(state, folder, step=1)
 
 

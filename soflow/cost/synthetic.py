@@ -6,12 +6,14 @@ import numpy as np
 
 from soflow.data.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
+from soflow.data.registry import SOURCES
 
-SAMPLES, CLASSES = 256, 10
+SAMPLES = 256
 
 
-def synthetic_source(config: DatasetConfig, num_classes: int = CLASSES) -> InMemorySource:
-    """Create a source of random images or latents in the configured shape; no files are needed."""
+def synthetic_source(config: DatasetConfig) -> InMemorySource:
+    """Create a source of random images or latents of the configured shape and classes; no files are needed."""
+    num_classes = SOURCES[config.name].num_classes
     random = np.random.default_rng(0)
     channels, *sides = config.sample_shape
     if config.latent:  # stored as mean and standard deviation

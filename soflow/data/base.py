@@ -49,6 +49,8 @@ class SourceInfo:
     """Side of the images in pixels; None if set by the configuration."""
     feature_network: str
     """Default feature network for FID."""
+    num_classes: int
+    """Number of classes; where the data decide it, the one that costs are predicted with: ImageNet's."""
     latent: bool = False
     """True if the source stores latents of a Stable Diffusion autoencoder instead of images."""
     closed_form: bool = False
