@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from orchestration.config import LaunchConfig, ResourcesConfig
 from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError
 
-CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 12
+CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 25
 """Limits for opening the port, and for the health check, which imports Ray."""
 REMEDY = "start one with `ray start --head`, or leave out address to use this machine alone"
+LONGEST_SOCKET_FOLDER = 40
+"""Bytes of the folder's path in which Ray's sockets are."""
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 RAY_SETTINGS = {
     # The watcher is one more process per worker group to start; lost workers are noticed without it.
@@ -60,7 +63,7 @@ def check_address(address: str) -> None:
     """Check that a Ray cluster answers at an address.
 
     Raises:
-        ConfigError: if none answers within 15 seconds.
+        ConfigError: if none answers within half a minute.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -134,21 +137,61 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     # "local" starts a new cluster even if one is running on this machine, which may belong to somebody else.
-    options = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
     runtime_env: dict[str, Any] = {"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}}
     if address:
         runtime_env["py_modules"] = _packages()
+    options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime_env}
+    if not address:
+        print("starting Ray on this machine", flush=True)
     try:
-        with signals_kept_from_children():
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"address = {address or 'local'}: cannot connect to Ray ({reason})") from None
+        _init(options)
+    except Exception as error:  # ray.init also raises bare exceptions
+        if address:
+            raise ConfigError(f"address = {address}: cannot connect to Ray ({_first_line(error)})") from None
+        print(f"Ray did not start ({_first_line(error)}); trying once more", flush=True)
+        ray.shutdown()
+        try:
+            _init(options)
+        except Exception as again:
+            raise ConfigError(
+                f"address = None: Ray did not start on this machine ({_first_line(again)}); wait until it is less "
+                "busy, or look into the folder ray/session_latest/logs among the temporary files"
+            ) from None
     listen()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(options: dict[str, Any]) -> None:
+    import ray
+
+    with signals_kept_from_children(), _short_socket_paths():
+        ray.init(**options)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _short_socket_paths() -> Iterator[None]:
+    """Let the processes that are started inside put their sockets into /tmp if their folder has a long name.
+
+    A socket's path is limited to 107 bytes, of which Ray needs about 65.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")}
+    if len((before["RAY_TMPDIR"] or tempfile.gettempdir()).encode()) > LONGEST_SOCKET_FOLDER:
+        os.environ |= dict.fromkeys(before, "/tmp")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _packages() -> list[str]:

@@ -26,6 +26,8 @@ PASSWORDS = (
     "~/.pgpass"
 )
 """Where passwords belong."""
+LONGEST_NAME = 200
+"""Bytes of a name; file systems allow 255 with what is added to it."""
 STORAGE = Path("results")
 """Default storage."""
 
@@ -82,6 +84,13 @@ class LaunchConfig(RunConfig):
         copy = self.model_copy()
         copy._given = given
         return copy
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_too_long(cls, name: str | None) -> str | None:
+        if name is not None and (size := len(name.encode())) > LONGEST_NAME:
+            raise ValueError(f"must have at most {LONGEST_NAME} bytes, not {size}, to be a file name")
+        return name
 
     @field_validator("name")
     @classmethod

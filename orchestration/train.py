@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
@@ -25,6 +24,7 @@ from orchestration.storage import (
     sole_owner,
 )
 from orchestration.terminal.command_line import validate
+from orchestration.terminal.format import plain_console
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.notes import dataset_entry, run_note
@@ -75,7 +75,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, folder: Path):
         self.config, self.folder, self.key = config, folder, folder.name
-        self.console = Console()
+        self.console = plain_console()
         self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
 
     def execute(self, resources: ResourcesConfig, budget: MemoryBudget) -> str:

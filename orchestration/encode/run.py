@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from orchestration.cluster import check_address, ray_session
 from orchestration.encode.shards import Setup, Shards
+from orchestration.terminal.format import plain_console
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.data.base import LATENT_FACTOR, DataError
@@ -194,7 +194,7 @@ def _show_progress(results: Iterator[dict[str, Any]], done: int, total: int) -> 
     Raises:
         DataError: with the error of the first shard that failed.
     """
-    console = Console()
+    console = plain_console()
     columns = (BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting the workers", total=total, completed=done)

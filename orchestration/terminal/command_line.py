@@ -7,6 +7,7 @@ same errors.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ def read_command_line(
         positional: field that takes the values without a flag.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # λ and ≤ become ? where the terminal's encoding has none
+            stream.reconfigure(errors="replace")
     try:
         given = split_arguments(arguments)
         if any(argument.flag in ("help", "h") for argument in given):

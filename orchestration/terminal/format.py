@@ -48,7 +48,12 @@ def format_number(value: float, spec: str) -> str:
     return format(value, spec) if value == value else "–"
 
 
+def plain_console(width: int | None = None) -> Console:
+    """Make a console that prints names as they are, brackets too."""
+    return Console(width=width, markup=False)
+
+
 def table_console() -> Console:
     """Make a console for tables, as wide as the terminal; 160 columns in files and pipes."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=160)

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.terminal.format import format_number, format_point, format_value, short_name
+from orchestration.terminal.format import format_number, format_point, format_value, plain_console, short_name
 from orchestration.terminal.progress import Row, SweepProgress
 
 STYLES = {"finished": "green", "running": "", "stopped": "yellow", "failed": "red", "starting": "dim"}
@@ -29,7 +29,7 @@ class LiveTable:
     """
 
     def __init__(self, progress: SweepProgress, console: Console | None = None, use: Callable[[], str] | None = None):
-        self.progress, self.console = progress, console or Console()
+        self.progress, self.console = progress, console or plain_console()
         self._query_use, self._use, self._queried_at = use or cluster_use, "", -USE_EVERY_S
         self._paths: list[str] = []
         self._live = Live(console=self.console, refresh_per_second=1, get_renderable=self.render)

@@ -45,10 +45,20 @@ MLFLOW_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # would break the sweep's live table
 }
 # Errors in the content of one request. A rejected login and a proxy's 404 are not among them: they count as outages.
-PERMANENT_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
+# Whether it is the content is decided by a write that must succeed: BAD_REQUEST also wraps errors of the database.
+PERMANENT_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 PERMANENT_HTTP_STATUSES = {400, 413, 422}
+MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 Event = dict[str, Any]
+
+
+class RunLost(Exception):
+    """A run that was delivered is not on the server any more, for example because the server came back empty."""
+
+    def __init__(self, key: str):
+        super().__init__(f"run {key} is not on the server any more")
+        self.key = key
 
 
 class MlflowWriter:
@@ -70,6 +80,7 @@ class MlflowWriter:
         self._connected = False
         self._sent: Counter[str] = Counter()  # events sent per run before an outage interrupted a delivery
         self._warned: set[str] = set()
+        self._never_started: set[str] = set()
 
     def connect(self) -> None:
         """Open the client and the experiment; the first call takes seconds to import MLflow or create a database."""
@@ -96,6 +107,13 @@ class MlflowWriter:
                     client.set_experiment_tag(self._experiment_id, *EXPERIMENT_KIND)
         self._client, self._connected = client, True
 
+    def forget(self, key: str) -> None:
+        """Forget what the server had; if the run is missing again, none of its events can be delivered."""
+        self.run_ids.clear()
+        self._sent.clear()
+        self._connected = False
+        self._never_started.add(key)
+
     def deliver(self, events: Iterable[Event | None], stopped: Callable[[], bool]) -> bool:
         """Send events grouped by run, the events of each run in order.
 
@@ -103,6 +121,9 @@ class MlflowWriter:
 
         Returns:
             False if `stopped` interrupted the delivery.
+
+        Raises:
+            RunLost: if the server has lost a run; all events must be delivered again, from the first one.
         """
         by_run: dict[str, list[Event]] = {}
         for event in filter(None, events):
@@ -115,7 +136,7 @@ class MlflowWriter:
                     try:
                         self._send(key, batch)
                     except Exception as error:
-                        self._skip_if_rejected(error, f"{batch[0]['kind']} of run {key}")
+                        self._skip_if_rejected(error, key, f"{batch[0]['kind']} of run {key}")
                     self._sent[key] += len(batch)
         self._sent.clear()
         return True
@@ -130,7 +151,7 @@ class MlflowWriter:
 
         run_id = self._find_run(key)
         if run_id is None:
-            raise LookupError("the run was never started")
+            raise LookupError("the run was never started") if key in self._never_started else RunLost(key)
         if event["kind"] == "artifact":
             mlflow_uploads.send_artifact(self._client, run_id, _readable(event["path"]), event["folder"])
         elif event["kind"] == "dataset":
@@ -201,7 +222,7 @@ class MlflowWriter:
                 try:
                     self._send_image(self.run_ids[key], event)
                 except Exception as error:
-                    self._skip_if_rejected(error, f"image of run {key}")
+                    self._skip_if_rejected(error, key, f"image of run {key}")
                 else:
                     tags["mlflow.loggedImages"] = "True"
         for start in range(0, max(len(metrics), 1), METRICS_PER_REQUEST):
@@ -221,12 +242,34 @@ class MlflowWriter:
                 self._client.log_batch(self.run_ids[key], **fields, synchronous=True)
         except Exception as error:
             if len(items) == 1:
-                self._skip_if_rejected(error, f"{items[0][0]} {items[0][1].key} of run {key}")
-            elif _is_permanent(error):
+                self._skip_if_rejected(error, key, f"{items[0][0]} {items[0][1].key} of run {key}")
+            elif _is_permanent(error) or _is_missing(error):
                 for half in (items[: len(items) // 2], items[len(items) // 2 :]):
                     self._log_batch(key, **{name: [item for field, item in half if field == name] for name in fields})
             else:
                 raise
+
+    def _check_run_exists(self, key: str) -> None:
+        """Raise RunLost if the server does not know the run, or the experiment if the run is about to be created."""
+        try:
+            if key in self.run_ids:
+                self._client.get_run(self.run_ids[key])
+            else:
+                self._client.get_experiment(self._experiment_id)
+        except Exception as error:
+            raise RunLost(key) if _is_missing(error) else error from None
+
+    def _check_writing_works(self, key: str, rejection: Exception) -> None:
+        """Raise the rejection if the server rejects a valid request as well, which makes it an outage."""
+        if isinstance(rejection, LookupError):  # raised here, not by the server
+            return
+        try:
+            if key in self.run_ids:
+                self._client.set_tag(self.run_ids[key], KEY_TAG, self._tag(key))
+            else:
+                self._client.set_experiment_tag(self._experiment_id, *EXPERIMENT_KIND)
+        except Exception:
+            raise rejection from None
 
     def _post_values(self, run_id: str, metrics: list, tags: list) -> None:
         """Send the request that MLflow's client would send, at a fifth of its CPU time."""
@@ -268,13 +311,20 @@ class MlflowWriter:
             for file in (full, thumbnail):
                 self._client.log_artifact(run_id, str(file), "images")
 
-    def _skip_if_rejected(self, error: Exception, item: str) -> None:
-        """Warn once per item if MLflow rejects it permanently; raise the error of an outage."""
-        if not _is_permanent(error):
+    def _skip_if_rejected(self, error: Exception, key: str, item: str) -> None:
+        """Warn once per item if MLflow rejects it permanently; raise the error of an outage, or RunLost."""
+        if _is_missing(error):
+            self._check_run_exists(key)
+        elif isinstance(error, RunLost) or not _is_permanent(error):
             raise error
+        self._check_writing_works(key, error)
         if item not in self._warned:
             LOG.warning("MLflow rejects %s, skipping it: %s", item, " ".join(str(error).split()))
         self._warned.add(item)
+
+
+def _is_missing(error: Exception) -> bool:
+    return getattr(error, "error_code", None) == MISSING
 
 
 def _is_values(event: Event) -> bool:

@@ -206,6 +206,18 @@ class Spool:
                 self._replace("delivered", str(journalled[-1]))
             self._changed.notify_all()
 
+    def rewind(self) -> None:
+        """Make all events of the journal undelivered again, for a server that has lost what was delivered."""
+        with self._changed:
+            in_memory = [item for item in self._waiting if isinstance(item, bytes)]
+            self._waiting.clear()
+            self._num_waiting = len(in_memory)
+            if self._journal is not None and self._end:
+                self._waiting.append([0, self._end])
+                self._num_waiting += sum(chunk.count(b"\n") for chunk, _ in _chunks(self._journal, 0, self._end))
+            self._waiting += in_memory
+            self._replace("delivered", "0")
+
     def _replace(self, name: str, text: str) -> bool:
         """Replace a file atomically; return False if the disk rejects it."""
         try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestration.tracking.mlflow_writer import MlflowWriter
+from orchestration.tracking.mlflow_writer import MlflowWriter, RunLost
 from orchestration.tracking.recorded_runs import RecordedRuns
 from orchestration.tracking.spool import Spool
 from orchestration.tracking.uri import root_cause
@@ -52,6 +52,7 @@ class Tracker:
 
     def __init__(self, tracking_uri: str, experiment: str, spool_dir: Path):
         self.tracking_uri, self.spool_dir = tracking_uri, Path(spool_dir)
+        self._place = without_password(tracking_uri)
         self._recorded, self._recording = RecordedRuns(), threading.Lock()
         self._spool = Spool(self.spool_dir, self._recorded)
         self._writer = MlflowWriter(tracking_uri, experiment, _origin(self.spool_dir))
@@ -177,16 +178,20 @@ class Tracker:
                 # Drop events only after all of them are delivered: a crash in between sends them twice, which is safe.
                 if self._writer.deliver(events, stopped=lambda: self._spool.stopped):
                     self._spool.drop(len(events))
+            except RunLost as error:
+                LOG.warning("tracking_uri = %s: %s; all records are delivered again", self._place, error)
+                self._writer.forget(error.key)
+                self._spool.rewind()
             except Exception as error:
                 # Every error counts as an outage: the thread must survive, or all later events would be stuck.
                 if not outage:
                     message = "tracking_uri = %s: reports cannot be delivered (%s); kept in %s until the server is back"
-                    LOG.warning(message, without_password(self.tracking_uri), root_cause(error), self.spool_dir)
+                    LOG.warning(message, self._place, root_cause(error), self.spool_dir)
                 self._pause(retry_s)
                 retry_s, outage = min(2 * retry_s, LONGEST_RETRY_S), True
             else:
                 if outage:
-                    LOG.warning("tracking_uri = %s: reports are delivered again", without_password(self.tracking_uri))
+                    LOG.warning("tracking_uri = %s: reports are delivered again", self._place)
                 retry_s, outage = FIRST_RETRY_S, False
                 if not self._flushing:
                     self._pause(min(REST_PER_WORK * (time.thread_time() - began), LONGEST_REST_S))

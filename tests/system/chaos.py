@@ -166,7 +166,14 @@ class Chaos:
         self.cluster.add_node(2)
 
     def _lose_driver(self) -> None:
-        self._kill_driver()
+        """By SIGKILL, or by SIGTERM as batch systems send it."""
+        if self.random.random() < 0.5:
+            self._tell("ends the driver with SIGTERM")
+            self.driver.terminate()
+            assert self.driver.wait(60) == 128 + signal.SIGTERM, self.output
+            assert "resume with: " in self.output
+        else:
+            self._kill_driver()
         self._back.join()  # a sweep neither starts nor resumes while its server is down
         if self._mount():
             self._tell("the spool's disk is a small one")
@@ -178,8 +185,11 @@ class Chaos:
             self.driver.wait()
 
     def _lose_server(self) -> None:
-        """The rest goes on meanwhile, and so do the other faults."""
+        """The rest goes on meanwhile, and so do the other faults. It comes back with its records, or empty."""
         self.server.stop()
+        if self.random.random() < 0.5:
+            self._tell("empties the server")
+            (self.folder / "mlflow.db").unlink()
         self._back = threading.Timer(self.outage_s, self.server.start)
         self._back.start()
 

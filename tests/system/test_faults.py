@@ -34,13 +34,15 @@ def test_a_sweep_survives_the_loss_of_everything_but_its_storage(undisturbed, tm
     check(chaos, undisturbed)
 
 
-def test_ctrl_c_stops_cleanly_and_resume_continues_to_the_same_numbers(undisturbed, session):
+def test_ctrl_c_also_twice_stops_cleanly_and_resume_continues_to_the_same_numbers(undisturbed, session):
     sweep = session.start("sweep_schedule.py", *SWEEP, "--progress", "plain")
     wait_for_line(sweep, "trial 1 running, step 16/")
     os.kill(sweep.pid, signal.SIGINT)
+    time.sleep(2)
+    os.kill(sweep.pid, signal.SIGINT)  # by somebody impatient
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, output
-    assert f"--resume sweep --storage {session.storage}" in output
+    assert f"resume with: python experiments/sweep_schedule.py --resume {session.storage / 'sweep'}\n" in output
     session.assert_nothing_left()
     before = session.runs()
     assert before["sweep"].info.status == "KILLED"
@@ -79,4 +81,4 @@ def test_an_address_of_something_else_is_refused(session):
         begin = time.monotonic()
         message = session.fail("train.py", "--address", f"127.0.0.1:{silent.getsockname()[1]}")
     assert "must be the address of a Ray cluster" in message
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 40

@@ -77,14 +77,15 @@ def test_the_best_trial_is_a_logged_model_and_its_data_is_recorded(finished):
 
 
 def test_the_best_trial_trains_again_to_the_same_numbers_also_when_interrupted(finished):
-    """On other workers, in another process, cut off by Ctrl-C and resumed: equal to the last digit."""
+    """On other workers, in another process, cut off by SIGTERM and resumed: equal to the last digit."""
     session, _ = finished
     run = session.start("train.py", "--config", str(session.storage / "one" / "best.yaml"), "--name", "again")
     wait_for_line(run, "step 4: ")
-    os.kill(run.pid, signal.SIGINT)
+    os.kill(run.pid, signal.SIGTERM)
     output, _ = run.communicate(timeout=120)
-    assert run.returncode == 130, output
-    assert f"resume with: python experiments/train.py --resume again --storage {session.storage}" in output
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert f"resume with: python experiments/train.py --resume {session.storage / 'again'}\n" in output
+    assert session.runs()["again"].info.status == "KILLED"
     session.assert_nothing_left()
     code, output = session.run("train.py", "--resume", str(session.storage / "again"))
     assert code == 0, output

@@ -263,6 +263,13 @@ def test_a_dry_step_of_every_preset_fits_its_hardware(name):
     prediction = predict(parse(override(to_dict(config), {"training.batch_size": share})))
     assert prediction.peak_bytes < 80e9
     assert prediction.flops > 6 * prediction.parameters * share  # forward and backward of one token, at the least
+    # With the classes of the data that the preset trains on.
+    row = next(
+        line
+        for line in (REPOSITORY / "docs/networks.md").read_text().splitlines()
+        if f"| {config.network.name} |" in line
+    )
+    assert f" {prediction.parameters:,} " in row
 
 
 @pytest.mark.soak

@@ -25,6 +25,7 @@ from orchestration.tracking.recorded_runs import RecordedRuns
 from orchestration.tracking.spool import Spool
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import TrackingError, check_tracking
+from tests.database import new_database
 
 FIRST_RUN = """
 import sys
@@ -412,9 +413,9 @@ def server(first_run, tmp_path):
     processes = []
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes less
 
-    def start():
+    def start(database=first_run[0]):
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "1", "--backend-store-uri", first_run[0]]
+        command += ["--workers", "1", "--backend-store-uri", database]
         command += ["--artifacts-destination", str(tmp_path / "artifacts")]
         with (tmp_path / "server.log").open("a") as log:
             processes.append(
@@ -466,6 +467,60 @@ def test_server_killed_in_the_middle(server, experiment, tmp_path, image, caplog
     assert [step for step, value in history(uri, run, "nan") if math.isnan(value)] == list(range(1, 401))
     assert len(files(uri, run, "images")) == 2 * 4
     assert len(runs) == 3
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_empty_receives_everything_again(server, experiment, tmp_path, image, caplog):
+    start, kill, uri = server
+    start()
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    record_sweep(tracker, image)
+    assert tracker.flush(60)
+    kill()
+    start(new_database(tmp_path))
+    tracker.start_run("s", "sweep", {}, {})
+    tracker.log_metrics("s/0", {"fid": 1 / 400}, 400)
+    tracker.end_run("s", "KILLED")
+    assert tracker.close(60) == 0
+    assert caplog.text.count("is not on the server any more; all records are delivered again") == 1
+    runs = runs_of(uri, experiment)
+    assert history(uri, runs["s/0"], "fid") == [(step, 1 / step) for step in (100, 200, 300, 400)]
+    assert runs["s/0"].data.params == {"objective.name": "soflow", "nfe": "[1, 2]"}
+    assert history(uri, runs["s/1"], "fid") == [(step, 1 / step) for step in (100, 200, 300)]
+    assert len(files(uri, runs["s/1"], "images")) == 6
+    assert runs["s/0"].data.tags["mlflow.parentRunId"] == runs["s"].info.run_id
+
+    # A later process, which has no run ids in memory, notices it as well.
+    client = client_of(uri)
+    for run in runs.values():
+        client.delete_run(run.info.run_id)
+    resumed = Tracker(uri, experiment, tmp_path / "spool")
+    resumed.log_metrics("s/0", {"fid": 1 / 500}, 500)
+    assert resumed.close(60) == 0
+    assert history(uri, runs_of(uri, experiment)["s/0"], "fid")[-1] == (500, 1 / 500)
+    assert len(history(uri, runs_of(uri, experiment)["s/0"], "fid")) == 5
+
+
+def test_an_error_of_the_database_is_an_outage(uri, experiment, tmp_path, caplog):
+    """MLflow reports one as BAD_REQUEST, like a request that it rejects."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    tracker.start_run("run", "run", {}, {})
+    assert tracker.flush(30)
+    client = tracker._writer._client
+    genuine = client.log_batch, client.set_tag
+
+    def fails(*_, **__):
+        raise MlflowException("(builtins.IntegrityError) the disk is full", BAD_REQUEST)
+
+    client.log_batch = client.set_tag = fails
+    tracker.log_metrics("run", {"fid": 3.0}, 1)
+    assert not tracker.flush(2)
+    client.log_batch, client.set_tag = genuine
+    assert tracker.close(30) == 0
+    assert history(uri, runs_of(uri, experiment)["run"], "fid") == [(1, 3.0)]
 
 
 @pytest.mark.slow
