@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from dashboards.comparison.compare import Comparison
@@ -32,7 +31,7 @@ def show_table(rows: Table, title: str = "", lines: bool = False) -> None:
     Args:
         lines: draw lines between rows.
     """
-    table = RichTable(*map(escape, rows[0]), title=title or None, title_justify="left", show_lines=lines)
+    table = RichTable(*rows[0], title=title or None, title_justify="left", show_lines=lines)
     for row in rows[1:]:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     table_console().print(table)

@@ -48,17 +48,15 @@ def test_a_closed_terminal_does_not_keep_the_program_from_ending_well(tmp_path):
 
 def test_a_program_that_does_not_end_in_time_says_its_last_words_and_exits(tmp_path):
     hanging = """
-import time
+import signal, time
 from orchestration import interruption
+signal.signal(signal.SIGINT, lambda *_: None)
 interruption.GRACE_S = 0.5
 interruption.listen()
 interruption.set_last_words(lambda: print("resume with: this", flush=True))
 print("ready", flush=True)
 while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        pass
+    time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     process.stdout.readline()

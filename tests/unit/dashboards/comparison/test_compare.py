@@ -170,7 +170,7 @@ def test_markdown_and_latex_tables_equal_the_page(store, parent, tmp_path):
     assert "Published, not measured here" in markdown
 
 
-def test_the_terminal_shows_verdicts_and_escapes_names(store, capsys):
+def test_the_terminal_shows_verdicts_and_names_as_they_are(store, capsys):
     cases = ("plain", "[red]worse[/red]:objective.guidance_strength=2", "other:objective.guidance_strength=3")
     parent = write_sweep(
         store, cases=cases, hypotheses=("fid(plain) < fid([red]worse[/red])", "fid(plain) < fid(other)")
