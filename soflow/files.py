@@ -1,14 +1,21 @@
-"""Files that several processes may read and write at once: checksums and atomic writes."""
+"""Files that several processes may read and write at once: checksums, atomic writes, and patience with disks."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
+import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+LOG = logging.getLogger(__name__)
 
 
 def sha256(path: Path) -> str:
@@ -32,6 +39,49 @@ def atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
+"""Errors of a disk that is full, read-only or away for a time."""
+RETRY_S = 5.0
+Result = TypeVar("Result")
+
+
+def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], object] = LOG.warning) -> Result:
+    """Write, again and again while the disk is full, read-only or away; say so once, and once when it is over.
+
+    Args:
+        write: leaves nothing half-written when it raises.
+        place: file or folder that is written to.
+    """
+    waiting = False
+    while True:
+        try:
+            result = write()
+        except (OSError, RuntimeError) as error:  # torch.save wraps errors of the disk in RuntimeError
+            outage = error if isinstance(error, OSError) else _error_of_disk(place)
+            if outage is None or outage.errno not in OUTAGES:
+                raise
+            if not waiting:
+                say(f"{place}: cannot be written ({outage.strerror}); waiting until it can")
+            waiting = True
+            time.sleep(RETRY_S)
+        else:
+            if waiting:
+                say(f"{place}: can be written again")
+            return result
+
+
+def _error_of_disk(place: Path) -> OSError | None:
+    """Return the error of writing a megabyte to the disk of a file or folder; None if it succeeds."""
+    try:
+        with tempfile.TemporaryFile(dir=next(path for path in (place, *place.parents) if path.is_dir())) as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

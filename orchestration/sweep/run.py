@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,8 +41,6 @@ from soflow.files import write_atomic
 if TYPE_CHECKING:
     from orchestration.sweep.callback import MlflowCallback, SweepRecord
     from orchestration.sweep.study import SweepStudy
-
-TUNE_FOLDER = "tune"
 
 Report = Callable[[Path, Callable[[Path], None]], None]
 """Writes reports of a sweep in its folder, and attaches each with the given function."""
@@ -93,8 +91,6 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
             _silence_libraries()
             folder = folder.absolute()
             if resuming:
-                # Tune's own state is never restored: the study knows the trials, their folders have their reports.
-                shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)
                 write_atomic(folder / SWEEP_FILE, to_yaml(asked))
             else:
                 create(folder, SWEEP_FILE, to_yaml(asked))
@@ -132,7 +128,9 @@ def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesCo
     callback.count_finished(study.trials(), study.rejected(), replay)
     searcher = OptunaSearcher(study, replay)
     if not searcher.is_complete:
-        _tuner(record.config, record.folder, searcher, callback, resources, budget).fit()
+        # Tune's own state is never restored: the study knows the trials, their folders have their reports.
+        with tempfile.TemporaryDirectory(prefix="soflow-tune-", ignore_cleanup_errors=True) as scratch:
+            _tuner(record.config, record.folder, searcher, callback, resources, budget, scratch).fit()
     return study
 
 
@@ -186,7 +184,15 @@ def _silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _tuner(config: SweepConfig, folder: Path, searcher, callback, resources: ResourcesConfig, budget: MemoryBudget):
+def _tuner(
+    config: SweepConfig,
+    folder: Path,
+    searcher,
+    callback,
+    resources: ResourcesConfig,
+    budget: MemoryBudget,
+    scratch: str,
+):
     from ray import tune
 
     from orchestration.sweep.pruning import StudyPruning
@@ -209,10 +215,10 @@ def _tuner(config: SweepConfig, folder: Path, searcher, callback, resources: Res
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
         ),
         run_config=tune.RunConfig(
-            name=TUNE_FOLDER,
-            storage_path=str(folder),
+            storage_path=scratch,
             callbacks=[callback],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1, checkpoint_at_end=False),
+            # A trial's process that is replaced reads the reports in the trial's folder.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=config.trial_retries),
             verbose=0,
         ),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from orchestration.sweep.samplers import SAMPLERS, make_sampler
 from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.ticket import TrialTicket, fault_of
 from soflow.config_base import ConfigError, without_password
+from soflow.files import patiently
 
 STUDY = "sweep"
 """Name of the study in a journal, which contains one sweep. In a database the study has the sweep's name."""
@@ -255,8 +258,26 @@ def study_name(config: SweepConfig, folder: Path) -> str:
     return folder.name if config.study_storage else STUDY
 
 
+class _Journal(JournalFileBackend):
+    """Journal that waits while its disk is full or away, and leaves no half line before the next one."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        path = Path(self._file_path)
+        size = path.stat().st_size
+
+        def append() -> None:
+            try:
+                super(_Journal, self).append_logs(logs)
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, size)
+                raise
+
+        patiently(append, path, say=lambda text: print(text, flush=True))
+
+
 def open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(_Journal(str(path)))
 
 
 def repair_journal(path: Path) -> None:

@@ -30,7 +30,7 @@ class TrialActor(tune.Trainable):
     A trial is one run, unless it has rungs before or more seeds after it. Each rung is a shorter run from scratch over
     the whole schedule, and yields one result. Further seeds are trained when the trial has reached its last step; their
     mean is its last result. All these runs keep their reports in their folders, so that nothing is trained twice if
-    this process is lost.
+    this process is lost: another one begins again and reads them.
 
     Tune discards the process of a trial that raises, and with it the warm workers. So a trial that fails by its own
     fault ends with a result that says so.
@@ -136,14 +136,6 @@ class TrialActor(tune.Trainable):
             "metrics": {},
             "details": answer.details,
         }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
-        """Save counts only: the workers wrote the checkpoints into the runs' folders before they reported."""
-        return {"rungs": self.rungs_done, "step": self.steps_done, "micro_batches": self.micro_batches}
-
-    def load_checkpoint(self, checkpoint: dict[str, int]) -> None:
-        self.rungs_done, self.steps_done = checkpoint["rungs"], checkpoint["step"]
-        self.micro_batches = checkpoint["micro_batches"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)

@@ -45,8 +45,8 @@ def read_command_line(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # λ and ≤ become ? where the terminal's encoding has none
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper) and not _has_greek(stream.encoding):
+            stream.reconfigure(errors="replace")  # λ and ≤ become ?
     try:
         given = split_arguments(arguments)
         if any(argument.flag in ("help", "h") for argument in given):
@@ -56,6 +56,14 @@ def read_command_line(
         return _read(model, given, layers, positional)
     except (ConfigError, DataError) as error:
         fail(error)
+
+
+def _has_greek(encoding: str) -> bool:
+    try:
+        "λ≤".encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def read_options(options: type[Config], arguments: Sequence[str]) -> tuple[Config, list[str]]:

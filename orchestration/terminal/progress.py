@@ -61,7 +61,7 @@ class SweepProgress:
     def start(self, number: int, point: dict[str, Any]) -> Row:
         """Add a trial that starts, or resumes after a restart."""
         row = self.running.setdefault(number, Row(number, point))
-        row.point, row.state, row.reason, row.updated_at = point, "starting", "", time.monotonic()
+        row.point, row.state, row.step, row.reason, row.updated_at = point, "starting", 0, "", time.monotonic()
         return row
 
     def report(self, number: int, result: dict[str, Any]) -> Row:

@@ -6,10 +6,12 @@ reports/ with the metrics. This module does not depend on the program that start
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +23,13 @@ from soflow.diagnostics import diagnose
 from soflow.diagnostics.base import Subject
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
+from soflow.files import patiently
 from soflow.training import checkpoints, reports
 from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
 from soflow.training.reports import Report
 from soflow.training.trainer import Trainer
+
+LOG = logging.getLogger(__name__)
 
 NUM_DIAGNOSED = 512
 """Number of training samples used by diagnostics."""
@@ -42,7 +47,7 @@ class TrainingRun:
         evaluator: evaluator of the configured data and features, for the same rank and number of workers.
 
     Raises:
-        CheckpointError: if all checkpoints to start from are missing or damaged, or one is of another configuration.
+        CheckpointError: if the checkpoint to start from is of another configuration.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class TrainingRun:
         if start:
             self._restore(start)
         elif rank == 0:
-            reports.begin(config, directory)
+            patiently(lambda: reports.begin(config, directory), directory)
 
     @property
     def finished(self) -> bool:
@@ -85,6 +90,11 @@ class TrainingRun:
         metrics["time/evaluate_s"] = time.perf_counter() - began  # the metrics are Python floats: already synchronized
         if trainer.rank:
             return None
+        return patiently(lambda: self._save(network, metrics), self.directory)
+
+    def _save(self, network: nn.Module, metrics: dict[str, float]) -> Report:
+        """Write sample grids, a checkpoint and the report, in this order: a report has all its files."""
+        trainer = self.trainer
         grids = self._draw(network)
         state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
         checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
@@ -154,10 +164,20 @@ class TrainingRun:
             **{f"fid_{name}": str(value) for name, value in self.evaluator.protocol().items()},
         }
 
+    def _newest(self, at_most: int) -> tuple[int, dict[str, Any]]:
+        """Read the newest readable checkpoint; if none is readable, the training begins again, at step 0."""
+        try:
+            return checkpoints.load_newest(self.directory, at_most, self.device) if at_most else (0, {})
+        except checkpoints.CheckpointError as error:
+            LOG.warning("%s; training from the start", error)
+            return 0, {}
+
     def _restore(self, start: int) -> None:
-        step, state = checkpoints.load_newest(self.directory, start, self.device)
+        step, state = self._newest(start)
         if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
-            step, state = checkpoints.load_newest(self.directory, agreed, self.device)
+            step, state = self._newest(agreed)
+        if not step:
+            return
         if parse(state["config"]) != self.config:
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")

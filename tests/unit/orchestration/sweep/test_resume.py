@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from orchestration.storage import SWEEP_FILE, create, new_folder, sole_owner
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import check_journal, saved_config
 from orchestration.sweep.search_space import build
-from orchestration.sweep.study import SweepStudy
+from orchestration.sweep.study import SweepStudy, open_storage
+from soflow import files
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
 
@@ -55,6 +59,29 @@ def test_a_damaged_study_journal_is_refused_by_name_and_line(tmp_path):
     journal.write_bytes(b"".join([*lines[:3], lines[3][:10] + b"\n", *lines[4:]]))
     with pytest.raises(ConfigError, match=re.escape(f"{journal}: line 4 is damaged")):
         check_journal(journal)
+
+
+def test_a_journal_waits_for_its_disk_and_keeps_whole_lines(tmp_path, monkeypatch, capsys):
+    config, folder = sweep_folder(tmp_path)
+    study = SweepStudy(config, folder, build(config))
+    genuine, times = JournalFileBackend.append_logs, []
+
+    def full_twice(self, logs):
+        times.append(logs)
+        if len(times) < 3:
+            with open(self._file_path, "ab") as file:
+                file.write(b'{"op_code": 4, "wor')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        genuine(self, logs)
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full_twice)
+    monkeypatch.setattr(files, "RETRY_S", 0.01)
+    study.fail(0, "a reason")
+    check_journal(folder / "study.journal")
+    assert "study.journal: cannot be written (No space left on device); waiting until it can" in capsys.readouterr().out
+    open_storage.cache_clear()
+    again = SweepStudy(config, folder, build(config))
+    assert again.trials()[0].user_attrs["reason"] == "a reason"
 
 
 @pytest.mark.parametrize(

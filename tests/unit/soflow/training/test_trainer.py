@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random as python_random
 import re
 
@@ -12,6 +14,7 @@ import torch
 from helpers import CPU, tiny_config
 from PIL import Image
 
+from soflow import files
 from soflow.config import parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.data import open_source
@@ -492,8 +495,37 @@ def test_another_configuration_s_checkpoint_is_refused(finished_run, digits, eva
     other = parse(to_dict(config) | {"seed": config.seed + 1})
     with pytest.raises(CheckpointError, match=r"checkpoint-00000007.pt: belongs to another configuration"):
         TrainingRun(other, digits, directory, CPU, evaluator, start=7)
-    with pytest.raises(CheckpointError, match=r"checkpoint-00000001.pt: no such checkpoint"):
-        TrainingRun(config, digits, directory, CPU, evaluator, start=1)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again(finished_run, digits, evaluator, tmp_path, caplog):
+    config, _, reports, state = finished_run
+    stopped = TrainingRun(config, digits, tmp_path, CPU, evaluator)
+    stopped.advance()
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    resumed = TrainingRun(config, digits, tmp_path, CPU, evaluator, start=checkpoints.latest_step(tmp_path))
+    assert "training from the start" in caplog.text
+    found = [resumed.advance() for _ in reports]
+    assert [report.metrics["fid"] for report in found] == [report.metrics["fid"] for report in reports]
+    assert_same_state(resumed.trainer.state_dict(), state)
+
+
+def test_a_report_waits_for_space_on_the_disk(finished_run, digits, evaluator, tmp_path, monkeypatch, caplog):
+    config, _, reports, _ = finished_run
+    run = TrainingRun(config, digits, tmp_path, CPU, evaluator)
+    genuine, times = checkpoints.save, []
+
+    def full_twice(*arguments):
+        times.append(arguments)
+        if len(times) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return genuine(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save", full_twice)
+    monkeypatch.setattr(files, "RETRY_S", 0.01)
+    assert run.advance().metrics["fid"] == reports[0].metrics["fid"]
+    said = [message.removeprefix(f"{tmp_path}: ") for message in caplog.messages]
+    assert said == ["cannot be written (No space left on device); waiting until it can", "can be written again"]
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "soflow"])
