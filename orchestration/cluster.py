@@ -28,6 +28,7 @@ RAY_SETTINGS = {
     # The watcher is one more process per worker group to start; lost workers are noticed without it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",  # until a worker that does not answer is replaced
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its default
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # processes start one after another on a busy laptop
@@ -138,7 +139,9 @@ def ray_session(address: str | None) -> Iterator[None]:
 
     # "local" starts a new cluster even if one is running on this machine, which may belong to somebody else.
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
-    runtime_env: dict[str, Any] = {"env_vars": RAY_SETTINGS | {"PYTHONWARNINGS": "ignore"}}
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: os.environ[name] for name in RAY_SETTINGS} | {"PYTHONWARNINGS": "ignore"}
+    }
     if address:
         runtime_env["py_modules"] = _packages()
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime_env}

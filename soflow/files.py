@@ -59,7 +59,7 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
         try:
             result = write()
         except (OSError, RuntimeError) as error:  # torch.save wraps errors of the disk in RuntimeError
-            outage = error if isinstance(error, OSError) else _error_of_disk(place)
+            outage = error if isinstance(error, OSError) else error_of_disk(place)
             if outage is None or outage.errno not in OUTAGES:
                 raise
             if not waiting:
@@ -72,7 +72,7 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
             return result
 
 
-def _error_of_disk(place: Path) -> OSError | None:
+def error_of_disk(place: Path) -> OSError | None:
     """Return the error of writing a megabyte to the disk of a file or folder; None if it succeeds."""
     try:
         with tempfile.TemporaryFile(dir=next(path for path in (place, *place.parents) if path.is_dir())) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from orchestration.tracking.notes import dataset_entry
 from orchestration.tracking.tracker import Tracker
 from soflow.config import RunConfig, config_hash, flatten, to_dict
 from soflow.config_base import ConfigError
-from soflow.files import write_atomic
+from soflow.files import error_of_disk, write_atomic
 from soflow.training.reports import CONFIG_FILE
 
+WATCH_S = 10.0
+HANGING = "its worker may hang; one that does not answer for five minutes is replaced"
 BEST_TRIAL = "best_trial"
 """File with the number of the trial that has the tag `best`."""
 FAILURE_FILE = "failure.txt"
@@ -128,6 +131,7 @@ class MlflowCallback(tune.Callback):
         self.view = make_view(self.config.progress, self.progress)
         self.facts: dict[str, dict[str, str]] = {}
         self.datasets: set[str] = set()
+        self._ended = threading.Event()
 
     def __reduce__(self):
         return object, ()  # as OptunaSearcher: Tune saves it for a restore, which soflow never does
@@ -147,6 +151,19 @@ class MlflowCallback(tune.Callback):
 
     def setup(self, stop=None, num_samples=None, total_num_samples=None, **info: Any) -> None:
         self.view.begin(self.folder.name)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Name the trials that do not report, until the sweep ends."""
+        named: set[int] = set()
+        while not self._ended.wait(WATCH_S):
+            silent = self.progress.silent()
+            for row, seconds in silent:
+                if row.number not in named:
+                    error = error_of_disk(self.folder)
+                    reason = f"{self.folder} cannot be written ({error.strerror})" if error else HANGING
+                    self.view.silent(row, seconds, reason)
+            named = {row.number for row, _ in silent}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         ticket = ticket_of(trial)
@@ -221,6 +238,7 @@ class MlflowCallback(tune.Callback):
         self.view.ended(self.progress.end(trial.config["number"], state, reason))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self._ended.set()
         self.view.finish()
         self.record.end_open_trials()
 

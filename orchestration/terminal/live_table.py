@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.terminal.format import format_number, format_point, format_value, plain_console, short_name
-from orchestration.terminal.progress import Row, SweepProgress
+from orchestration.terminal.progress import Row, SweepProgress, silence
 
 STYLES = {"finished": "green", "running": "", "stopped": "yellow", "failed": "red", "starting": "dim"}
 FRAME_LINES = 7
@@ -39,6 +39,9 @@ class LiveTable:
 
     def rejected(self, number: int, reason: str) -> None:
         pass  # counted in the summary
+
+    def silent(self, row: Row, seconds: float, reason: str) -> None:
+        self.console.print(silence(row, seconds, reason), style="yellow", highlight=False)
 
     def started(self, row: Row) -> None:
         self._paths += [path for path in row.point if path not in self._paths]

@@ -11,6 +11,9 @@ from typing import Any
 from orchestration.terminal.format import format_time
 
 OVER = ("finished", "stopped", "failed")
+SILENT_S, SILENT_AT_START_S, SILENT_TIMES = 120.0, 300.0, 10.0
+"""Seconds without a report after which a trial is named, before its first report and after; and how many times longer
+than the longest interval between reports so far these must be."""
 BEST, RECENT, TIMED = 3, 50, 100
 """Numbers of best trials and of last ended trials to keep, and of reports over which step times are averaged."""
 
@@ -51,6 +54,7 @@ class SweepProgress:
         self.counts: Counter[str] = Counter()
         self.rejected = 0
         self._began = time.monotonic()
+        self._longest_s = 0.0
         self._timed: deque[tuple[float, int]] = deque(maxlen=TIMED)  # seconds and steps between reports
 
     def count_finished(self, number: int, point: dict[str, Any], state: str, fid: float = math.nan) -> None:
@@ -68,6 +72,8 @@ class SweepProgress:
         """Update a running trial by its result."""
         row = self.running[number]
         now, steps = time.monotonic(), result["step"] - row.step
+        if row.state == "running":
+            self._longest_s = max(self._longest_s, now - row.updated_at)
         if result["step"] > 0:  # the next rung trains from scratch, again from step 0
             self._timed.append((now - row.updated_at, steps if steps > 0 else result["step"]))
         row.state, row.step, row.fid, row.reason = "running", result["step"], result["fid"], result["reason"]
@@ -90,6 +96,15 @@ class SweepProgress:
         self.recent.append(row)
         self.counts[state] += 1
         return row
+
+    def silent(self) -> list[tuple[Row, float]]:
+        """Return the running trials that have not reported for much longer than usual, and for how many seconds."""
+        now, found = time.monotonic(), []
+        for row in list(self.running.values()):
+            least = SILENT_S if row.state == "running" else SILENT_AT_START_S
+            if (seconds := now - row.updated_at) > max(least, SILENT_TIMES * self._longest_s):
+                found.append((row, seconds))
+        return found
 
     @property
     def num_ended(self) -> int:
@@ -121,6 +136,11 @@ class SweepProgress:
         if self.num_ended < self.num_trials and self.left_s is not None:
             text += f", at most {format_time(self.left_s)} left"
         return text
+
+
+def silence(row: Row, seconds: float, reason: str) -> str:
+    """Return a line about a trial that does not report."""
+    return f"trial {row.number} has not reported for {format_time(seconds)}, since step {row.step}: {reason}"
 
 
 def time_left_s(steps_left: float, seconds_per_step: float, slots: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from orchestration.terminal.format import format_number, format_point, format_time
 from orchestration.terminal.live_table import LiveTable
-from orchestration.terminal.progress import Row, SweepProgress
+from orchestration.terminal.progress import Row, SweepProgress, silence
 
 
 class View(Protocol):
@@ -25,6 +25,10 @@ class View(Protocol):
         ...
 
     def started(self, row: Row) -> None: ...
+
+    def silent(self, row: Row, seconds: float, reason: str) -> None:
+        """Show that a trial has not reported for unusually long."""
+        ...
 
     def reported(self, row: Row, metrics: dict[str, float]) -> None: ...
 
@@ -48,6 +52,9 @@ class PlainLines:
 
     def rejected(self, number: int, reason: str) -> None:
         self._print(f"{self._time()} point {number} is drawn again: {reason}")
+
+    def silent(self, row: Row, seconds: float, reason: str) -> None:
+        self._print(f"{self._time()} {silence(row, seconds, reason)}")
 
     def started(self, row: Row) -> None:
         pass
@@ -90,6 +97,9 @@ class JsonLines:
 
     def rejected(self, number: int, reason: str) -> None:
         self._print("point rejected", trial=number, reason=reason)
+
+    def silent(self, row: Row, seconds: float, reason: str) -> None:
+        self._print("trial silent", trial=row.number, seconds=round(seconds), reason=reason)
 
     def started(self, row: Row) -> None:
         self._print("trial started", trial=row.number, point=row.point)
