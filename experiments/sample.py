@@ -2,6 +2,7 @@
 
 $ python experiments/sample.py results/NAME/trials/0003
 $ python experiments/sample.py results/NAME/checkpoint-00001200.pt --nfe 4 --sampler compose --out samples.png
+$ python experiments/sample.py results/NAME --best --labels 3 7 --rows 4
 $ python experiments/sample.py results/NAME --npz samples.npz --num-samples 50000
 
 Every --seed gives other noise. With the seed of the run, the .npz file contains the images behind its FID.
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config_base import ConfigError, Count, Section
@@ -21,7 +23,11 @@ from soflow.evaluation.config import Sampler
 
 class SampleOptions(Section):
     checkpoint: Path
-    """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
+    """Checkpoint file, or folder of a run or trial."""
+    best: bool = False
+    """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
+    labels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Classes of the grid's columns. Default: the first ten."""
     nfe: Count = 1
     """Number of function evaluations per sample."""
     sampler: Sampler | None = None
@@ -36,6 +42,20 @@ class SampleOptions(Section):
     """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
     """Samples in the .npz file, with equal numbers per class."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _exists(cls, path: Path) -> Path:
+        if not path.exists():
+            raise ValueError("there is no such file or folder; give a checkpoint-*.pt, or a run's or trial's folder")
+        return path
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_png(cls, path: Path) -> Path:
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise ValueError("must be the name of a .png file, which keeps every pixel")
+        return path
 
     @model_validator(mode="after")
     def _check_heun(self) -> SampleOptions:
@@ -70,12 +90,19 @@ def write(options: SampleOptions) -> str:
 
     path = options.checkpoint
     if path.is_dir():
-        path = checkpoints.path_of(path, checkpoints.latest_step(path))
+        best = checkpoints.best_step(path) if options.best else None
+        path = checkpoints.path_of(path, checkpoints.latest_step(path) if best is None else best)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, objective, network = load_sampler(path, device)
     if options.npz is None:
-        images = draw_grid(objective, network, config, device, options.nfe, options.sampler, options.seed, options.rows)
-        write_grid(images, options.out, GRID_COLUMNS)
+        classes = options.labels or range(GRID_COLUMNS)
+        if options.labels and (largest := max(classes)) >= objective.num_classes:
+            raise ConfigError(f"labels = {largest}: must be below {objective.num_classes}, the number of classes")
+        images = draw_grid(
+            *(objective, network, config, device, options.nfe, options.sampler, options.seed, options.rows),
+            classes=classes,
+        )
+        write_grid(images, options.out, len(classes))
         written, count = options.out, len(images)
     else:
         write_file(options, config, objective, network, device)

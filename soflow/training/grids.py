@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,15 +42,17 @@ def draw_grid(
     seed: int = 0,
     rows: int = GRID_ROWS,
     codec: Codec | None = None,
+    classes: Sequence[int] = range(GRID_COLUMNS),
 ) -> Tensor:
-    """Generate uint8 samples [rows · 10, C, H, W] from seeded noise, row by row, with one column per class (0 to 9).
+    """Generate uint8 samples [rows · columns, C, H, W] from seeded noise, row by row, with one column per class.
 
     Args:
+        classes: of the columns; by default the first ten, or all of them in turn if there are fewer.
         codec: codec of the configured data; built if None.
     """
     random = generator(device, seed, "grid")
-    noise = normal((rows * GRID_COLUMNS, *config.dataset.sample_shape), random)
-    labels = torch.arange(len(noise), device=device) % GRID_COLUMNS % objective.num_classes
+    noise = normal((rows * len(classes), *config.dataset.sample_shape), random)
+    labels = torch.tensor(list(classes), device=device).repeat(rows) % objective.num_classes
     if not config.dataset.conditional:
         labels = torch.full_like(labels, objective.num_classes)
     sampler = sampler or sampler_for(config, objective, nfe)

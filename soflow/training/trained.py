@@ -17,9 +17,11 @@ def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective
     """Load configuration, objective and averaged network of a checkpoint, ready for sampling.
 
     Raises:
-        CheckpointError: if the file is missing or damaged.
+        CheckpointError: if the file is missing or damaged, or its weights are infinite or NaN.
     """
     state = checkpoints.load(path, device)
+    if device.type != "meta" and not all(torch.isfinite(weights).all() for weights in state["ema"].values()):
+        raise checkpoints.CheckpointError(f"{path}: has infinite or NaN weights: its training diverged")
     config = parse(state["config"])
     network = build_network(config, state["num_classes"]).to(device)
     network.load_state_dict(state["ema"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import random as python_random
 import re
@@ -458,6 +459,29 @@ def test_a_checkpoint_samples_the_grid_again(finished_run, tmp_path):
     for name, nfe in {"samples": 1, "samples_2nfe": 2, "samples_4nfe": 4}.items():
         write_grid(draw_grid(objective, network, loaded, CPU, nfe), tmp_path / "grid.png", GRID_COLUMNS)
         assert (tmp_path / "grid.png").read_bytes() == grids[name].read_bytes()
+
+
+def test_a_grid_s_columns_are_the_classes_that_are_asked_for(finished_run):
+    config, directory, _, _ = finished_run
+    loaded, objective, network = load_sampler(checkpoints.path_of(directory, 7), CPU)
+    asked = []
+
+    def noted(x, t, s, labels):
+        asked.append(labels.tolist())
+        return network(x, t, s, labels)
+
+    images = draw_grid(objective, noted, loaded, CPU, 1, rows=2, classes=(3, 7, 3))
+    assert asked == [[3, 7, 3, 3, 7, 3]]
+    assert images.shape == (6, *config.dataset.image_shape)
+
+
+def test_a_checkpoint_of_a_diverged_run_is_refused(finished_run, tmp_path):
+    _, directory, _, _ = finished_run
+    state = checkpoints.load(checkpoints.path_of(directory, 7))
+    next(iter(state["ema"].values())).view(-1)[0] = math.nan
+    path = checkpoints.save(state, tmp_path, 7)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: has infinite or NaN weights: its training diverged")):
+        load_sampler(path, CPU)
 
 
 CLOCKS = {
