@@ -48,6 +48,7 @@ MLFLOW_SETTINGS = {
 # Whether it is the content is decided by a write that must succeed: BAD_REQUEST also wraps errors of the database.
 PERMANENT_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 PERMANENT_HTTP_STATUSES = {400, 413, 422}
+UNREACHABLE = (PermissionError, FileNotFoundError, NotADirectoryError)
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 Event = dict[str, Any]
@@ -313,6 +314,12 @@ class MlflowWriter:
 
     def _skip_if_rejected(self, error: Exception, key: str, item: str) -> None:
         """Warn once per item if MLflow rejects it permanently; raise the error of an outage, or RunLost."""
+        if isinstance(error, UNREACHABLE):  # the folder of MLflow's artifacts, since all other files are read
+            self._check_writing_works(key, error)
+            error = ValueError(
+                f"the folder of MLflow's artifacts cannot be written from here ({error.strerror}: {error.filename}); "
+                "start the server with --serve-artifacts, or give both machines this folder"
+            )
         if _is_missing(error):
             self._check_run_exists(key)
         elif isinstance(error, RunLost) or not _is_permanent(error):

@@ -501,6 +501,22 @@ def test_a_server_that_comes_back_empty_receives_everything_again(server, experi
     assert len(history(uri, runs_of(uri, experiment)["s/0"], "fid")) == 5
 
 
+def test_artifacts_that_cannot_be_stored_hold_up_nothing_else(uri, experiment, tmp_path, image, caplog):
+    """As with a server that tells its clients to write into a folder of its own machine."""
+    client_of(uri).create_experiment(experiment, artifact_location="/dev/null/artifacts")
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    tracker.start_run("run", "run", {}, {})
+    tracker.log_image("run", image, "samples", 1)
+    tracker.log_artifact("run", image)
+    tracker.log_metrics("run", {"fid": 3.0}, 1)
+    tracker.end_run("run", "FINISHED")
+    assert tracker.close(30) == 0
+    run = runs_of(uri, experiment)["run"]
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"fid": 3.0})
+    assert "MLflow's artifacts cannot be written from here (Not a directory: /dev/null" in caplog.text
+    assert "start the server with --serve-artifacts" in caplog.text
+
+
 def test_an_error_of_the_database_is_an_outage(uri, experiment, tmp_path, caplog):
     """MLflow reports one as BAD_REQUEST, like a request that it rejects."""
     from mlflow.exceptions import MlflowException
