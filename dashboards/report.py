@@ -23,6 +23,7 @@ from orchestration.storage import REPORT_FILE
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
 from soflow.config_base import Section
+from soflow.files import write_atomic
 
 GRIDS_OVER_STEPS = 5
 """Sample grids of a search's trial over steps: the first, the last and some between."""
@@ -60,7 +61,7 @@ def write_report(tracking_uri: str, name_or_id: str, output: Path) -> Analysis:
         OSError: if the file cannot be written.
     """
     analysis = analyze(read_sweep(tracking_uri, name_or_id))
-    output.write_text(render(analysis, *read_attachments(analysis)), encoding="utf-8")
+    write_atomic(output, render(analysis, *read_attachments(analysis)))
     return analysis
 
 

@@ -44,6 +44,7 @@ from orchestration.train import RECORDED_FILE, train
 from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
+from soflow.files import read_number
 from soflow.objectives.config import DistillationConfig, FlowMatchingConfig
 
 SCRATCH, DISTILLED, LONGER = "scratch", "distilled", "scratch_longer"
@@ -187,7 +188,7 @@ def _trained_checkpoint(config: TrainConfig) -> Path:
         config = config.model_copy(update={"resume": str(folder)})
     recorded_step = folder / RECORDED_FILE
     total = config.training.total_steps
-    if not recorded_step.exists() or int(recorded_step.read_text()) < total:
+    if (read_number(recorded_step) or 0) < total:
         print(f"training the teacher first: {total} steps of flow matching", flush=True)
         if (status := train(config)) != "FINISHED":
             raise SystemExit(exit_code(status))

@@ -32,7 +32,7 @@ from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from soflow.config import config_hash, flatten, to_dict
 from soflow.config_files import read_yaml, to_yaml
-from soflow.files import write_atomic
+from soflow.files import read_number, write_atomic
 from soflow.training.reports import CONFIG_FILE, Report
 
 RECORDED_FILE = "recorded_step"
@@ -130,7 +130,7 @@ class _Run:
         total = self.config.training.total_steps
         # Not the newest checkpoint: its report may have been lost with the driver and has to be read again.
         recorded = self.folder / RECORDED_FILE
-        step = int(recorded.read_text()) if recorded.exists() else 0
+        step = read_number(recorded) or 0
         num_workers = self.config.resources.num_workers
         micro_batches = micro_batches_that_fit(self.config.run, budget, num_workers)
         run = FollowedRun(self.config.run, self.folder, num_workers, step, micro_batches)

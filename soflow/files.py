@@ -41,6 +41,14 @@ def atomic(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def read_number(path: Path) -> int | None:
+    """Read the number in a file; None if the file is missing or damaged."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES}
 """Errors of a disk that is full, read-only or away for a time."""
 RETRY_S = 5.0

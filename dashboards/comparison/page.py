@@ -30,6 +30,7 @@ from dashboards.reading.cost_study import CostStudy
 from dashboards.reading.images import TrialImages
 from orchestration.sweep.cases import Case
 from orchestration.tracking.schema import PEAK_MIB, STEP_MS
+from soflow.files import write_atomic
 
 COST_COLUMNS = {
     "variant": "variant",
@@ -75,7 +76,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     """Write comparison.md and comparison.tex and return their paths."""
     texts = {folder / "comparison.md": as_markdown(comparison), folder / "comparison.tex": as_latex(comparison)}
     for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     return list(texts)
 
 

@@ -23,6 +23,7 @@ from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
+from soflow.files import write_atomic
 from soflow.profiling.phases import PHASES
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run_cost_study(config: CostStudyConfig) -> str:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "64")
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(to_yaml(config))
+        write_atomic(folder / CONFIG_FILE, to_yaml(config))
         print(f"cost study {folder.name}: {len(plan)} settings of {len(names)} variants, in {folder}", flush=True)
         try:
             for cell_results in _measure(config, plan, names, resources, folder):
@@ -192,14 +193,14 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
     """Write tables and charts to the folder, and print the short table."""
     from orchestration.cost_study.charts import draw_charts, short_table
 
-    costs.to_csv(folder / COSTS_FILE, index=False)
+    write_atomic(folder / COSTS_FILE, costs.to_csv(index=False))
     steps = [
         {**vars(result.cell), "variant": result.variant, "round": number, **step}
         for result in measured
         for number, steps in enumerate(result.rounds)
         for step in steps
     ]
-    pd.DataFrame(steps).to_csv(folder / ROUNDS_FILE, index=False)
+    write_atomic(folder / ROUNDS_FILE, pd.DataFrame(steps).to_csv(index=False))
     table_console().print(short_table(costs))
     charts = draw_charts(costs, folder)
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")

@@ -26,7 +26,7 @@ from orchestration.tracking.notes import dataset_entry
 from orchestration.tracking.tracker import Tracker
 from soflow.config import RunConfig, config_hash, flatten, to_dict
 from soflow.config_base import ConfigError
-from soflow.files import error_of_disk, write_atomic
+from soflow.files import error_of_disk, read_number, write_atomic
 from soflow.training.reports import CONFIG_FILE
 
 WATCH_S = 10.0
@@ -103,7 +103,8 @@ class SweepRecord:
         from orchestration.tracking.mlflow_model import register  # imports torch
 
         path = self.folder / BEST_TRIAL
-        if path.exists() and (before := int(path.read_text())) != number:
+        before = read_number(path)
+        if before is not None and before != number:
             self.tracker.set_tags(self.key(before), {schema.BEST: "false"})
         write_atomic(path, str(number))
         self.tracker.set_tags(self.key(number), {schema.BEST: "true"})
