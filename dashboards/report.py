@@ -111,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_command_line(ReportOptions, __doc__, arguments, positional="sweep")
     uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
     output = options.output or _default_output(options.sweep)
+    if not output.absolute().parent.is_dir():
+        fail(f"output = {output}: cannot be written (there is no folder {output.parent})")
     try:
         analysis = write_report(uri, options.sweep, output)
     except TrackingError as error:
