@@ -25,7 +25,7 @@ from cluster import Cluster
 from tests.database import new_database
 
 ROOT = Path(__file__).parents[2]
-NUM_TRIALS, STEPS, REPORT_EVERY = 8, 40, 8
+NUM_TRIALS, STEPS, REPORT_EVERY = 12, 40, 8
 LAST_GRIDS = 2  # at the end a trial also draws its samples at 2 and 4 NFE
 SWEEP = [
     *("--num-trials", str(NUM_TRIALS), "--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),

@@ -165,13 +165,14 @@ class Cluster:
         return [(index, pid) for index, node in enumerate(self.nodes) for pid in node.pids(title)]
 
     def ask(self, expression: str, timeout_s: float = 60) -> str:
-        """Evaluate a Python expression in a process connected to this cluster; what it prints of it."""
+        """Evaluate a Python expression in a process connected to this cluster; its value as text."""
         script = f"import ray\nray.init({self.address!r}, logging_level='ERROR', log_to_driver=False)\n"
-        command = [sys.executable, "-c", f"{script}print({expression})"]
+        command = [sys.executable, "-c", f"{script}print('value:', {expression})"]
         environment = os.environ | self.env
         asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
         assert asked.returncode == 0, asked.stderr
-        return asked.stdout.strip()
+        # Ray writes messages of its own to the same stream.
+        return next(line for line in asked.stdout.splitlines() if line.startswith("value: ")).removeprefix("value: ")
 
 
 def new_token(folder: Path) -> dict[str, str]:

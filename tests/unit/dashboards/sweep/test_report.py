@@ -239,7 +239,9 @@ def test_a_deleted_parent(store, report):
 @pytest.mark.slow
 def test_very_long_values(store, report):
     long = "x" * 10_000
-    parent = store.sweep("long", GOOD, search=[f"dataset.root={long},{'y' * 10_000}"], known_points=[])
+    objective = {"name": "distillation", "teacher": "y" * 10_000}
+    search = [f"objective.teacher={long},{'y' * 10_000}", "optimizer.learning_rate=0.001:0.01"]
+    parent = store.sweep("long", GOOD, objective=objective, search=search, known_points=[])
     store.client.set_tag(store.children(parent)[4].info.run_id, "failure", long[:4000])
     page = report("long")
     assert len(page.table) == len(GOOD)
