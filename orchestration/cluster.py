@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -165,7 +166,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        _shut_down()
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -173,6 +174,22 @@ def _init(options: dict[str, Any]) -> None:
 
     with signals_kept_from_children(), _short_socket_paths():
         ray.init(**options)
+
+
+def _shut_down() -> None:
+    """Disconnect from Ray, without the garbage collector.
+
+    If it freed references to Ray's objects in another thread, such as the tracker's, during the shutdown, Ray would end
+    the whole process.
+    """
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def _first_line(error: Exception) -> str:
