@@ -35,7 +35,7 @@ class Precision:
 
         The backward pass reaches a call's output before the rest of the call, and later calls before earlier ones.
         """
-        if output.requires_grad:
+        if output.requires_grad and output.device.type != "meta":
             output.register_hook(self._switch)
         return output
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from soflow.conditioning import join, split, with_null
 from soflow.config import parse
+from soflow.cost.predict import predict
 from soflow.data import open_source
 from soflow.objectives.base import Draws
 from soflow.objectives.meanflow import MeanFlow
@@ -127,13 +128,24 @@ def test_a_step_s_backward_pass_runs_in_the_training_s_precision(precision, obje
     config = parse({"objective": {"name": objective}, "training": training})
     trainer = Trainer(config, open_source(config.dataset), torch.device("cpu"))
     seen = []
-    note = lambda *_: seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))  # noqa: E731
+
+    def note(gradient):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
     for module in trainer.network.modules():
         if isinstance(module, nn.Linear):
             module.weight.register_hook(note)
     trainer.take_step()
     assert len(seen) > 5
     assert set(seen) == {(precision == "tf32",) * 2}
+
+
+def test_steps_without_content_leave_the_switches_alone():
+    """The driver predicts costs with them."""
+    config = parse({"training": {"precision": "tf32", "batch_size": 8}})
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    predict(config)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
 class Masked(nn.Module):
