@@ -154,6 +154,11 @@ class MlflowCallback(tune.Callback):
         self.view.begin(self.folder.name)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
+    def stop_showing(self) -> None:
+        """End the progress output and the watch over silent trials."""
+        self._ended.set()
+        self.view.finish()
+
     def _watch(self) -> None:
         """Name the trials that do not report, until the sweep ends."""
         named: set[int] = set()
@@ -239,8 +244,7 @@ class MlflowCallback(tune.Callback):
         self.view.ended(self.progress.end(trial.config["number"], state, reason))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self._ended.set()
-        self.view.finish()
+        self.stop_showing()
         self.record.end_open_trials()
 
     def _config(self, trial: Trial) -> RunConfig:

@@ -108,7 +108,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
         if record is None:
             raise
         if callback is not None:
-            callback.view.finish()
+            callback.stop_showing()
         # After SIGTERM, which batch systems also send to Ray's processes, anything may fail.
         if is_interruption(error) or received() != signal.SIGINT:
             return _interrupted(record)
