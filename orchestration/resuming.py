@@ -42,7 +42,7 @@ def resumed(saved: Config, config: Config, folder: Path) -> Config:
         elif path == "storage" and not config.storage.samefile(storage):
             raise ConfigError(f"storage = {config.storage}: {folder.name} is in {storage}; leave storage out")
         elif path not in ("resume", "storage") and values.get(path) != before.get(path):
-            reason = "; r(k, K) and learning-rate schedules depend on it" if path == "training.total_steps" else ""
+            reason = "; r(k, K) depends on it" if path == "training.total_steps" else ""
             raise ConfigError(
                 f"{path} = {values.get(path)}: cannot change on resume, it is {before.get(path)}{reason}; "
                 f"{', '.join(name for name in MAY_CHANGE if name in type(saved).model_fields)} can"
@@ -62,7 +62,7 @@ def check_original(folder: Path) -> None:
     if (original / SPOOL / LOCATION_FILE).exists() and not original.samefile(folder):
         raise ConfigError(
             f"resume = {folder}: is a copy of {original} and would write into its runs in MLflow; resume the original, "
-            f"or delete it first"
+            "or delete it first"
         )
 
 

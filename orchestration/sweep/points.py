@@ -31,7 +31,7 @@ def check_space(config: SweepConfig, space: SearchSpace) -> None:
     if config.cases:  # each was checked
         return
     points = [space.point(params) for params in itertools.islice(space.random_params(config.seed), SAMPLED)]
-    faults = [fault for point in points if (fault := fault_of(config.run, point, config.cases))]
+    faults = [fault for point in points if (fault := fault_of(config.run, point))]
     share = 1 - len(faults) / len(points)
     if share < LEAST_VALID:
         fault, count = Counter(faults).most_common(1)[0]
@@ -56,7 +56,7 @@ def valid_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
         if space.keeps_limits(params):
             point = space.point(params)
             found.setdefault(key_of(point), point)
-    return [point for point in found.values() if not fault_of(config.run, point, config.cases)]
+    return [point for point in found.values() if not fault_of(config.run, point)]
 
 
 def untried(

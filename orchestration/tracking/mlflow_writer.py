@@ -315,7 +315,6 @@ class MlflowWriter:
     def _skip_if_rejected(self, error: Exception, key: str, item: str) -> None:
         """Warn once per item if MLflow rejects it permanently; raise the error of an outage, or RunLost."""
         if isinstance(error, UNREACHABLE):  # the folder of MLflow's artifacts, since all other files are read
-            self._check_writing_works(key, error)
             error = ValueError(
                 f"the folder of MLflow's artifacts cannot be written from here ({error.strerror}: {error.filename}); "
                 "start the server with --serve-artifacts, or give both machines this folder"
