@@ -64,7 +64,7 @@ def test_what_is_not_given_stays(tmp_path):
     [
         (
             ["--training.total-steps", "99"],
-            r"training\.total_steps = 99: cannot change on resume, it is 1600; r\(k, K\) .*; num_trials, .* can$",
+            r"training\.total_steps = 99: cannot change on resume, it is 1600; r\(k, K\) depends on it; .* can$",
         ),
         (["--objective", "meanflow"], r"objective\.name = meanflow: cannot change on resume, it is soflow"),
         (["--objective.r-end", "0.03"], r"objective\.r_end = 0\.03: cannot change on resume, it is 0\.002"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,14 @@ TRIALS = [("finished", [3.0]), ("finished", [2.0])]
 @pytest.fixture
 def store(tmp_path):
     return SweepStore(tmp_path)
+
+
+def replace_by_another_program_s(database: Path) -> bytes:
+    """Put a database without a study in place of one; its content."""
+    database.unlink()
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE mine (value INTEGER)")
+    return database.read_bytes()
 
 
 def test_a_database_is_read_and_left_as_it_was(store, tmp_path):
@@ -32,10 +41,7 @@ def test_a_database_that_only_the_run_s_parameters_name_is_not_opened(store, tmp
     foreign = tmp_path / "foreign.db"
     parent = store.sweep("hostile", TRIALS, study_storage=f"sqlite:///{foreign}")
     (store.folder_of(parent) / "sweep.yaml").unlink()
-    foreign.unlink()
-    with sqlite3.connect(foreign) as another_program_s:
-        another_program_s.execute("CREATE TABLE mine (value INTEGER)")
-    before = foreign.read_bytes()
+    before = replace_by_another_program_s(foreign)
     data = read_sweep(store.uri, parent)
     assert data.study is None
     assert foreign.read_bytes() == before
@@ -47,10 +53,7 @@ def test_a_database_that_only_the_run_s_parameters_name_is_not_opened(store, tmp
 def test_a_database_of_something_else_gets_no_tables(store, tmp_path):
     foreign = tmp_path / "foreign.db"
     parent = store.sweep("misled", TRIALS, study_storage=f"sqlite:///{foreign}")
-    foreign.unlink()
-    with sqlite3.connect(foreign) as another_program_s:
-        another_program_s.execute("CREATE TABLE mine (value INTEGER)")
-    before = foreign.read_bytes()
+    before = replace_by_another_program_s(foreign)
     data = read_sweep(store.uri, parent)
     assert data.study is None
     assert "The Optuna study cannot be read" in data.notes[0]
