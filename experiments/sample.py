@@ -41,7 +41,7 @@ class SampleOptions(Section):
     npz: Path | None = None
     """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
-    """Samples in the .npz file, with equal numbers per class."""
+    """Samples in the .npz file, of the classes that `evaluation.labels` of the run says."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -105,13 +105,14 @@ def write(options: SampleOptions) -> str:
         write_grid(images, options.out, len(classes))
         written, count = options.out, len(images)
     else:
-        write_file(options, config, objective, network, device)
+        counts = checkpoints.load(path)["class_counts"] if config.evaluation.labels == "data" else None
+        write_file(options, config, objective, network, device, counts or [1] * objective.num_classes)
         written, count = options.npz, options.num_samples
     return f"{count} samples of {path} with {options.nfe} evaluation(s) each: {written}"
 
 
-def write_file(options: SampleOptions, config, objective, network, device) -> None:
-    """Write the .npz file batch by batch, with a progress bar."""
+def write_file(options: SampleOptions, config, objective, network, device, class_counts: list[int]) -> None:
+    """Write the .npz file batch by batch, with a progress bar; `class_counts` are those of the training data."""
     from rich.console import Console
     from rich.progress import track
 
@@ -125,7 +126,7 @@ def write_file(options: SampleOptions, config, objective, network, device) -> No
     config = config.model_copy(update={"seed": options.seed, "evaluation": evaluation})
     sampler = options.sampler or sampler_for(config, objective, options.nfe)
     codec = codecs.build(config.dataset, device)
-    batches = generate(objective, network, codec, config, options.nfe, sampler, Workers(device))
+    batches = generate(objective, network, codec, config, options.nfe, sampler, Workers(device), class_counts)
     shown = track(batches, "sampling", -(-count // size), transient=True, console=Console(stderr=True))
     write_samples(options.npz, shown, (count, *config.dataset.image_shape))
 

@@ -156,6 +156,8 @@ class _Run:
         self.tracker.set_tags(self.key, report.facts)
         if (entry := dataset_entry(self.config.dataset, report.facts)) is not None:
             self.tracker.log_dataset(self.key, **entry)
+        for step, values in report.curve:
+            self.tracker.log_metrics(self.key, values, step)
         self.tracker.log_metrics(self.key, report.metrics, report.step)
         for name, path in report.grids.items():
             self.tracker.log_image(self.key, path, name, report.step)

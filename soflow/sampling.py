@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow.interpolants import Interpolant, per_sample
-from soflow.objectives.base import Objective, normal
+from soflow.objectives.base import Objective
 
 Solution = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [B, ...], t [B], s [B]) → the state at s."""
@@ -67,7 +67,7 @@ def sample(
     labels: Tensor,
     nfe: int,
     sampler: str,
-    seed: torch.Generator,
+    fresh: Iterator[Tensor],
 ) -> Tensor:
     """Generate samples [B, C, H, W], roughly in [−1, 1], from noise [B, C, H, W] and labels [B].
 
@@ -75,14 +75,13 @@ def sample(
         labels: classes; num_classes is the null label.
         nfe: number of function evaluations.
         sampler: "renoise", "compose" or "heun".
-        seed: generator of the fresh noise of "renoise".
+        fresh: yields the standard normal tensors, shaped like noise, of "renoise".
     """
 
     def solution(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return objective.solution(network, x, t, s, labels)
 
     if sampler == "renoise":
-        fresh = (normal(tuple(noise.shape), seed) for _ in range(nfe))
         return renoise(solution, objective.interpolant, noise, nfe, fresh)
     if sampler == "compose":
         return compose(solution, noise, nfe)

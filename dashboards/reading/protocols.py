@@ -10,6 +10,9 @@ from dashboards.labels import plural, thousands
 from dashboards.reading.sweep_data import SweepData
 from orchestration.tracking.schema import FID_PROTOCOL, NFE
 
+BEFORE_LABELS = {"fid_labels": "balanced"}
+"""Protocol of runs recorded before the distribution of labels could be chosen."""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -24,7 +27,8 @@ class Protocol:
         network = f"{tags.get('feature_network', 'unnamed')} features"
         if weights := tags.get("feature_weights_sha256"):
             network += f" (weights {weights})"
-        samples = f"{thousands(tags.get('num_samples', '?'))} samples"
+        labels = " in the data's proportions" if tags.get("labels") == "data" else ""
+        samples = f"{thousands(tags.get('num_samples', '?'))} samples{labels}"
         references = f"{thousands(tags['num_references'])} real images" if "num_references" in tags else "the reference"
         nfe = f" at {tags[NFE].replace(',', ', ')} NFE" if NFE in tags else ""
         source = ", ".join(tags[name] for name in ("reference", "reference_fingerprint") if name in tags)
@@ -46,7 +50,8 @@ def find_protocols(data: SweepData) -> list[Protocol]:
     groups: dict[tuple, list[int]] = {}
     for number, run in data.runs.items():
         if any(is_quality(metric) for metric in run.data.metrics):
-            tags = tuple((name, run.data.tags[name]) for name in FID_PROTOCOL if name in run.data.tags)
+            logged = BEFORE_LABELS | run.data.tags
+            tags = tuple((name, logged[name]) for name in FID_PROTOCOL if name in logged)
             groups.setdefault(tags, []).append(number)
     letters = [*string.ascii_uppercase, *(f"A{number}" for number in range(len(groups)))]
     return [

@@ -203,6 +203,8 @@ class MlflowCallback(tune.Callback):
             return
         prefix = schema.RUNG if result["is_rung"] else ""
         metrics = {f"{prefix}{name}": value for name, value in result["metrics"].items()}
+        for step, values in result["curve"]:
+            self.tracker.log_metrics(key, {f"{prefix}{name}": value for name, value in values.items()}, step)
         self.tracker.log_metrics(key, metrics, result["step"])
         for name, path in result["grids"].items():
             self.tracker.log_image(key, Path(path), name, result["step"])

@@ -121,6 +121,7 @@ class TrialActor(tune.Trainable):
             REASON: "",
             "done": finished,
             "metrics": metrics,
+            "curve": report.curve,
             "is_rung": is_rung,
             "facts": report.facts,
             "grids": {name: str(path) for name, path in report.grids.items()},

@@ -26,7 +26,7 @@ from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 from soflow.evaluation.generated import sampler_for
 from soflow.files import atomic
-from soflow.objectives.base import normal
+from soflow.objectives.base import normals
 from soflow.randomness import generator
 from soflow.sampling import sample
 from soflow.training import checkpoints
@@ -73,10 +73,10 @@ class ImageSampler:
         seed, nfe = int(params["seed"]), int(params["nfe"])
         if nfe < 1:
             raise ValueError(f"nfe = {nfe}: must be at least 1")
-        random = generator(self.device, seed, "grid")
-        noise = normal((len(labels), *self.config.dataset.sample_shape), random)
-        sampler = sampler_for(self.config, self.objective, nfe)
-        samples = sample(self.objective, self.network, noise, self._classes(labels), nfe, sampler, random)
+        shape = (len(labels), *self.config.dataset.sample_shape)
+        fresh = normals(shape, generator(self.device, seed, "grid"))
+        noise, sampler = next(fresh), sampler_for(self.config, self.objective, nfe)
+        samples = sample(self.objective, self.network, noise, self._classes(labels), nfe, sampler, fresh)
         return self.codec.decode(samples).cpu().numpy()
 
     def _classes(self, labels: pd.DataFrame) -> torch.Tensor:

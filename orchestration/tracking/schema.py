@@ -2,7 +2,7 @@
 
 Writers and readers (orchestration, dashboards) take names from here. Metrics of a trial keep the names of its reports:
 `fid`, `fid_2nfe`, `kid`, `class_consistency`, `fid_floor`, `loss/…`, `gradient/…`, `time/…`, `throughput/…`,
-`memory/…`, `diagnostics/…`; the step is the optimizer step.
+`memory/…`, `diagnostics/…`; the step is the optimizer step. `train/…` are learning curves between reports.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FID_PROTOCOL = (
     "fid_feature_network",
     "fid_feature_weights_sha256",
     "fid_num_samples",
+    "fid_labels",
     "fid_reference",
     FINGERPRINT,
     "fid_num_references",

@@ -30,6 +30,8 @@ class EvaluationConfig(Section):
     """Number of samples generated per batch."""
     reference: InputPath | None = None
     """File of reference statistics for FID, used instead of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
+    labels: Literal["balanced", "data"] = "balanced"
+    """Classes of the generated samples: balanced = equally many of each, data = in the proportions of the data."""
     precision_recall: bool = False
     """Also compute precision and recall."""
     inception_score: bool = False

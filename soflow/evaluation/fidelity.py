@@ -153,6 +153,7 @@ class Evaluator:
             "feature_network": self.network,
             "feature_weights_sha256": self.weights_sha256[:12],
             "num_samples": self.config.num_samples,
+            "labels": self.config.labels,
             **facts,
             "torch_fidelity_version": torch_fidelity.__version__,
         }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from soflow.codecs.base import Codec
 from soflow.config import RunConfig
@@ -34,19 +35,42 @@ def generate(
     nfe: int,
     sampler: str,
     workers: Workers,
+    class_counts: Sequence[int],
 ) -> Iterator[Batch]:
-    """Generate this worker's share of the evaluation's `num_samples` images, balanced over classes.
+    """Generate this worker's share of the evaluation's `num_samples` images; workers take batches in turn.
 
-    Workers take batches in turn, and each batch has a separate noise seed. The images therefore do not depend on the
-    number of workers.
+    Each image has a noise seed of its own, so neither the number of workers nor the size of the batches changes it.
+
+    Args:
+        class_counts: number of the data's images in each class.
     """
     device, conditional = workers.device, config.dataset.conditional
     total, size = config.evaluation.num_samples, config.evaluation.batch_size
-    for i in range(workers.rank, -(-total // size), workers.size):
-        places = torch.arange(i * size, min((i + 1) * size, total), device=device)
-        labels = places % objective.num_classes
+    counts = [1] * len(class_counts) if config.evaluation.labels == "balanced" else class_counts
+    classes = evaluation_labels(total, counts).to(device)
+    for begin in range(workers.rank * size, total, workers.size * size):
+        places = torch.arange(begin, min(begin + size, total), device=device)
+        labels = classes[places]
         network_labels = labels if conditional else torch.full_like(labels, objective.num_classes)
-        random = generator(device, config.seed, "evaluation", i)
-        noise = normal((len(places), *config.dataset.sample_shape), random)
-        samples = sample(objective, network, noise, network_labels, nfe, sampler, random)
+        fresh = _noise(config, places.tolist(), device)
+        samples = sample(objective, network, next(fresh), network_labels, nfe, sampler, fresh)
         yield Batch(places, codec.decode(samples), labels if conditional else None)
+
+
+def evaluation_labels(num_samples: int, class_counts: Sequence[int]) -> Tensor:
+    """Return labels [num_samples], int64, in the proportions of `class_counts` as exactly as whole numbers can be.
+
+    Equal counts give 0, 1, … in turn. Others are shuffled with a fixed seed, so that every leading part is mixed, too.
+    """
+    if len(set(class_counts)) == 1:
+        return torch.arange(num_samples) % len(class_counts)
+    ends = np.cumsum(class_counts)
+    labels = np.searchsorted(ends, (np.arange(num_samples) + 0.5) * ends[-1] / num_samples, side="right")
+    return torch.from_numpy(np.random.default_rng(0).permutation(labels))
+
+
+def _noise(config: RunConfig, places: list[int], device: torch.device) -> Iterator[Tensor]:
+    """Yield standard normal tensors [B, C, H, W] without end; each row depends on the seed and its place only."""
+    generators = [generator(device, config.seed, "evaluation", place) for place in places]
+    while True:
+        yield torch.stack([normal(config.dataset.sample_shape, generator) for generator in generators])

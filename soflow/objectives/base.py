@@ -241,6 +241,12 @@ def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
+def normals(shape: tuple[int, ...], generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield tensors of standard normal numbers without end."""
+    while True:
+        yield normal(shape, generator)
+
+
 def mean_square(x: Tensor) -> Tensor:
     """Compute the mean of squares over each sample's elements, [B, ...] to [B]."""
     return x.square().flatten(1).mean(1)

@@ -29,8 +29,12 @@ class TrainingConfig(Section):
     """Global batch size: samples per optimizer step, summed over all workers."""
     report_every: Count = 200
     """Optimizer steps between reports. Each report evaluates the model, draws a sample grid and writes a checkpoint."""
+    log_every: Count = 50
+    """Optimizer steps between points of the learning curves `train/…`: losses, gradient norm and learning rate, logged
+    with the next report."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per update of the exponential moving average (EMA) of the weights, which is evaluated and sampled."""
+    """Decay per update of the exponential moving average (EMA) of the weights, which is evaluated and sampled. The
+    average is corrected for its start, so it is free of the initial weights in short runs, too."""
     ema_every: Count = 1
     """Optimizer steps between EMA updates."""
     ema_dtype: Literal["float32", "float64"] = "float32"

@@ -13,7 +13,7 @@ from soflow.codecs.base import Codec
 from soflow.config import RunConfig
 from soflow.evaluation.generated import sampler_for
 from soflow.files import atomic
-from soflow.objectives.base import Objective, normal
+from soflow.objectives.base import Objective, normals
 from soflow.randomness import generator
 from soflow.sampling import sample
 
@@ -51,10 +51,11 @@ def draw_grid(
         codec: codec of the configured data; built if None.
     """
     random = generator(device, seed, "grid")
-    noise = normal((rows * len(classes), *config.dataset.sample_shape), random)
+    fresh = normals((rows * len(classes), *config.dataset.sample_shape), random)
+    noise = next(fresh)
     labels = torch.tensor(list(classes), device=device).repeat(rows) % objective.num_classes
     if not config.dataset.conditional:
         labels = torch.full_like(labels, objective.num_classes)
     sampler = sampler or sampler_for(config, objective, nfe)
-    samples = sample(objective, network, noise, labels, nfe, sampler, random)
+    samples = sample(objective, network, noise, labels, nfe, sampler, fresh)
     return (codec or codecs.build(config.dataset, device)).decode(samples)

@@ -31,6 +31,8 @@ class Report:
     """PNG files of sample grids: `samples` at the first NFE of the evaluation, in the last report also at other NFE."""
     finished: bool
     """True for the last report of the run."""
+    curve: tuple[tuple[int, dict[str, float]], ...] = ()
+    """Steps since the previous report, with their points of the learning curves."""
 
 
 def next_step(config: RunConfig, after: int) -> int:

@@ -96,9 +96,10 @@ class TrainingRun:
         """Write sample grids, a checkpoint and the report, in this order: a report has all its files."""
         trainer = self.trainer
         grids = self._draw(network)
-        state = trainer.state_dict() | {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
+        facts = {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
+        state = trainer.state_dict() | facts | {"class_counts": self._class_counts}
         checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
-        report = Report(trainer.step, metrics, self._facts(), grids, self.finished)
+        report = Report(trainer.step, metrics, self._facts(), grids, self.finished, tuple(trainer.curve))
         reports.save_report(report, self.directory)
         return report
 
@@ -131,8 +132,15 @@ class TrainingRun:
 
     def _images(self, network: nn.Module, nfe: int, sampler: str) -> Iterator[Batch]:
         """Generate this worker's share of the evaluation images."""
-        trainer = self.trainer
-        return generate(trainer.objective, network, trainer.codec, self.config, nfe, sampler, self.evaluator.workers)
+        trainer, workers = self.trainer, self.evaluator.workers
+        return generate(
+            trainer.objective, network, trainer.codec, self.config, nfe, sampler, workers, self._class_counts
+        )
+
+    @property
+    def _class_counts(self) -> list[int]:
+        source = self.trainer.source
+        return np.bincount(source.labels, minlength=source.num_classes).tolist()
 
     def _draw(self, network: nn.Module) -> dict[str, Path]:
         """Write sample grids at each NFE from the same noise; return paths by name, with the metrics' suffixes."""

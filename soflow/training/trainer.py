@@ -26,7 +26,7 @@ from soflow.profiling.memory import AllocationPeak, PeakResidentMemory, bytes_of
 from soflow.profiling.phases import phase
 from soflow.randomness import generator
 from soflow.training.build import build_network, build_objective, build_optimizer
-from soflow.training.ema import moving_average
+from soflow.training.ema import MovingAverage
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.teacher import attach_teacher
 
@@ -60,6 +60,7 @@ class Trainer:
 
     Attributes:
         step: number of optimizer steps done.
+        curve: points of the last `advance` at every log_every-th step: names to values, means since the point before.
         network, ema: trained weights and their moving average (ema.module, in the configured dtype).
         train_s: seconds spent in optimizer steps since the start of the run, including before resuming.
     """
@@ -80,13 +81,14 @@ class Trainer:
         self.objective = build_objective(config, source.num_classes)
         attach_teacher(self.objective, config, device)
         self.codec = codecs.build(config.dataset, device)
-        self.ema = moving_average(self.network, config.training)
+        self.ema = MovingAverage(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
         compiled = torch.compile(self.network) if config.training.compile else self.network
         module = LossModule(compiled, self.objective)  # type: ignore[arg-type]  # torch.compile returns a module
         self.module = DistributedDataParallel(module) if world_size > 1 else module
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
+        self.curve: list[tuple[int, dict[str, float]]] = []
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._clock, self._process = StepClock(device), PeakResidentMemory()
 
@@ -121,6 +123,7 @@ class Trainer:
         self._process.reset()
         totals: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
+        points: list[tuple[int, dict[str, Tensor]]] = []
         first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
         memory, persistent_bytes = AllocationPeak(self.device), 0
@@ -138,10 +141,13 @@ class Trainer:
             for name, values in terms.items():
                 pair = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
                 totals[name] = totals[name] + pair if name in totals else pair
+            if self.step % self.config.training.log_every == 0:
+                points.append((self.step, dict(totals)))
         self._clock.stop()
         self.train_s += time.perf_counter() - begin
         self._check_finite(first_bad)
         norms = torch.stack(gradients)
+        self.curve = self._curve(points, norms, self.step - steps)
         return self._means(totals) | {
             "gradient/norm": norms.median().item(),
             "gradient/spike": (norms.max() / norms.median()).item(),
@@ -159,7 +165,7 @@ class Trainer:
             data, labels = self._batch()
             shares = self._draws()
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate(self.step)
         self.optimizer.zero_grad()
         results = []
         for number, draws in enumerate(shares):
@@ -232,9 +238,10 @@ class Trainer:
             return self.ema.module.eval()
         return copy.deepcopy(self.ema.module).float().eval()
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of the step that follows `step` others."""
         optimizer = self.config.optimizer
-        return optimizer.learning_rate * min(1.0, (self.step + 1) / (optimizer.warmup_steps + 1))
+        return optimizer.learning_rate * min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
 
     def earliest(self, step: int) -> int:
         """Return the minimum of `step` over all workers."""
@@ -253,6 +260,21 @@ class Trainer:
             return {}
         sums = self._reduce(torch.stack(list(totals.values())), "SUM").tolist()
         return {f"loss/{name}": total / n for name, (total, n) in zip(totals, sums, strict=True) if n}
+
+    def _curve(
+        self, points: list[tuple[int, dict[str, Tensor]]], norms: Tensor, begin: int
+    ) -> list[tuple[int, dict[str, float]]]:
+        """Compute the points of the learning curves from running totals, with the gradient norms of all steps."""
+        curve = []
+        previous: dict[str, Tensor] = {}
+        for step, totals in points:
+            since = {name: total - previous.get(name, 0) for name, total in totals.items()}
+            rows = norms[max(0, step - self.config.training.log_every - begin) : step - begin]
+            values = self._means(since) | {"gradient/norm": rows.median().item()}
+            values["learning_rate"] = self._learning_rate(step - 1)
+            curve.append((step, {f"train/{name}": value for name, value in values.items()}))
+            previous = totals
+        return curve
 
     def _reduce(self, value: Tensor, operation: str) -> Tensor:
         """All-reduce a tensor over the workers in place, with operation "SUM" or "MIN"."""

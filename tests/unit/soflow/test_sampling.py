@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soflow.evaluation.generated import sampler_for
 from soflow.interpolants import INTERPOLANTS, per_sample
+from soflow.objectives.base import normals
 from soflow.objectives.registry import OBJECTIVES
 from soflow.objectives.soflow import SoFlow
 from soflow.sampling import compose, heun, renoise, sample
@@ -140,7 +141,8 @@ def test_heun_needs_an_even_number(nfe):
 
 def draw(objective, network, nfe: int, sampler: str, seed: int = 0, labels: Tensor | None = None) -> Tensor:
     labels = torch.arange(5) if labels is None else labels
-    return sample(objective, network, START, labels, nfe, sampler, torch.Generator().manual_seed(seed))
+    fresh = normals(tuple(START.shape), torch.Generator().manual_seed(seed))
+    return sample(objective, network, START, labels, nfe, sampler, fresh)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -28,7 +28,7 @@ from soflow.diagnostics.base import Probe, Subject, probes
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.guidance import GuidedNetwork
 from soflow.interpolants import per_sample
-from soflow.objectives.base import Objective
+from soflow.objectives.base import Objective, normals
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.meanflow import MeanFlow
 from soflow.objectives.soflow import SoFlow
@@ -323,8 +323,8 @@ def test_fid_of_real_samplers():
     noise = torch.randn(2000, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def fid(nfe: int, sampler: str) -> float:
-        random = torch.Generator().manual_seed(nfe)
-        made = sample(objective, network, noise, torch.full((2000,), NULL), nfe, sampler, random)
+        fresh = normals(tuple(noise.shape), torch.Generator().manual_seed(nfe))
+        made = sample(objective, network, noise, torch.full((2000,), NULL), nfe, sampler, fresh)
         return ((made.mean(0) - MU).square() + (made.std(0) - SIGMA).square()).sum().item()
 
     figures = fid_by_nfe.measure(gaussian_subject(objective, fid=fid))

@@ -79,14 +79,14 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
         torch.set_default_dtype(before)
 
 
-def images(sampler: str, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+def images(sampler: str, rank: int, world_size: int, batch_size: int = 5) -> dict[str, torch.Tensor]:
     """A worker's share of evaluation images of weights that make some: 5 batches, the last of them smaller."""
-    config = tiny_config(evaluation={"num_samples": 22, "batch_size": 5})
+    config = tiny_config(evaluation={"num_samples": 22, "batch_size": batch_size})
     trainer = Trainer(config, source(), CPU, rank, world_size)
     network = trainer.averaged_network()
     disturb(network)
     workers = Workers(CPU, rank, world_size)
-    batches = list(generate(trainer.objective, network, trainer.codec, config, 4, sampler, workers))
+    batches = list(generate(trainer.objective, network, trainer.codec, config, 4, sampler, workers, [1] * 10))
     return {name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("places", "labels", "images")}
 
 

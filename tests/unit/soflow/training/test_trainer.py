@@ -193,18 +193,46 @@ def test_the_order_depends_on_the_seed_alone():
     assert [other.indices(step).tolist() for step in range(12)] != expected
 
 
-def test_the_moving_average_follows_its_recursion(digits):
+def test_the_moving_average_is_free_of_its_start(digits):
     trainer = Trainer(tiny_config(training={"ema_decay": 0.8}), digits, CPU)
-    expected = None
+    seen = []
     for _ in range(5):
         trainer.advance(1)
-        weights = {name: value.double().clone() for name, value in trainer.network.named_parameters()}
-        # It begins at the first step's weights.
-        expected = weights if expected is None else {n: 0.8 * expected[n] + 0.2 * weights[n] for n in weights}
+        seen.append({name: value.double().clone() for name, value in trainer.network.named_parameters()})
+    factors = [0.8 ** (4 - i) * 0.2 / (1 - 0.8**5) for i in range(5)]
+    assert sum(factors) == pytest.approx(1)  # nothing is left of the initial weights
+    expected = {n: sum(f * weights[n] for f, weights in zip(factors, seen, strict=True)) for n in seen[0]}
     for name, value in trainer.ema.module.named_parameters():
         # Five float32 updates of 6e-8 relative rounding each.
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-7, msg=name)
     assert torch.equal(trainer.ema.module.pos_embed, trainer.network.pos_embed)
+
+
+def test_learning_curves_are_means_since_their_last_point(digits):
+    """Curves of steps taken at once against single steps; points do not depend on where training was interrupted."""
+    config = tiny_config(training={"total_steps": 8, "log_every": 3}, optimizer={"warmup_steps": 20})
+    single = Trainer(config, digits, CPU)
+    steps, rates = [], []
+    for _ in range(8):
+        steps.append(single.advance(1))
+        rates.append(single.optimizer.param_groups[0]["lr"])
+    whole = Trainer(config, digits, CPU)
+    whole.advance(8)
+    assert [step for step, _ in whole.curve] == [3, 6]
+    for step, values in whole.curve:
+        since = steps[step - 3 : step]
+        assert values.pop("train/learning_rate") == rates[step - 1]
+        assert values.pop("train/gradient/norm") == pytest.approx(sorted(s["gradient/norm"] for s in since)[1])
+        assert set(values) == {f"train/{name}" for name in steps[0] if name.startswith("loss/")}
+        for name, value in values.items():  # each step has equally many samples of each kind
+            expected = np.mean([s[name.removeprefix("train/")] for s in since])
+            assert value == pytest.approx(expected, rel=1e-5), name  # differences of float32 sums
+    parts = Trainer(config, digits, CPU)
+    points = []
+    for length in (3, 1, 4):
+        parts.advance(length)
+        points += parts.curve
+    assert [step for step, _ in points] == [3, 6]
 
 
 def test_the_learning_rate_warms_up_linearly(digits):
@@ -380,6 +408,7 @@ FACTS = {
     "fid_feature_network",
     "fid_feature_weights_sha256",
     "fid_num_samples",
+    "fid_labels",
     "fid_num_references",
     "fid_reference",
     "fid_reference_fingerprint",
@@ -391,7 +420,7 @@ FACTS = {
 @pytest.fixture(scope="module")
 def finished_run(digits, evaluator, tmp_path_factory):
     """A run of 7 steps with reports every 3: its directory, its reports and its final state."""
-    config = tiny_config(training={"total_steps": 7, "report_every": 3})
+    config = tiny_config(training={"total_steps": 7, "report_every": 3, "log_every": 2})
     directory = tmp_path_factory.mktemp("run")
     run = TrainingRun(config, digits, directory, CPU, evaluator)
     reports = []
@@ -423,6 +452,7 @@ def test_reports_come_at_every_interval_and_at_the_end(finished_run):
 
 def test_a_report_says_what_and_how(finished_run, evaluator):
     config, _, reports, _ = finished_run
+    assert [[step for step, _ in report.curve] for report in reports] == [[2], [4, 6], []]
     for report in reports:
         assert set(report.metrics) == METRICS
         assert all(np.isfinite(value) for value in report.metrics.values())
