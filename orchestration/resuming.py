@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from orchestration.config import LaunchConfig
+from orchestration.config import LaunchConfig, TrainConfig
 from orchestration.storage import SPOOL
 from orchestration.terminal.command_line import validate
 from soflow.config import flatten, override, to_dict
@@ -18,6 +18,8 @@ MAY_CHANGE = (
     *("address", "tracking_uri", "progress"),
 )
 """Fields and sections that a resume takes from its command line; all others are those of the sweep or run."""
+STEPS = "training.total_steps"
+"""Field that extends a run."""
 LOCATION_FILE = "location"
 """File in the spool with the absolute path of the sweep's or run's folder."""
 
@@ -42,12 +44,25 @@ def resumed(saved: Config, config: Config, folder: Path) -> Config:
         elif path == "storage" and not config.storage.samefile(storage):
             raise ConfigError(f"storage = {config.storage}: {folder.name} is in {storage}; leave storage out")
         elif path not in ("resume", "storage") and values.get(path) != before.get(path):
-            reason = "; r(k, K) depends on it" if path == "training.total_steps" else ""
+            if path == STEPS and not (reason := _no_extension(saved, values[STEPS])):
+                changes[path] = values[path]
+                continue
+            why = f" ({reason})" if path == STEPS else ""
             raise ConfigError(
-                f"{path} = {values.get(path)}: cannot change on resume, it is {before.get(path)}{reason}; "
+                f"{path} = {values.get(path)}: cannot change on resume, it is {before.get(path)}{why}; "
                 f"{', '.join(name for name in MAY_CHANGE if name in type(saved).model_fields)} can"
             )
     return validate(type(saved), override(to_dict(saved), changes))
+
+
+def _no_extension(saved: LaunchConfig, steps: int) -> str:
+    """Say why a run cannot be extended to this many steps; empty if it can."""
+    if not isinstance(saved, TrainConfig):
+        return "the trials of a sweep are compared at equal steps"
+    if steps < saved.training.total_steps:
+        return "only more steps can be added"
+    schedule = saved.objective.progress_schedule
+    return f"{schedule} depends on it, so all earlier steps would have been others" if schedule else ""
 
 
 def check_original(folder: Path) -> None:

@@ -91,7 +91,9 @@ class _Run:
             schema.FOLDER: str(self.folder),
         }
         set_last_words(self._end_interrupted)
-        self.tracker.start_run(self.key, self.folder.name, flatten(to_dict(run)), tags)
+        # MLflow keeps a parameter's first value: a resumed run, which may have been extended, sends none.
+        params = {} if self.config.resume else flatten(to_dict(run))
+        self.tracker.start_run(self.key, self.folder.name, params, tags | {schema.STEPS: run.training.total_steps})
         self.tracker.describe(self.key, run_note(self.config, self.folder))
         group = training_group(resources, self.folder, "workers")
         status, upload_bytes = "KILLED", 0

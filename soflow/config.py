@@ -191,6 +191,17 @@ def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def extends(longer: RunConfig, config: RunConfig) -> bool:
+    """Check that a run begins with all the steps of another, so that it can continue from its checkpoints.
+
+    True for equal configurations, and for more steps unless the objective follows training progress.
+    """
+    steps = config.training.total_steps
+    if longer.training.total_steps < steps or (longer != config and config.objective.progress_schedule):
+        return False
+    return override(to_dict(longer), {"training.total_steps": steps}) == to_dict(config)
+
+
 def config_hash(config: RunConfig) -> str:
     """Compute a hash of all fields: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

@@ -19,6 +19,8 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 OBJECTIVE, DATASET = "objective", "dataset"
 CONFIG_HASH, FOLDER = "config_hash", "folder"
+STEPS = "total_steps"
+"""Tag of a run: its steps, also after an extension."""
 
 # Tags of trials.
 SWEEP, TRIAL_ID, NUMBER = "sweep", "trial_id", "optuna_number"

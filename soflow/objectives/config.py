@@ -19,6 +19,11 @@ class ObjectiveFields(Section):
         name: str
         label_drop: float
 
+    @property
+    def progress_schedule(self) -> str | None:
+        """The quantity that follows training progress k/K, so that more steps change all before; None if none does."""
+        return None
+
 
 class InterpolantFields(Section):
     interpolant: Literal["linear", "trigonometric"] = "linear"
@@ -84,6 +89,10 @@ class SoFlowFields(WeightFields, GuidanceFields, InterpolantFields, ObjectiveFie
         if self.r_end > self.r_init:
             raise ValueError(f"r_end = {self.r_end:g} must not exceed r_init = {self.r_init:g}")
         return self
+
+    @property
+    def progress_schedule(self) -> str | None:
+        return None if self.gap_schedule == "constant" else "r(k, K)"
 
 
 class SoFlowConfig(SoFlowFields):
@@ -168,6 +177,10 @@ class AlphaFlowConfig(MeanFlowFields):
         if self.anneal_start > self.anneal_end:
             raise ValueError(f"anneal_start = {self.anneal_start:g} must not exceed anneal_end = {self.anneal_end:g}")
         return self
+
+    @property
+    def progress_schedule(self) -> str | None:
+        return "alpha(k)"
 
 
 class ShortcutConfig(ObjectiveFields):

@@ -46,6 +46,11 @@ def begin(config: RunConfig, directory: Path) -> None:
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     for path in (directory / FOLDER).iterdir():
         path.unlink()
+    save_config(config, directory)
+
+
+def save_config(config: RunConfig, directory: Path) -> None:
+    """Save the configuration of a run in its folder."""
     write_atomic(directory / CONFIG_FILE, to_yaml(config))
 
 

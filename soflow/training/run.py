@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from soflow.config import RunConfig, parse, to_dict
+from soflow.config import RunConfig, extends, parse, to_dict
 from soflow.data.base import DataSource
 from soflow.diagnostics import diagnose
 from soflow.diagnostics.base import Subject
@@ -186,7 +186,9 @@ class TrainingRun:
             step, state = self._newest(agreed)
         if not step:
             return
-        if parse(state["config"]) != self.config:
+        if not extends(self.config, parse(state["config"])):
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
         self.trainer.load_state_dict(state)
+        if not self.trainer.rank:
+            patiently(lambda: reports.save_config(self.config, self.directory), self.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_what_does_not_change_the_results_is_taken(tmp_path):
     assert config.training.batch_size == SweepConfig().training.batch_size  # the program's defaults are not applied
 
 
+@pytest.mark.parametrize(
+    ("objective", "steps", "reason"),
+    [
+        ({"name": "meanflow"}, 99, "only more steps can be added"),
+        ({"name": "soflow"}, 2000, "r(k, K) depends on it, so all earlier steps would have been others"),
+        ({"name": "alpha_flow"}, 2000, "alpha(k) depends on it"),
+        ({"name": "soflow", "gap_schedule": "constant"}, 2000, ""),
+        ({"name": "meanflow"}, 2000, ""),
+    ],
+)
+def test_a_run_is_extended_where_no_schedule_depends_on_its_length(tmp_path, objective, steps, reason):
+    saved = TrainConfig(name="one", storage=tmp_path, objective=objective)
+    flags = read_command_line(TrainConfig, "", ["--resume", "one", "--training.total-steps", str(steps)])
+    if reason:
+        with pytest.raises(ConfigError, match=rf"training\.total_steps = {steps}: .* it is 1600 \({re.escape(reason)}"):
+            resumed(saved, flags, tmp_path / "one")
+    else:
+        assert resumed(saved, flags, tmp_path / "one").training.total_steps == steps
+
+
 def test_what_is_not_given_stays(tmp_path):
     folder = sweep(tmp_path, address="old:1", max_concurrent=3, num_trials=5)
     config = resumed(saved_config(folder), read("--resume", "one"), folder)
@@ -64,7 +85,8 @@ def test_what_is_not_given_stays(tmp_path):
     [
         (
             ["--training.total-steps", "99"],
-            r"training\.total_steps = 99: cannot change on resume, it is 1600; r\(k, K\) depends on it; .* can$",
+            r"training\.total_steps = 99: cannot change on resume, it is 1600 \(the trials of a sweep are compared at "
+            r"equal steps\); .* can$",
         ),
         (["--objective", "meanflow"], r"objective\.name = meanflow: cannot change on resume, it is soflow"),
         (["--objective.r-end", "0.03"], r"objective\.r_end = 0\.03: cannot change on resume, it is 0\.002"),

@@ -25,6 +25,7 @@ from soflow.objectives.registry import OBJECTIVES
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
 from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
+from soflow.training.reports import load_report
 from soflow.training.run import TrainingRun
 from soflow.training.trained import load_sampler
 from soflow.training.trainer import NonFiniteLoss, Trainer
@@ -448,6 +449,30 @@ def test_reports_come_at_every_interval_and_at_the_end(finished_run):
         "step-00000007_2nfe.png",
         "step-00000007_4nfe.png",
     ]
+
+
+@pytest.mark.parametrize("name", ["meanflow", "shortcut", "flow_matching"])
+def test_an_extended_run_equals_one_of_that_length_bit_for_bit(name, digits, evaluator, tmp_path):
+    short, long = (tiny_config(name, training={"total_steps": steps, "report_every": 2}) for steps in (3, 6))
+    run = TrainingRun(short, digits, tmp_path / "extended", CPU, evaluator)
+    while not run.finished:
+        run.advance()
+    extended = TrainingRun(long, digits, tmp_path / "extended", CPU, evaluator, start=3)
+    reports = [extended.advance(), extended.advance()]
+    whole = TrainingRun(long, digits, tmp_path / "whole", CPU, evaluator)
+    expected = [whole.advance() for _ in range(3)]
+    assert [report.step for report in reports] == [4, 6]
+    assert reports[-1].metrics["fid"] == expected[-1].metrics["fid"]
+    for key, value in whole.trainer.network.state_dict().items():
+        assert torch.equal(value, extended.trainer.network.state_dict()[key]), key
+    assert load_report(long, tmp_path / "extended", 4).finished  # it is read again after a crash
+
+
+def test_a_run_whose_schedule_follows_its_length_is_not_extended(digits, evaluator, tmp_path):
+    short, long = (tiny_config(training={"total_steps": steps, "report_every": 2}) for steps in (2, 4))
+    TrainingRun(short, digits, tmp_path, CPU, evaluator).advance()
+    with pytest.raises(checkpoints.CheckpointError, match="belongs to another configuration"):
+        TrainingRun(long, digits, tmp_path, CPU, evaluator, start=2)
 
 
 def test_a_report_says_what_and_how(finished_run, evaluator):
