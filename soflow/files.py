@@ -20,7 +20,11 @@ LOG = logging.getLogger(__name__)
 
 def sha256(path: Path) -> str:
     """Compute the file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 torch.set_num_threads(1)
 # Tests say where their records go.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ["SOFLOW_CACHE"] = tempfile.mkdtemp()
 
 
 @pytest.hookimpl(optionalhook=True)

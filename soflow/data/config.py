@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,7 +22,8 @@ class DatasetConfig(Section):
     conditional: bool = True
     """Train with class labels. If false, every sample gets the null label."""
     image_size: Count | None = None
-    """Image side in pixels. image_folder resizes and crops to it; for latents, the side of the encoded images."""
+    """Image side in pixels. image_folder resizes and crops to it, default: the images' side if all have the same size;
+    for latents, the side of the encoded images."""
     download: bool = False
     """Download missing files from the internet."""
     augmentation: Fraction = 0.0
@@ -37,6 +38,17 @@ class DatasetConfig(Section):
     """Data-loading processes per worker that prefetch batches; 0 loads in the worker, best for data in memory."""
 
     _name = field_validator("name")(one_of(SOURCES))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_equal_images(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("name") != "image_folder" or not values.get("root"):
+            return values
+        if values.get("image_size") is not None:
+            return values
+        from soflow.data.image_folder import common_side
+
+        return values | {"image_size": common_side(Path(values["root"]).expanduser())}
 
     @field_validator("vae")
     @classmethod

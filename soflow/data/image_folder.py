@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,10 @@ from PIL import Image
 
 from soflow.data.base import DataError
 from soflow.data.decoding import open_rgb
+from soflow.data.manifest import fingerprint, manifest
 
+UNEVEN = 2
+"""Ratio of the largest class to the smallest above which a note recommends samples in the data's proportions."""
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -29,14 +31,7 @@ class ImageFolder:
 
     def __init__(self, root: Path, image_size: int):
         self.image_size = image_size
-        found: dict[str, list[Path]] = {}
-        others: Counter[str] = Counter()
-        for path in _visible_files(root):
-            folder, *inside = path.relative_to(root).parts
-            if path.suffix.lower() in EXTENSIONS:
-                found.setdefault(folder if inside else "", []).append(path)
-            else:
-                others[path.suffix.lower() or "no suffix"] += 1
+        found, others = _images_by_folder(root)
         in_root = found.pop("", [])
         if not found and not in_root:
             raise DataError(
@@ -47,12 +42,8 @@ class ImageFolder:
         self.paths = [path for paths in by_class for path in paths]
         self.labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class]).astype(np.int64)
         self.num_classes = len(by_class)
-        self.notes = _notes(root, found, in_root, others)
-        # Sizes and times instead of contents, because reading a large dataset would take too long.
-        stats = ((path.relative_to(root), path.stat()) for path in self.paths)
-        listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-        # This spelling is part of the fingerprint: changing it would invalidate every cached reference.
-        self.fingerprint = hashlib.sha256(f"centre crop of {image_size}\n{listing}".encode()).hexdigest()
+        self.notes = _notes(root, found, in_root, others) + _imbalance(root, self.labels)
+        self.fingerprint = fingerprint(f"center crop of {image_size}", root, self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,6 +70,50 @@ def _visible_files(root: Path) -> Iterator[Path]:
             yield from _visible_files(path)
         else:
             yield path
+
+
+def common_side(root: Path) -> int:
+    """Return the short side of the images in a folder, in pixels, if all have the same width and height.
+
+    Raises:
+        DataError: if the folder is missing or has no images, or their sizes differ.
+    """
+    if not root.is_dir():
+        raise DataError(f"root = {root} must be a folder of images, with one sub-folder per class")
+    found, _ = _images_by_folder(root)
+    paths = [path for paths in found.values() for path in paths]
+    examples: dict[tuple[int, int], Path] = {}
+    for path, entry in zip(paths, manifest(root, paths), strict=True):
+        if entry.sides is not None:
+            examples.setdefault(entry.sides, path)
+    if len(examples) != 1:
+        listed = ", ".join(f"{path.name} {width} x {height}" for (width, height), path in list(examples.items())[:2])
+        differ = f"the images differ in size ({listed})" if examples else f"no images were found in {root}"
+        raise DataError(f"image_size must be set for image_folder, in pixels, because {differ}")
+    return min(next(iter(examples)))
+
+
+def _images_by_folder(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
+    """Return the images by class folder, "" for those outside, and the number of other files by suffix."""
+    found: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()
+    for path in _visible_files(root):
+        folder, *inside = path.relative_to(root).parts
+        if path.suffix.lower() in EXTENSIONS:
+            found.setdefault(folder if inside else "", []).append(path)
+        else:
+            others[path.suffix.lower() or "no suffix"] += 1
+    return found, others
+
+
+def _imbalance(root: Path, labels: np.ndarray) -> list[str]:
+    counts = np.bincount(labels)
+    if counts.max() <= UNEVEN * counts.min():
+        return []
+    return [
+        f"{root}: classes have {counts.min()} to {counts.max()} images; FID draws as many samples of each class unless "
+        "evaluation.labels = data"
+    ]
 
 
 def _notes(root: Path, found: dict[str, list[Path]], in_root: list[Path], others: Counter[str]) -> list[str]:

@@ -12,7 +12,6 @@ must be 0 to K - 1 without gaps for K classes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import h5py
 import numpy as np
 
 from soflow.data.base import LATENT_CHANNELS, LATENT_FACTOR, DataError
+from soflow.data.manifest import manifest
 
 MOMENTS = 2 * LATENT_CHANNELS
 """Channels stored per image: means, then standard deviations."""
@@ -121,18 +121,16 @@ class LatentFile:
         return self.labels.astype(np.int64), num_classes
 
     def _digest(self) -> str:
-        """Hash the file's size and time, its labels and 16 samples, because reading all samples can take an hour."""
+        """Check 16 samples and return the digest of the file."""
         samples, _ = self.batch(np.linspace(0, len(self) - 1, 16).astype(int))
         if not np.isfinite(samples).all() or (samples[:, LATENT_CHANNELS:] < 0).any():
             raise DataError(
                 f"{self.path}: channels {LATENT_CHANNELS} to {MOMENTS - 1} of latents must be finite standard "
                 f"deviations, not negative (logarithms of variances?); {REMEDY}"
             )
-        stat = self.path.stat()
-        digest = hashlib.sha256(repr((self.shape, self.num_classes, stat.st_size, stat.st_mtime_ns)).encode())
-        digest.update(self.labels.data)
-        digest.update(samples.data)
-        return digest.hexdigest()
+        # Not the file's name: a copy has the same fingerprint.
+        (entry,) = manifest(self.path.parent, [self.path])
+        return entry.sha256
 
 
 def open_source(root: Path | None, image_size: int | None, download: bool = False) -> LatentFile:

@@ -127,6 +127,7 @@ def test_every_file_of_a_registry_is_registered():
         "augmentation",
         "decoding",
         "loading",
+        "manifest",
         "weighting",
         "reference",
     }

@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from soflow.codecs.pixels import Pixels
+from soflow.config import parse, to_dict
+from soflow.config_base import ConfigError
 from soflow.data import fashion_mnist, open_source
 from soflow.data.base import DataError
 from soflow.data.config import DatasetConfig
@@ -319,6 +321,33 @@ def test_the_folder_s_fingerprint_sees_a_change_that_keeps_the_file_size(folder)
     assert path.stat().st_size == old.st_size
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 10**9))  # a second later, whatever the clock's resolution
     assert open_source(folder_config(folder)).fingerprint != before
+
+
+def test_the_size_of_equal_images_need_not_be_given(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 12)).save(tmp_path / name / "1.png")
+    Image.new("RGB", (12, 20)).save(tmp_path / "b" / "2.png")
+    with pytest.raises(ConfigError, match=r"^dataset: image_size must be set .* \(1\.png 20 x 12, 2\.png 12 x 20\)$"):
+        parse({"dataset": {"name": "image_folder", "root": str(tmp_path)}})
+    (tmp_path / "b" / "2.png").unlink()
+    config = parse({"dataset": {"name": "image_folder", "root": str(tmp_path)}})
+    assert config.dataset.image_size == 12
+    assert to_dict(config)["dataset"]["image_size"] == 12
+    assert open_source(config.dataset).batch(np.arange(2))[0].shape == (2, 3, 12, 12)
+    with pytest.raises(ConfigError, match=f"^dataset: root = {tmp_path / 'c'} must be a folder of images"):
+        parse({"dataset": {"name": "image_folder", "root": str(tmp_path / "c")}})
+
+
+def test_uneven_classes_are_noted(tmp_path):
+    for name, number in (("a", 7), ("b", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(number):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    (note,) = open_source(folder_config(tmp_path)).notes
+    assert "classes have 3 to 7 images" in note
+    (tmp_path / "a" / "6.png").unlink()  # twice as many
+    assert open_source(folder_config(tmp_path)).notes == []
 
 
 @pytest.mark.parametrize("root", [None, "nowhere", "file.txt"])
