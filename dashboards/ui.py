@@ -116,7 +116,7 @@ def live_command(port: int) -> list[str]:
         "logger.level": "error",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    page = str(Path(__file__).parent / "live" / "app.py")
+    page = str(Path(__file__).parent / "live" / "server.py")
     return ["streamlit", "run", page, *flags]
 
 

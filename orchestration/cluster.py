@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def check_address(address: str) -> None:
         raise ConfigError(f"address = {address}: the Ray cluster refuses access ({lines[-1][:160]}…); {REMEDY}")
 
 
+def _create_token() -> None:
+    """Create the token with which the processes of a local cluster recognize each other, for this user's eyes only.
+
+    Ray listens on all interfaces and requires the token by default, but would create a file that everybody can read.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    with suppress(OSError):  # without a writable home, Ray says what is missing
+        TOKEN_FILE.parent.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            with os.fdopen(os.open(TOKEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        TOKEN_FILE.chmod(0o600)
+
+
 def _enable_token_authentication() -> None:
     """Make Ray send the user's token, if one exists, to a configured address; clusters without tokens ignore it."""
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or TOKEN_FILE.exists():
@@ -148,6 +164,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime_env}
     if not address:
         print("starting Ray on this machine", flush=True)
+        _create_token()
     try:
         _init(options)
     except Exception as error:  # ray.init also raises bare exceptions

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import requests
 from mlflow import MlflowClient
 from session import ROOT, Session, wait_for_line
 from sweep_store import SweepStore
@@ -56,6 +57,25 @@ def number(page, label: str) -> str:
     """The figure under this label at the top of the live view."""
     box = page.locator("[data-testid=stMetric]").filter(has_text=re.compile(rf"^{label}"))
     return box.locator("[data-testid=stMetricValue]").inner_text()
+
+
+@pytest.mark.parametrize("view", ["live view", "MLflow UI"])
+def test_only_requests_for_this_machine_are_answered(pages, view):
+    """A foreign page that points its name here (DNS rebinding) gets nothing, neither pages nor the live view's data."""
+    address = pages[view]
+    port = address.rpartition(":")[2].strip("/")
+    websocket = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "x3JJHMbDL1EzLkh9GBhXDw==",
+    }
+    for headers in ({}, websocket):
+        path = "/_stcore/stream" if headers else "/"
+        foreign = {"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}
+        assert requests.get(address + path, headers=headers | foreign, timeout=30).status_code in (400, 403)
+    assert requests.get(address, timeout=30).status_code == 200
+    assert requests.get(f"http://localhost:{port}", timeout=30).status_code == 200
 
 
 # In this order: the storage is empty at first.
