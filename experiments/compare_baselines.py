@@ -3,6 +3,9 @@
 Trains every case with the same seeds: equal data order, noise and initial weights. The report compares the cases seed
 by seed: FID against steps, time and memory, with intervals and paired tests; also as Markdown and LaTeX.
 
+MeanFlow and its relatives take the Jacobian-vector product only where r differs from t (c of experiments/jvp_cost.py),
+the way that takes the least time and memory.
+
 The hypotheses stated before the run are in HYPOTHESES: the papers' directions. A hypothesis is confirmed or refuted if
 the paired t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single
 effect of 1.7 standard deviations with 80 % power. Nothing is stopped early, and no seed is added after looking at

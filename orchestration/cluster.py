@@ -103,8 +103,8 @@ def _create_token() -> None:
         return
     with suppress(OSError):  # without a writable home, Ray says what is missing
         TOKEN_FILE.parent.mkdir(exist_ok=True)
-        with suppress(FileExistsError):
-            with os.fdopen(os.open(TOKEN_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        if not TOKEN_FILE.exists():
+            with os.fdopen(os.open(TOKEN_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
         TOKEN_FILE.chmod(0o600)
 

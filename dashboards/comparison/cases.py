@@ -40,17 +40,20 @@ class Case:
     p: float = math.nan
 
 
-def build_cases(trials: pd.DataFrame, metrics: list[str], compared: list[str], goal: str | None) -> list[Case]:
+def build_cases(
+    trials: pd.DataFrame, metrics: list[str], compared: list[str], goal: str | None, resolutions: dict[str, float]
+) -> list[Case]:
     """Summarize all cases and compare each with the first one.
 
     Args:
         trials: rows of `SweepData.trials`, with `case` as text and `seed` as a number.
         compared: metrics whose ratios to the first case are computed.
         goal: metric that is tested; None if it must not be compared.
+        resolutions: spacing of the possible values of each metric, 0 for continuous ones.
     """
     names = trials.sort_values("trial")["case"].unique()
     cases = [_case(name, trials[trials["case"] == name], metrics) for name in names]
-    cases = [*cases[:1], *(replace(case, against=_ratios(case, cases[0], compared)) for case in cases[1:])]
+    cases = [*cases[:1], *(replace(case, against=_ratios(case, cases[0], compared, resolutions)) for case in cases[1:])]
     ps = holm([case.against[goal].p if goal in case.against else math.nan for case in cases])
     return [replace(case, p=p) for case, p in zip(cases, ps, strict=True)]
 
@@ -72,7 +75,7 @@ def _measure(values: dict[int, float]) -> Measure:
     return Measure(values, *(mean_interval(numbers) if len(numbers) > 1 else (numbers[0], math.nan, math.nan)))
 
 
-def _ratios(case: Case, first: Case, metrics: list[str]) -> dict[str, Ratio]:
+def _ratios(case: Case, first: Case, metrics: list[str], resolutions: dict[str, float]) -> dict[str, Ratio]:
     """Compute the ratio to the first case over shared seeds, for metrics whose values are positive."""
     ratios = {}
     for metric in metrics:
@@ -81,5 +84,5 @@ def _ratios(case: Case, first: Case, metrics: list[str]) -> dict[str, Ratio]:
         values, reference = case.measures[metric].values, first.measures[metric].values
         pairs = [(values[seed], reference[seed]) for seed in sorted(set(values) & set(reference))]
         if pairs and all(value > 0 for pair in pairs for value in pair):
-            ratios[metric] = paired_ratio(*zip(*pairs, strict=True))
+            ratios[metric] = paired_ratio(*zip(*pairs, strict=True), resolutions=(resolutions[metric],) * 2)
     return ratios

@@ -12,7 +12,7 @@ import yaml
 from dashboards.comparison.compare import compare
 from dashboards.comparison.exponents import PREDICTED
 from dashboards.comparison.results import COLUMNS, NotTested, TestResult, with_holm
-from dashboards.comparison.tables import RATIO_NOTE, Table, as_markdown_table
+from dashboards.comparison.tables import EXPONENT_TEST_NOTE, OUTLIERS_NOTE, RATIO_NOTE, Table, as_markdown_table
 from dashboards.comparison.verdicts import count_outcomes
 from dashboards.labels import percent
 from dashboards.reading.sweep_data import SweepData
@@ -122,6 +122,8 @@ Written by `python experiments/claims.py`, which runs every experiment at small 
 
 Each claim is tested by the hypothesis beside it, which was stated before the run.
 {RATIO_NOTE.format(family="claims on this page")} (family-wise error rate {percent(LEVEL)}).
+{EXPONENT_TEST_NOTE}, corrected likewise.
+{OUTLIERS_NOTE}.
 The last column is the smallest ratio above 1, or its inverse, that the seeds would have shown with 80 % power: a claim
 that is not decided may still hold by less than that. A claim refuted at this scale may hold at the published scale.
 

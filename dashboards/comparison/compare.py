@@ -10,6 +10,7 @@ import pandas as pd
 from dashboards.comparison.cases import Case, Measure, build_cases
 from dashboards.comparison.exponents import Exponent, fit
 from dashboards.comparison.exponents import answer as exponents_answer
+from dashboards.comparison.results import with_holm
 from dashboards.comparison.verdicts import Verdict, judge, logged_hypotheses, summary, times
 from dashboards.labels import p_value, percent, plural, shorten, title, with_interval
 from dashboards.reading.protocols import Protocol, find_protocols, is_quality, not_comparable
@@ -17,7 +18,7 @@ from dashboards.reading.sweep_data import SweepData
 from dashboards.sweep.answer import times_floor
 from orchestration.sweep.hypotheses import Hypothesis, Measured
 from orchestration.tracking.schema import CASE, FID, FID_FLOOR, PEAK_MIB, STEP_MS, TRAIN_S
-from soflow.statistics import LEVEL, POWER, detectable_effect
+from soflow.statistics import FEWEST_SEEDS, LEVEL, POWER, detectable_effect
 
 COSTS = (STEP_MS, TRAIN_S, PEAK_MIB)
 """Metrics that are compared besides quality."""
@@ -31,7 +32,7 @@ class Comparison:
         protocols: how FIDs were measured; a single one if all are comparable.
         quality: reported metrics of quality, the first goal first; empty if they must not be compared between cases.
         verdicts: results of the hypotheses that were stated before the run.
-        exponents: fits of errors to what may predict them.
+        exponents: fits of errors to what may predict them; p corrected together with that of the verdicts.
         answer: the findings in a few sentences, or why cases are not compared.
     """
 
@@ -73,13 +74,17 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
     stated = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}
     metrics = list(dict.fromkeys([*quality, *COSTS, *sorted(stated)]))
     compared = [metric for metric in metrics if comparable or not is_quality(metric)]
-    cases = build_cases(trials, metrics, compared, goal if quality else None)
+    resolutions = {
+        metric: max((protocol.resolution(metric) for protocol in protocols), default=0.0) for metric in metrics
+    }
+    cases = build_cases(trials, metrics, compared, goal if quality else None, resolutions)
     values = {
         Measured(metric, case.name): measure.values for case in cases for metric, measure in case.measures.items()
     }
     excluded = {hypothesis for hypothesis in hypotheses if _mixes_protocols(hypothesis, cases, protocols)}
-    verdicts = judge(hypotheses, values, excluded)
-    exponents = fit(data, cases)
+    results = with_holm([*judge(hypotheses, values, excluded, resolutions), *fit(data, cases)])
+    verdicts = [result for result in results if isinstance(result, Verdict)]
+    exponents = [result for result in results if isinstance(result, Exponent)]
     answer = [
         *exponents_answer(exponents),
         *(
@@ -127,7 +132,9 @@ def _differences(cases: list[Case], goal: str) -> str:
     if not significant:
         sentence = f"No case differs significantly from {first}."
     n = min((case.against[goal].n for case in cases if goal in case.against), default=1)
-    if n > 1:
+    if n < FEWEST_SEEDS:
+        sentence += f" Fewer than {FEWEST_SEEDS} seeds are not tested."
+    else:
         sentence += (
             f" With {n} seeds, the test detects effects of {detectable_effect(n):.2g} standard deviations with "
             f"{percent(POWER)} power; smaller effects remain possible."

@@ -4,6 +4,9 @@ SoFlow bounds the distance between the learned and the true map by O(√δ) (arX
 The k of a trial is the slope of log error over log δ by least squares over its reports except the first, whose loss is
 a mean that starts from random weights. Reports of one trial are correlated, so a slope's standard error is meaningless;
 seeds are independent, and the interval is Student's over their exponents.
+
+k counts as 1/2 within a margin. It is confirmed only if a test shows that it is inside, refuted only if a test shows
+that it is outside, with p corrected together with all other tests of the page (`results.with_holm`).
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ import numpy as np
 import pandas as pd
 
 from dashboards.comparison.cases import Case
-from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED, with_holm
+from dashboards.comparison.results import CONFIRMED, REFUTED, UNDECIDED, untested
 from dashboards.labels import p_value, shorten, with_interval
 from dashboards.reading.sweep_data import SweepData
 from orchestration.tracking import schema
-from soflow.statistics import LEVEL, log_log_slope, mean_interval, t_test
+from soflow.statistics import LEVEL, log_log_slope, margin_test, mean_interval
 
 PREDICTED, MARGIN = 0.5, 0.1
 """Exponent of the bound, and the largest deviation that counts as equal."""
@@ -58,7 +61,8 @@ class Exponent:
         by_seed: k of each seed.
         low, high: bounds of the 95 % interval of the mean; NaN for a single seed.
         span: largest over smallest δ of a trial, geometric mean over seeds.
-        p: p-value of k being 1/2, corrected for all fits; NaN for a single seed.
+        p: p-value of the call that the mean suggests, k inside or outside the margin (`margin_test`), corrected for all
+            tests of the page; NaN without a test.
     """
 
     relation: Relation
@@ -77,7 +81,7 @@ class Exponent:
 
     @property
     def outcome(self) -> str:
-        """Outcome of the hypothesis that k is 1/2."""
+        """Outcome of the hypothesis that k is 1/2 within the margin."""
         if self.conclusion.startswith(UNDECIDED):
             return UNDECIDED
         return CONFIRMED if self.conclusion == AS_PREDICTED else REFUTED
@@ -85,19 +89,19 @@ class Exponent:
     @property
     def conclusion(self) -> str:
         """How the error scales with δ."""
-        if math.isnan(self.low):
-            return f"{UNDECIDED}: a single seed"
-        if self.low > PREDICTED - MARGIN and self.high < PREDICTED + MARGIN:
+        if math.isnan(self.p):
+            return f"{UNDECIDED}: {untested(len(self.by_seed), 'exponent')}"
+        if self.p >= LEVEL:
+            return UNDECIDED
+        if abs(self.mean - PREDICTED) < MARGIN:
             return AS_PREDICTED
-        if self.p < LEVEL and self.mean < 0:
-            return "increases as δ decreases"
-        if self.p < LEVEL:
-            return "decreases faster than √δ" if self.mean > PREDICTED else "decreases more slowly than √δ"
-        return UNDECIDED
+        if self.mean > PREDICTED:
+            return "decreases faster than √δ"
+        return "decreases more slowly than √δ" + (", if at all" if self.mean < 0 else "")
 
     @property
     def uncorrected_p(self) -> float:
-        return t_test(list(self.by_seed.values()), PREDICTED)
+        return margin_test(list(self.by_seed.values()), PREDICTED, MARGIN)
 
     def with_corrected_p(self, p: float, num_tests: int) -> Exponent:
         return replace(self, p=p)
@@ -112,13 +116,13 @@ class Exponent:
 
 
 def fit(data: SweepData, cases: Sequence[Case]) -> list[Exponent]:
-    """Fit all relations in all cases whose trials reported both metrics often enough."""
+    """Fit all relations in all cases whose trials reported both metrics often enough; p is not corrected yet."""
     exponents = []
     for relation in RELATIONS:
         points = _points(data, relation)
         fits = [_exponent(relation, case, points) for case in cases]
         exponents += [exponent for exponent in fits if exponent]
-    return with_holm(exponents)
+    return exponents
 
 
 def _points(data: SweepData, relation: Relation) -> pd.DataFrame:

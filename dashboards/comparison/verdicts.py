@@ -1,24 +1,27 @@
 """Verdicts on a comparison's hypotheses, by paired t-tests.
 
 The test of left < right is Student's, on the logarithm of left / right of each seed; a plain number on the right is a
-constant. Holm's correction keeps the family-wise error rate of all hypotheses of a comparison below 5 %.
+constant. The test is two-sided, so that "confirmed" and "refuted" together are wrong with a probability of at most its
+level. Holm's correction keeps the family-wise error rate of all hypotheses of a comparison below 5 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import yaml
 
-from dashboards.comparison.results import CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, with_holm
+from dashboards.comparison.results import CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, untested, with_holm
 from dashboards.labels import p_value, percent, with_interval
 from orchestration.sweep.hypotheses import Hypothesis, Measured, read_hypothesis
-from soflow.statistics import LEVEL, Ratio, detectable_ratio, paired_ratio
+from soflow.statistics import FEWEST_SEEDS, LEVEL, ROUNDING, Ratio, detectable_ratio, paired_ratio
 
 Values = dict[Measured, dict[int, float]]
 """Measurements by seed."""
+EXACT = "memory/"
+"""Prefix of metrics without measurement error: bytes are counted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Verdict:
         ratio: left / right; None if no seed has both.
         p: p-value of the ratio being 1, corrected for all hypotheses; NaN without a test.
         detectable_ratio: smallest ratio above 1 that the test detects with 80 % power, given the scatter of the seeds.
-        reason: why no test was possible; else empty.
+        reason: why there was no test; else empty.
     """
 
     hypothesis: Hypothesis
@@ -44,9 +47,15 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        if self.ratio is None or not self.p < LEVEL:
+        if self.ratio is None or not (self.p < LEVEL or self._is_fact):
             return UNDECIDED
-        return CONFIRMED if self.ratio.value < 1 else REFUTED
+        return CONFIRMED if math.log(self.ratio.value) < -ROUNDING else REFUTED
+
+    @property
+    def _is_fact(self) -> bool:
+        """True for memory with the same ratio in every seed: it needs no test, and equal sides refute left < right."""
+        exact = all(term.metric.startswith(EXACT) for term in self.hypothesis.terms)
+        return exact and self.ratio is not None and self.ratio.n >= FEWEST_SEEDS and self.ratio.is_constant
 
     def with_corrected_p(self, p: float, num_tests: int) -> Verdict:
         level = LEVEL / max(1, num_tests)
@@ -63,8 +72,8 @@ class Verdict:
         if self.ratio is None:
             return [*cells, "–", "–", "–", "0", "–"]
         cells.append(times(self.ratio))
-        if self.ratio.n == 1:
-            return [*cells, "–", "–", "1", "–"]
+        if math.isnan(self.p):
+            return [*cells, "–", "–", str(self.ratio.n), "–"]
         effect, detectable = f"{self.ratio.effect_size:.2g}", f"× {self.detectable_ratio:.3g}"
         return [*cells, p_value(self.p), effect, str(self.ratio.n), detectable]
 
@@ -83,16 +92,23 @@ def logged_hypotheses(text: str) -> list[Hypothesis]:
         return []
 
 
-def judge(hypotheses: Iterable[Hypothesis], values: Values, excluded: Collection[Hypothesis] = ()) -> list[Verdict]:
+def judge(
+    hypotheses: Iterable[Hypothesis],
+    values: Values,
+    excluded: Collection[Hypothesis] = (),
+    resolutions: Mapping[str, float] | None = None,
+) -> list[Verdict]:
     """Test all hypotheses of a comparison together.
 
     Args:
         excluded: hypotheses about FIDs of different protocols, which are not tested.
+        resolutions: spacing of the possible values, by metric; 0 for metrics that are not named.
     """
-    return with_holm([_test(hypothesis, values, hypothesis in excluded) for hypothesis in hypotheses])
+    resolutions = resolutions or {}
+    return with_holm([_test(hypothesis, values, hypothesis in excluded, resolutions) for hypothesis in hypotheses])
 
 
-def _test(hypothesis: Hypothesis, values: Values, excluded: bool) -> Verdict:
+def _test(hypothesis: Hypothesis, values: Values, excluded: bool, resolutions: Mapping[str, float]) -> Verdict:
     if excluded:
         return Verdict(hypothesis, None, reason="FIDs were measured by different protocols")
     left = values.get(hypothesis.left, {})
@@ -102,8 +118,10 @@ def _test(hypothesis: Hypothesis, values: Values, excluded: bool) -> Verdict:
         return Verdict(hypothesis, None, reason="no seed has both values")
     if any(value <= 0 for pair in pairs for value in pair):
         return Verdict(hypothesis, None, reason="a value is not positive")
-    ratio = paired_ratio(*zip(*pairs, strict=True))
-    return Verdict(hypothesis, ratio, ratio.p, reason="a single seed" if ratio.n == 1 else "")
+    of_left = resolutions.get(hypothesis.left.metric, 0.0)
+    of_right = hypothesis.factor * resolutions.get(hypothesis.right.metric, 0.0) if hypothesis.right else 0.0
+    ratio = paired_ratio(*zip(*pairs, strict=True), resolutions=(of_left, of_right))
+    return Verdict(hypothesis, ratio, ratio.p, reason=untested(ratio.n, "ratio") if math.isnan(ratio.p) else "")
 
 
 def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:

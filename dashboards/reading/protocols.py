@@ -12,6 +12,10 @@ from orchestration.tracking.schema import FID_PROTOCOL, NFE
 
 BEFORE_LABELS = {"fid_labels": "balanced"}
 """Protocol of runs recorded before the distribution of labels could be chosen."""
+COUNTED = re.compile(r"(class_consistency|precision|recall)(_\d+nfe)?")
+"""Metrics that are fractions of images."""
+STORED = 10_000
+"""Maximum number of images that precision and recall use."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Protocol:
         nfe = f" at {tags[NFE].replace(',', ', ')} NFE" if NFE in tags else ""
         source = ", ".join(tags[name] for name in ("reference", "reference_fingerprint") if name in tags)
         return f"{network}, {samples}{nfe}, against {references}" + (f" ({source})" if source else "")
+
+    def resolution(self, metric: str) -> float:
+        """Return the spacing of a metric's possible values: 1 / N for a fraction of N images, else 0."""
+        match = COUNTED.fullmatch(metric)
+        images = int(self.tags.get("fid_num_references" if metric.startswith("recall") else "fid_num_samples", 0))
+        if not match or not images:
+            return 0.0
+        return 1 / (images if match[1] == "class_consistency" else min(images, STORED))
 
     @property
     def first_nfe(self) -> str:

@@ -141,7 +141,7 @@ def _ask(group: WorkerGroup, request: Any) -> Any:
 
 
 def table(measured: list[VariantCost]) -> pd.DataFrame:
-    """Make a table with a row per cell and variant: times, ratios with 95 % intervals, memory and operations."""
+    """Make a table with a row per cell and variant: times, ratios with intervals, memory and operations."""
     rows = []
     for result in measured:
         peers = {other.variant: other for other in measured if other.cell == result.cell}
@@ -149,6 +149,7 @@ def table(measured: list[VariantCost]) -> pd.DataFrame:
         row = {
             **vars(result.cell),
             "variant": result.variant,
+            "rounds": len(times),
             "time/step_ms": statistics.median(times),
             **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
             **{f"time/{name}_ms": value for name, value in result.phase_ms().items()},
@@ -178,14 +179,13 @@ def table(measured: list[VariantCost]) -> pd.DataFrame:
 
 
 def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
-    """Compute the median over rounds of time / reference in the same round, with a bootstrapped 95 % interval."""
-    from scipy.stats import bootstrap
+    """Compute the median over rounds of time / reference in the same round, with its interval (`median_interval`)."""
+    from soflow.statistics import median_interval  # imports scipy
 
     ratios = [time / reference_time for time, reference_time in zip(times, reference, strict=True)]
     columns = {name: statistics.median(ratios)}
     if len(set(ratios)) > 1:
-        interval = bootstrap((ratios,), np.median, method="percentile", random_state=0).confidence_interval
-        columns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        columns |= dict(zip((f"{name}_low", f"{name}_high"), median_interval(ratios), strict=True))
     return columns
 
 

@@ -25,7 +25,7 @@ from soflow.files import sha256
 MANY = 10_000
 """Maximum number of samples, and of references, whose features are stored for KID, precision and recall."""
 BATCH = 128  # images per batch of the source
-CACHE_FORMAT = 2  # increment whenever the meaning of the cached tensors changes
+CACHE_FORMAT = 3  # increment whenever the meaning of the cached tensors changes
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _measure(
         raise DataError(f"the dataset has {len(source)} images: its two halves need at least 2 each")
     dimension = FEATURE_NETWORKS[config.feature_network].num_features
     codec = codecs.build(config.dataset, workers.device)
-    order, half = _halves(source.labels)
+    half = _halves(source.labels)
     place = _places(len(source))
     parts = [Moments(dimension, workers.device) for _ in range(3)]  # two halves, and the image left over
     rows = Rows(dimension)
@@ -141,8 +141,7 @@ def _measure(
     table = rows.merge(workers, min(len(source), MANY))
     for moments in parts:
         moments.merge(workers)
-    first, second = (table[place[rows][place[rows] >= 0]] for rows in (order[::2], order[1::2]))
-    floor = [fid(parts[0].statistics(), parts[1].statistics()), kid(first, second)] if not workers.rank else [0.0, 0.0]
+    floor = [fid(parts[0].statistics(), parts[1].statistics()), _kid_floor(table)] if not workers.rank else [0.0, 0.0]
     parts[0].join(parts[1])
     parts[0].join(parts[2])
     return {
@@ -152,18 +151,27 @@ def _measure(
     }
 
 
-def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _halves(labels: np.ndarray) -> np.ndarray:
     """Split samples with class labels [N] into two disjoint random halves, balanced over classes.
 
-    Returns:
-        order: indices of both halves, interleaved, [N] or [N − 1].
-        half: [N], 0 or 1 for the half of each sample; 2 for the remaining sample if N is odd.
+    Returns [N], 0 or 1 for the half of each sample; 2 for the remaining sample if N is odd.
     """
     shuffled = np.random.default_rng(0).permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")][: len(labels) // 2 * 2]
     half = np.full(len(labels), 2)
     half[order[::2]], half[order[1::2]] = 0, 1
-    return order, half
+    return half
+
+
+def _kid_floor(features: Tensor) -> float:
+    """Compute KID between two random halves of features [N, D].
+
+    The halves are not balanced over classes. KID's estimate has no bias if both sets are drawn independently of the
+    classes: over all splits of the same features, pairs within a half and pairs across are equally similar on average,
+    so the mean is 0. Balanced halves resemble each other more than independent sets do, and their KID is below 0.
+    """
+    order = np.random.default_rng(2).permutation(len(features))[: len(features) // 2 * 2]
+    return kid(features[order[::2]], features[order[1::2]])
 
 
 def _places(num_samples: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from experiments import launch, plan
 from orchestration.sweep import search_space
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import read_command_line
 from orchestration.tracking.uri import TrackingError
@@ -86,6 +87,26 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
         else:
             assert claim.test in config.hypotheses, claim
         assert claim.source
+
+
+def test_claims_against_meanflow_name_its_form_or_test_the_best_one():
+    """MeanFlow's form (c) takes least time and memory, so whoever beats it there beats (a) and (b) too."""
+    forms = {"with_gradient": "(a)", "separate": "(b)", "subset": "(c)"}
+    compared = set()
+    for claim in read_claims(EXPERIMENTS / "claims.yaml"):
+        if EXPONENT.fullmatch(claim.test):
+            continue
+        hypothesis, config = read_hypothesis(claim.test), config_of(claim.experiment, "small")
+        if hypothesis.right is None or "soflow" not in hypothesis.left.case:
+            continue
+        objective = trial_config(config.run, {"case": hypothesis.right.case}, config.cases).objective
+        if objective.name != "meanflow":
+            continue
+        form = forms[objective.jvp]
+        equal_steps = hypothesis.left.metric == "fid" and claim.experiment == "compare_baselines"
+        assert form in claim.claim or equal_steps, claim  # all forms compute the same loss
+        compared.add((hypothesis.left.metric, form))
+    assert compared >= {(metric, "(c)") for metric in ("time/step_ms", "memory/peak_mib", "fid")}
 
 
 def test_cases_of_ones_own_leave_the_studys_hypotheses_out(monkeypatch):

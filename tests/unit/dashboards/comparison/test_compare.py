@@ -87,6 +87,30 @@ def test_the_answer_names_significant_differences_only(store, parent):
     assert "With 4 seeds, the test detects effects of 2.1 standard deviations with 80 % power" in second
 
 
+def test_fractions_of_images_are_compared_with_their_resolution(store):
+    texts = ("class_consistency(plain) < class_consistency(worse)", "recall(plain) < recall(worse)")
+    parent = write_sweep(store, hypotheses=texts)
+    for number, run in store.children(parent).items():
+        store.client.log_metric(run.info.run_id, "class_consistency", (1000 + number % 3) / 1024)
+        store.client.log_metric(run.info.run_id, "recall", (1000 + number % 3) / 1797)
+    comparison = compare(read_sweep(store.uri, parent))
+    for verdict, images in zip(comparison.verdicts, (1024, 1797), strict=True):  # samples, references
+        metric = verdict.hypothesis.left.metric
+        expected = paired_ratio([1000 / images] * 4, [1001 / images] * 4, resolutions=(1 / images, 1 / images))
+        assert verdict.ratio == expected
+        inverse = paired_ratio([1001 / images] * 4, [1000 / images] * 4, resolutions=(1 / images, 1 / images))
+        assert comparison.cases[1].against[metric] == inverse
+
+
+def test_two_seeds_are_not_tested(store):
+    outcomes = [("finished", [9.0, fid]) for of_seed in LAST[:2] for fid in of_seed]
+    parent = store.sweep("pair", outcomes, **SETTINGS | {"case_seeds": 2, "hypotheses": ("fid(plain) < fid(worse)",)})
+    comparison = compare(read_sweep(store.uri, parent))
+    assert comparison.verdicts[0].row()[1] == f"{UNDECIDED}: two seeds"
+    assert all(math.isnan(case.p) for case in comparison.cases)
+    assert "No case differs significantly from plain. Fewer than 3 seeds are not tested." in comparison.answer
+
+
 def test_lost_trials_are_excluded_and_pairs_share_their_seed(store):
     parent = write_sweep(store, lost=(0, 4))  # the first seed of the first case, the second of the second
     comparison = compare(read_sweep(store.uri, parent))

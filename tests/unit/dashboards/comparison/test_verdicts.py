@@ -98,11 +98,42 @@ def test_pairs_share_their_seed_and_without_pairs_there_is_no_test():
         ({A: {0: 1.0}}, "no seed has both values"),
         ({A: {0: 1.0}, B: {1: 1.0}}, "no seed has both values"),
         ({A: {0: 1.0}, B: {0: 9.0}}, "a single seed"),
+        ({A: {0: 1.0, 1: 1.1}, B: {0: 9.0, 1: 9.8}}, "two seeds"),
+        ({A: {0: 1.0, 1: 2.0, 2: 3.0}, B: {0: 9.0, 1: 18.0, 2: 27.0}}, "all seeds give the same ratio"),
         ({A: {0: 1.0, 1: 0.0}, B: {0: 9.0, 1: 9.0}}, "a value is not positive"),
     ):
         (verdict,) = judge([read_hypothesis("fid(a) < fid(b)")], values)
         assert (verdict.outcome, verdict.reason) == (UNDECIDED, reason)
         assert reason in verdict.row()[1]
+
+
+@pytest.mark.parametrize(("factor", "outcome"), [(0.9, CONFIRMED), (1.0, REFUTED), (1.1, REFUTED)])
+def test_memory_that_is_the_same_in_every_seed_is_a_fact(factor, outcome):
+    """Bytes are counted, so equal ratios need no test, and equal memory refutes "less"."""
+    hypothesis = read_hypothesis("memory/peak_mib(a) < memory/peak_mib(b)")
+    right = {0: 12.34, 1: 12.4, 2: 12.4}
+    left = {seed: factor * mib for seed, mib in right.items()}
+    fact, chance = judge(
+        [hypothesis, read_hypothesis("fid(a) < fid(b)")],
+        {Measured("memory/peak_mib", "a"): left, Measured("memory/peak_mib", "b"): right, A: left, B: right},
+    )
+    assert fact.outcome == outcome
+    assert fact.row()[1] == f"{outcome}: all seeds give the same ratio"
+    assert chance.outcome == UNDECIDED
+    assert math.isnan(fact.p)  # and does not count as a test
+    few = {Measured("memory/peak_mib", "a"): {0: 1.0, 1: 1.0}, Measured("memory/peak_mib", "b"): {0: 2.0, 1: 2.0}}
+    assert judge([hypothesis], few)[0].outcome == UNDECIDED
+
+
+def test_fractions_of_images_have_a_resolution():
+    """One image of 2,000 apart in each of three seeds: s² = 0 + 2 q² / 12 for the spacing q, so t = √3 √6 = 4.24 and
+    p = 0.051 with 2 degrees of freedom, up to the logarithm's curvature."""
+    left, right = Measured("class_consistency", "a"), Measured("class_consistency", "b")
+    values = {left: dict.fromkeys(range(3), 0.9990), right: dict.fromkeys(range(3), 0.9995)}
+    hypothesis = read_hypothesis("class_consistency(a) < class_consistency(b)")
+    (verdict,) = judge([hypothesis], values, resolutions={"class_consistency": 1 / 2000})
+    assert verdict.outcome == UNDECIDED
+    assert verdict.p == pytest.approx(2 * stats.t.sf(math.sqrt(18), 2), rel=1e-2)
 
 
 def test_the_family_wise_error_rate_is_at_most_its_level():

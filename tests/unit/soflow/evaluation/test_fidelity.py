@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from soflow.data import open_source
 from soflow.data.base import DataError
 from soflow.data.in_memory import InMemorySource
 from soflow.data.registry import SOURCES
-from soflow.evaluation import feature_networks, reference
+from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.moments import Workers
 from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
@@ -259,6 +260,35 @@ def test_floor_is_positive_and_far_above_rounding(evaluator):
     floor = evaluator.floor()
     assert 0.01 < floor["fid_floor"] < 0.2
     assert set(floor) == {"fid_floor", "kid_floor"}
+
+
+def test_the_kid_floor_varies_around_zero():
+    """Over all splits of N features into halves, KID's estimate has mean 0: a pair within a half is as likely as one
+    across to be any pair. The mean over 200 random orders of the rows is within four standard errors of it. Halves
+    balanced over classes miss it by far more."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 12)
+    features = torch.from_numpy(random.normal(size=(10, 6))[labels] + 0.1 * random.normal(size=(120, 6))).float()
+    floors, balanced = [], []
+    for _ in range(200):
+        order = random.permutation(120)
+        floors.append(reference._kid_floor(features[order]))
+        half = reference._halves(labels[order])
+        balanced.append(metrics.kid(features[order[half == 0]], features[order[half == 1]]))
+    error = np.std(floors, ddof=1) / math.sqrt(200)
+    assert abs(np.mean(floors)) < 4 * error
+    assert np.mean(balanced) < -8 * error
+
+
+def test_the_kid_floor_ignores_classes_and_the_fid_floor_balances_them(digits, tmp_path):
+    images, labels = all_of(digits)
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    sources = [InMemorySource(images.numpy(), classes.numpy(), 10) for classes in (labels, shuffled)]
+    first, second = (
+        Evaluator(source, CONFIG, CPU, tmp_path / str(number)).floor() for number, source in enumerate(sources)
+    )
+    assert first["kid_floor"] == second["kid_floor"]
+    assert first["fid_floor"] < second["fid_floor"]
 
 
 def test_protocol_names_all_that_the_numbers_depend_on(evaluator, digits):
