@@ -71,7 +71,7 @@ def write_statistics(config: ReferenceConfig) -> list[Path]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = Evaluator(source, config, device, config.storage / "reference")
     protocol, statistics = evaluator.protocol(), evaluator.reference.statistics
-    origin = {name: protocol[name] for name in protocol if name not in ("num_samples", "kid_subset_size")}
+    origin = {name: protocol[name] for name in protocol if name not in ("num_samples", "labels", "kid_subset_size")}
     reference_files.write_npz(config.out, statistics, {"dataset": config.dataset.name} | origin)
     if config.torch_fidelity_cache is None:
         return [config.out]

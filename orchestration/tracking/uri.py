@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from orchestration.config import PASSWORDS
 from soflow.config_base import has_password, without_password
@@ -27,7 +30,7 @@ def check_tracking(tracking_uri: str, timeout_s: float = 15) -> None:
     if has_password(tracking_uri):
         problem = f"must not contain a password, which would be stored and shown; {PASSWORDS}"
     elif tracking_uri.startswith(("http://", "https://")):
-        problem = _server_problem(tracking_uri.rstrip("/") + "/health", timeout_s)
+        problem = _server_problem(tracking_uri.rstrip("/"), timeout_s)
     elif database := database_of(tracking_uri):
         problem = _database_problem(database)
     else:
@@ -46,20 +49,51 @@ def _server_problem(url: str, timeout_s: float) -> str | None:
 
 
 def _request_problem(url: str, timeout_s: float) -> str | None:
-    import requests  # as MLflow does, so that passwords in the URI, proxies and certificates work in the same way
+    import requests  # as MLflow does, so that proxies and certificates work in the same way
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     certificate = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", True)
+    user, password, token = _credentials()
+    options: dict[str, Any] = {
+        "timeout": timeout_s,
+        "verify": False if insecure else certificate,
+        "auth": (user, password) if user and password else None,
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+    }
     try:
-        response = requests.get(url, timeout=timeout_s, verify=False if insecure else certificate)
+        response = requests.get(f"{url}/health", **options)
+        if response.ok and response.text.strip() == "OK":
+            # The health check needs no password, so ask for something that does.
+            response = requests.post(f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, **options)
+        elif response.status_code not in (401, 403):
+            return f"answers {response.status_code} to GET /health, unlike an MLflow server"
     except (requests.RequestException, OSError) as error:
+        proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+        through = f" through the proxy {without_password(proxy)} (NO_PROXY excepts hosts)" if proxy else ""
         return (
-            f"cannot be reached ({root_cause(error)}); start it with `mlflow server`, or use sqlite:///FOLDER/mlflow.db"
+            f"cannot be reached{through} ({root_cause(error)}); start it with `mlflow server`, or use "
+            "sqlite:///FOLDER/mlflow.db"
         )
-    # 401 and 403 come from a running server; MLflow adds its credentials later.
-    if response.status_code in (401, 403) or (response.ok and response.text.strip() == "OK"):
-        return None
-    return f"answers {response.status_code} to GET /health, unlike an MLflow server"
+    if response.status_code in (401, 403) and "MLFLOW_TRACKING_AUTH" not in os.environ:
+        who = f"user {user}" if user and password else "the token" if token else "a request without a password"
+        return (
+            f"refuses {who} ({response.status_code} {response.reason}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    return None
+
+
+def _credentials() -> tuple[str | None, str | None, str | None]:
+    """Return MLflow's user, password and token from the environment or ~/.mlflow/credentials, as MLflow does."""
+    file = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError, UnicodeDecodeError):
+        file.read(Path.home() / ".mlflow" / "credentials")
+
+    def setting(name: str) -> str | None:
+        return os.environ.get(name) or file.get("mlflow", name.lower(), fallback=None)
+
+    user, password = (setting(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    return user, password, os.environ.get("MLFLOW_TRACKING_TOKEN")
 
 
 def _database_problem(database: Path) -> str | None:

@@ -296,6 +296,7 @@ def test_protocol_names_all_that_the_numbers_depend_on(evaluator, digits):
         "feature_network": "digits-cnn",
         "feature_weights_sha256": files.sha256(WEIGHTS / "digits-cnn.safetensors")[:12],
         "num_samples": 2000,
+        "labels": "balanced",
         "reference": "data",
         "num_references": 1797,
         "reference_fingerprint": digits.fingerprint[:12],

@@ -81,6 +81,7 @@ def test_a_run_compares_with_a_file(digits, evaluator, tmp_path):
         "feature_network": "digits-cnn",
         "feature_weights_sha256": evaluator.weights_sha256[:12],
         "num_samples": 2000,
+        "labels": "balanced",
         "reference": "digits.npz",
         "reference_fingerprint": sha256(path)[:12],
         "torch_fidelity_version": torch_fidelity.__version__,
@@ -260,7 +261,7 @@ def test_the_script_writes_both_kinds_of_files(evaluator, tmp_path, capsys):
         made = json.loads(str(file["made"]))
     assert made["dataset"] == "digits"
     assert made["num_references"] == 1797
-    assert set(made) == {"dataset", *evaluator.protocol()} - {"num_samples", "kid_subset_size"}
+    assert set(made) == {"dataset", *evaluator.protocol()} - {"num_samples", "labels", "kid_subset_size"}
     assert "features of 1797 images by digits-cnn" in capsys.readouterr().out
 
 
