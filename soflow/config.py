@@ -20,7 +20,7 @@ from soflow.config_base import ConfigError, Section, without_password
 from soflow.data.config import DatasetConfig
 from soflow.data.registry import SOURCES
 from soflow.evaluation.config import EvaluationConfig
-from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.evaluation.registry import feature_network_info
 from soflow.networks.config import NetworkConfig
 from soflow.networks.registry import NETWORKS
 from soflow.objectives.config import ObjectiveFields, SoFlowConfig
@@ -85,7 +85,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit_the_feature_network(self) -> RunConfig:
-        required_shape = FEATURE_NETWORKS[self.feature_network].image_shape
+        required_shape = feature_network_info(self.feature_network).image_shape
         if required_shape not in (None, self.dataset.image_shape):
             raise ValueError(
                 f"evaluation.feature_network = {self.feature_network}: takes images of shape {required_shape}, "

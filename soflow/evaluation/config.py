@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from soflow.config_base import Count, InputPath, Section, one_of
 from soflow.diagnostics.registry import DIAGNOSTICS
-from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.evaluation.registry import FEATURE_NETWORKS, SUFFIX, feature_network_info
 
 Sampler = Literal["renoise", "compose", "heun"]
 
@@ -23,7 +24,8 @@ class EvaluationConfig(Section):
     """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: depends on the
     objective."""
     feature_network: str | None = None
-    """Feature network for FID: digits-cnn, fashion-cnn or inception. Default: the one that fits the dataset."""
+    """Feature network for FID: digits-cnn, fashion-cnn, inception, or a .safetensors file that
+    experiments/train_feature_network.py made from your own images. Default: the one that fits the dataset."""
     inception_weights: InputPath | None = None
     """File with torch-fidelity's Inception weights, for machines that cannot download them."""
     batch_size: Count = 500
@@ -45,7 +47,11 @@ class EvaluationConfig(Section):
     @field_validator("feature_network")
     @classmethod
     def _feature_network_is_known(cls, value: str | None) -> str | None:
-        return value if value is None else one_of(FEATURE_NETWORKS)(value)
+        if value is None or value in FEATURE_NETWORKS:
+            return value
+        path = str(Path(value).expanduser().absolute()) if value.endswith(SUFFIX) else value
+        feature_network_info(path)
+        return path
 
     @field_validator("diagnostics")
     @classmethod

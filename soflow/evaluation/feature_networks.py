@@ -1,20 +1,20 @@
-"""Feature networks for FID and KID: two small classifiers included here, and torch-fidelity's Inception network.
+"""Feature networks for FID and KID: small classifiers, two of them included here, and torch-fidelity's Inception.
 
-Importing this module registers the classifiers with torch-fidelity, so `digits-cnn` and `fashion-cnn` also work as
-`feature_extractor` of `torch_fidelity.calculate_metrics`. experiments/train_feature_network.py trains their weights.
+Importing this module registers the classifiers with torch-fidelity, so `digits-cnn`, `fashion-cnn` and `soflow-cnn`
+(with the file of its weights) also work as `feature_extractor` of `torch_fidelity.calculate_metrics`.
+experiments/train_feature_network.py trains their weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -23,57 +23,72 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from soflow.config_base import ConfigError
-from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
+from soflow.evaluation.registry import (
+    CLASSIFIER,
+    FEATURE_NETWORKS,
+    FEATURES,
+    MAKER,
+    SUFFIX,
+    WEIGHTS,
+    feature_network_info,
+)
 from soflow.files import write_atomic
 
-WIDTHS = {"digits-cnn": (32, 64), "fashion-cnn": (16, 32, 64)}
-FEATURES, CLASSES = 64, 10
+LAST_SIDE, LAST_WIDTH = 4, 64
+"""Side in pixels, at most, and channels of a classifier's last stage."""
+
+
+def widths_for(image_shape: tuple[int, int, int]) -> list[int]:
+    """Return the channels of a classifier's stages: two or more, each halving the side and doubling the channels."""
+    stages = max(2, math.ceil(math.log2(image_shape[1] / LAST_SIDE)))
+    return [max(LAST_WIDTH >> i, 16) for i in reversed(range(stages))]
 
 
 class Classifier(nn.Module):
-    """Convolutional classifier of grayscale images; each width is a stage that halves the side.
+    """Convolutional classifier of images [C, H, W]; each width is a stage that halves the side.
 
     The features are normalized before a smooth activation, so that all 64 have a similar scale and FID changes smoothly
     with the images.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, image_shape: tuple[int, int, int], widths: Sequence[int], num_classes: int):
         super().__init__()
-        shape = FEATURE_NETWORKS[name].image_shape
-        assert shape is not None  # only Inception takes images of any shape
-        channels, side, _ = shape
+        channels, side, _ = image_shape
         layers: list[nn.Module] = []
-        for width in WIDTHS[name]:
+        for width in widths:
             for before, stride in ((channels, 2), (width, 1)):
                 layers += [nn.Conv2d(before, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
             channels, side = width, (side + 1) // 2
         layers += [nn.Flatten(), nn.Linear(channels * side**2, FEATURES, bias=False), nn.BatchNorm1d(FEATURES)]
         self.body = nn.Sequential(*layers, nn.SiLU())
         self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(FEATURES, CLASSES)
+        self.head = nn.Linear(FEATURES, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features [B, 64] and logits [B, 10] of images [B, 1, H, W] in 0...255, of any dtype."""
+        """Compute features [B, 64] and logits [B, classes] of images [B, C, H, W] in 0...255, of any dtype."""
         features = self.body(images.to(self.head.weight.dtype) / 127.5 - 1)
         return features, self.head(self.dropout(features))
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """Trained Classifier as torch-fidelity feature extractor; `name` is digits-cnn or fashion-cnn.
+    """Trained Classifier as torch-fidelity feature extractor; `name` is digits-cnn, fashion-cnn or soflow-cnn.
 
     Uses the weights included in the package unless `feature_extractor_weights_path` names another file.
     """
 
     def __init__(self, name, features_list, feature_extractor_weights_path=None, **kwargs):
         super().__init__(name, features_list)
-        self.image_shape = FEATURE_NETWORKS[name].image_shape
-        self.classifier = Classifier(name)
-        self.classifier.load_state_dict(load_file(feature_extractor_weights_path or WEIGHTS / f"{name}.safetensors"))
+        path = Path(feature_extractor_weights_path or weights_path(name))
+        info = feature_network_info(str(path) if name == CLASSIFIER else name)
+        assert info.image_shape is not None  # only Inception takes images of any shape
+        self.image_shape = info.image_shape
+        self.classifier = Classifier(info.image_shape, widths_for(info.image_shape), info.num_logits)
+        self.classifier.load_state_dict(load_file(path))
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """Compute the requested float32 layers ("features" [B, 64], "logits" [B, 10]) of uint8 images [B, 1, H, W]."""
+        """Compute the requested float32 layers ("features" [B, 64], "logits" [B, classes]) of uint8 images."""
         if input.dtype != torch.uint8 or tuple(input.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"{self.name} takes uint8 images of shape {self.image_shape}, "
@@ -95,7 +110,7 @@ class ClassifierFeatures(FeatureExtractorBase):
         return False
 
 
-for _name in WIDTHS:
+for _name in (*(name for name in FEATURE_NETWORKS if name != "inception"), CLASSIFIER):
     if _name not in FEATURE_EXTRACTORS_REGISTRY:  # torch-fidelity rejects a second registration
         register_feature_extractor(_name, ClassifierFeatures)
 
@@ -109,18 +124,12 @@ def weights_path(name: str, inception_weights: Path | None = None) -> Path:
         ConfigError: if Inception's weights are missing and cannot be downloaded.
     """
     if name != "inception":
-        return WEIGHTS / f"{name}.safetensors"
+        return WEIGHTS / f"{name}{SUFFIX}" if name in FEATURE_NETWORKS else Path(name)
     if inception_weights is None:
         return _fetch_inception()
     if not inception_weights.is_file():
         raise ConfigError(f"evaluation.inception_weights = {inception_weights}: no such file; {_remedy()}")
     return inception_weights
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """Read the training metadata of a classifier: test_accuracy, seed, steps, split, data_sha256 (and test_sha256)."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["made"])
 
 
 def load(name: str, layers: list[str], weights: Path, device: torch.device) -> FeatureExtractorBase:
@@ -136,7 +145,7 @@ def load(name: str, layers: list[str], weights: Path, device: torch.device) -> F
                 # torch-fidelity unpickles without restriction, so check first that the file contains only tensors.
                 torch.load(weights, map_location="cpu", weights_only=True)
             extractor = create_feature_extractor(
-                FEATURE_NETWORKS[name].extractor,
+                feature_network_info(name).extractor,
                 layers,
                 cuda=False,
                 feature_extractor_weights_path=str(weights),
@@ -175,5 +184,5 @@ def _fetch_inception() -> Path:
 def _remedy() -> str:
     return (
         f"download {URL_INCEPTION_V3} elsewhere and give its path, or set evaluation.feature_network to one of "
-        f"{', '.join(WIDTHS)} if it fits the dataset"
+        f"digits-cnn, fashion-cnn if it fits the dataset, or to a file made by {MAKER} from your images"
     )

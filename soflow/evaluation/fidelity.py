@@ -15,7 +15,7 @@ from soflow.config import RunConfig
 from soflow.data.base import DataSource
 from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.moments import Moments, Rows, Workers
-from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256
 from soflow.precision import Precision
 
@@ -60,8 +60,8 @@ class Evaluator:
     ):
         self.config, self.device, self.workers = config.evaluation, device, workers or Workers(device)
         self.network, self.image_shape = config.feature_network, config.dataset.image_shape
-        self.info = FEATURE_NETWORKS[self.network]
-        self.classifies = self.info.dataset == config.dataset.name
+        self.info = feature_network_info(self.network)
+        self.classifies = self.info.dataset in (config.dataset.name, source.fingerprint)
         from_file = reference.from_file(config) if self.config.reference else None
         weights = feature_networks.weights_path(self.network, self.config.inception_weights)
         self.weights_sha256 = sha256(weights)
@@ -151,7 +151,7 @@ class Evaluator:
             samples = min(self.config.num_samples, reference.MANY)
             facts = facts | {"kid_subset_size": metrics.kid_subset_size(samples, len(features))}
         return {
-            "feature_network": self.network,
+            "feature_network": Path(self.network).name,
             "feature_weights_sha256": self.weights_sha256[:12],
             "num_samples": self.config.num_samples,
             "labels": self.config.labels,

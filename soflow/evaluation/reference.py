@@ -19,7 +19,7 @@ from soflow.evaluation import reference_files
 from soflow.evaluation.cache import cached
 from soflow.evaluation.metrics import fid, kid
 from soflow.evaluation.moments import Moments, Rows, Workers
-from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256
 
 MANY = 10_000
@@ -125,7 +125,7 @@ def _measure(
     """Compute the content of the cache file: `mu`, `sigma`, `features` of at most 10,000 images, `floor` (FID, KID)."""
     if len(source) < 4:
         raise DataError(f"the dataset has {len(source)} images: its two halves need at least 2 each")
-    dimension = FEATURE_NETWORKS[config.feature_network].num_features
+    dimension = feature_network_info(config.feature_network).num_features
     codec = codecs.build(config.dataset, workers.device)
     half = _halves(source.labels)
     place = _places(len(source))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soflow.config_base import ConfigError
-from soflow.evaluation.registry import FEATURE_NETWORKS
+from soflow.evaluation.registry import feature_network_info
 from soflow.files import write_atomic
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def write_torch_fidelity(root: Path, name: str, feature_network: str, statistics
     """Write the cache file that torch-fidelity reads for an input with the cache name `name`, and return its path."""
     import torch
 
-    info = FEATURE_NETWORKS[feature_network]
+    info = feature_network_info(feature_network)
     path = root / f"{name}-{info.extractor}-stat-fid-{info.layer}.pt"
     buffer = io.BytesIO()
     torch.save({"mu": statistics["mu"].astype(np.float32), "sigma": statistics["sigma"].astype(np.float64)}, buffer)
@@ -122,7 +122,7 @@ def _check(statistics: dict[str, np.ndarray], feature_network: str) -> None:
     mu, sigma = statistics["mu"], statistics["sigma"]
     if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape):
         raise _UnusableError(f"mu must have shape (D,) and sigma (D, D), not {mu.shape} and {sigma.shape}")
-    num_features = FEATURE_NETWORKS[feature_network].num_features
+    num_features = feature_network_info(feature_network).num_features
     if len(mu) != num_features:
         raise _UnusableError(
             f"contains statistics of {len(mu)} features, but evaluation.feature_network = {feature_network} has "

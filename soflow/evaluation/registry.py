@@ -1,10 +1,17 @@
-"""Registry of the feature networks."""
+"""Registry of the feature networks, and the properties of classifiers trained on one's own data."""
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+MAKER = "experiments/train_feature_network.py"
+FEATURES = 64
+"""Features of every classifier."""
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -25,7 +32,7 @@ class FeatureNetworkInfo:
     image_shape: tuple[int, int, int] | None = None
     """Required (channels, height, width); None for any size of grayscale or RGB images."""
     dataset: str | None = None
-    """Dataset whose classes the logits predict."""
+    """Dataset whose classes the logits predict: its name, or for a classifier of one's own its fingerprint."""
 
 
 FEATURE_NETWORKS = {
@@ -33,3 +40,36 @@ FEATURE_NETWORKS = {
     "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", 64, "logits", 10, (1, 28, 28), "fashion_mnist"),
     "inception": FeatureNetworkInfo("inception-v3-compat", "2048", 2048, "logits_unbiased", 1008),
 }
+CLASSIFIER = "soflow-cnn"
+"""Name in torch-fidelity's registry of classifiers whose file describes them."""
+SUFFIX = ".safetensors"
+
+
+def feature_network_info(name: str) -> FeatureNetworkInfo:
+    """Return the properties of a feature network: a name in the registry, or the path of a classifier's file.
+
+    Raises:
+        ValueError: if the name is unknown, or the file is missing or of another kind.
+    """
+    return FEATURE_NETWORKS[name] if name in FEATURE_NETWORKS else _info_of_file(name)
+
+
+@functools.cache
+def _info_of_file(name: str) -> FeatureNetworkInfo:
+    path = Path(name)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"must be one of {', '.join(sorted(FEATURE_NETWORKS))}, or a {SUFFIX} file made by {MAKER}")
+    if not path.is_file():
+        raise ValueError(f"there is no such file; {MAKER} makes one")
+    try:
+        made = metadata(path)
+        shape, classes = tuple(made["image_shape"]), int(made["num_classes"])
+        return FeatureNetworkInfo(CLASSIFIER, "features", FEATURES, "logits", classes, shape, made["data_sha256"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"is no feature network made by {MAKER} ({type(error).__name__}: {error})") from None
+
+
+def metadata(path: Path) -> dict:
+    """Read the metadata of a classifier: test_accuracy, seed, steps, split, data_sha256, and what it takes."""
+    with safe_open(path, "numpy") as file:
+        return json.loads((file.metadata() or {})["made"])

@@ -16,9 +16,11 @@ import pytest
 import torch
 import torch_fidelity
 from helpers import REPOSITORY
+from PIL import Image
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from experiments import train_feature_network
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
 from soflow import codecs, files
 from soflow.config import parse
@@ -30,7 +32,7 @@ from soflow.data.registry import SOURCES
 from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.moments import Workers
-from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS
+from soflow.evaluation.registry import FEATURE_NETWORKS, WEIGHTS, metadata
 
 CPU = torch.device("cpu")
 CONFIG = parse({})
@@ -391,7 +393,7 @@ def test_every_data_set_has_a_feature_network_of_its_shape():
 
 def test_shipped_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 1e6
-    assert {path.stem for path in WEIGHTS.iterdir()} == set(RECIPES)
+    assert {path.stem for path in WEIGHTS.iterdir()} == set(RECIPES) - {"images"}
 
 
 def load_shipped(name):
@@ -400,7 +402,7 @@ def load_shipped(name):
 
 def test_digits_cnn_is_as_accurate_as_its_weights_state(digits):
     split = read_split("digits-cnn")
-    stated = feature_networks.metadata(feature_networks.weights_path("digits-cnn"))
+    stated = metadata(feature_networks.weights_path("digits-cnn"))
     assert len(split.test_labels) == 360
     assert (
         accuracy(load_shipped("digits-cnn").classifier, split.test_images, split.test_labels) == stated["test_accuracy"]
@@ -412,7 +414,7 @@ def test_digits_cnn_is_as_accurate_as_its_weights_state(digits):
 
 def test_fashion_cnn_is_as_accurate_as_its_weights_state():
     split = read_fashion()
-    stated = feature_networks.metadata(feature_networks.weights_path("fashion-cnn"))
+    stated = metadata(feature_networks.weights_path("fashion-cnn"))
     found = accuracy(load_shipped("fashion-cnn").classifier, split.test_images, split.test_labels)
     assert found == pytest.approx(stated["test_accuracy"], abs=1e-4)  # one image may turn on another processor
     assert stated["test_accuracy"] >= 0.915
@@ -436,6 +438,68 @@ def test_digits_cnn_trains_the_same_from_the_same_seed(monkeypatch, capsys):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
     assert "step 20/20" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Folder of colored images in three classes, and a feature network trained on them by the program."""
+    folder = tmp_path_factory.mktemp("own")
+    random = np.random.default_rng(0)
+    for label in range(3):
+        (folder / "images" / f"class{label}").mkdir(parents=True)
+        for i in range(30):
+            pixels = random.integers(0, 60, (12, 12, 3), np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(folder / "images" / f"class{label}" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "images", type(RECIPES["images"])(steps=20, batch_size=32))
+        program = ["train_feature_network.py", "images", "--root", str(folder / "images"), "--out", str(folder)]
+        patch.setattr(sys, "argv", program)
+        assert train_feature_network.main() == 0
+    return folder / "images", folder / "images.safetensors"
+
+
+def own_config(root: Path, path: Path, **dataset):
+    dataset = {"name": "image_folder", "root": str(root)} | dataset
+    return parse({"dataset": dataset, "network": {"name": "DiT-XXS/4"}, "evaluation": {"feature_network": str(path)}})
+
+
+def test_own_images_are_evaluated_with_their_own_network(own, tmp_path):
+    config = own_config(*own)
+    source = open_source(config.dataset)
+    evaluator = Evaluator(source, config, CPU, tmp_path)
+    images, labels = (torch.tensor(values) for values in source.batch(np.arange(len(source))))
+    same = measure(evaluator, images, labels)
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+    assert same["class_consistency"] > 0.9
+    assert measure(evaluator, 255 - images, labels)["fid"] > 10 * evaluator.floor()["fid_floor"]
+    assert evaluator.protocol()["feature_network"] == "images.safetensors"
+    assert metadata(own[1])["test_accuracy"] > 0.9
+    # The classes of a part of the data may be numbered in another way.
+    half = InMemorySource(images[::2].numpy(), labels[::2].numpy(), 3)
+    assert "class_consistency" not in measure(Evaluator(half, config, CPU, tmp_path), images, labels)
+
+
+def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):
+    (tmp_path / "other.safetensors").write_bytes(b"other")
+    shipped = feature_networks.weights_path("digits-cnn")
+    for path, message in (
+        (tmp_path / "none.safetensors", "there is no such file; experiments/train_feature_network.py makes one"),
+        (tmp_path / "other.safetensors", "is no feature network made by experiments/train_feature_network.py"),
+        (shipped, "is no feature network made by .*image_shape"),
+        (tmp_path / "vgg.pt", "must be one of digits-cnn, fashion-cnn, inception, or a .safetensors file"),
+    ):
+        with pytest.raises(ConfigError, match=f"^evaluation.feature_network = {path}: {message}"):
+            own_config(own[0], path)
+    with pytest.raises(ConfigError, match=r"takes images of shape \(3, 12, 12\), not \(3, 8, 8\)"):
+        own_config(*own, image_size=8)
+
+
+def test_a_classifier_needs_two_classes_of_two_images(own, tmp_path):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "1.png")
+    with pytest.raises(DataError, match="needs two classes or more"):
+        read_split("images", tmp_path)
 
 
 def test_training_script_explains_itself_at_once():
