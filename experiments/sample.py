@@ -88,10 +88,7 @@ def write(options: SampleOptions) -> str:
     from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
     from soflow.training.trained import load_sampler
 
-    path = options.checkpoint
-    if path.is_dir():
-        best = checkpoints.best_step(path) if options.best else None
-        path = checkpoints.path_of(path, checkpoints.latest_step(path) if best is None else best)
+    path = checkpoints.find(options.checkpoint, options.best)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, objective, network = load_sampler(path, device)
     if options.npz is None:

@@ -38,6 +38,11 @@ class DataSource(Protocol):
         ...
 
 
+def class_counts(source: DataSource) -> list[int]:
+    """Count the samples of each class."""
+    return np.bincount(source.labels, minlength=source.num_classes).tolist()
+
+
 @dataclass(frozen=True)
 class SourceInfo:
     """Properties of a source that are known without opening it."""

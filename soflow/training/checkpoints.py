@@ -45,6 +45,18 @@ def best_step(directory: Path) -> int | None:
     return None if best is None else best[0]
 
 
+def find(path: Path, best: bool = False) -> Path:
+    """Return the checkpoint to load: the file itself, or of a run's directory the newest or the best one.
+
+    Args:
+        best: choose the one with the lowest FID, if the directory has any FID.
+    """
+    if not path.is_dir():
+        return path
+    step = best_step(path) if best else None
+    return path_of(path, latest_step(path) if step is None else step)
+
+
 def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.nan) -> Path:
     """Write a checkpoint atomically, then delete all but this one, the one before and the best.
 

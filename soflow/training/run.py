@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from soflow.config import RunConfig, extends, parse, to_dict
-from soflow.data.base import DataSource
+from soflow.data.base import DataSource, class_counts
 from soflow.diagnostics import diagnose
 from soflow.diagnostics.base import Subject
 from soflow.evaluation.fidelity import Batch, Evaluator
@@ -97,7 +97,7 @@ class TrainingRun:
         trainer = self.trainer
         grids = self._draw(network)
         facts = {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
-        state = trainer.state_dict() | facts | {"class_counts": self._class_counts}
+        state = trainer.state_dict() | facts | {"class_counts": class_counts(self.trainer.source)}
         checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
         report = Report(trainer.step, metrics, self._facts(), grids, self.finished, tuple(trainer.curve))
         reports.save_report(report, self.directory)
@@ -133,14 +133,8 @@ class TrainingRun:
     def _images(self, network: nn.Module, nfe: int, sampler: str) -> Iterator[Batch]:
         """Generate this worker's share of the evaluation images."""
         trainer, workers = self.trainer, self.evaluator.workers
-        return generate(
-            trainer.objective, network, trainer.codec, self.config, nfe, sampler, workers, self._class_counts
-        )
-
-    @property
-    def _class_counts(self) -> list[int]:
-        source = self.trainer.source
-        return np.bincount(source.labels, minlength=source.num_classes).tolist()
+        counts = class_counts(trainer.source)
+        return generate(trainer.objective, network, trainer.codec, self.config, nfe, sampler, workers, counts)
 
     def _draw(self, network: nn.Module) -> dict[str, Path]:
         """Write sample grids at each NFE from the same noise; return paths by name, with the metrics' suffixes."""

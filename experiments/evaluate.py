@@ -1,0 +1,138 @@
+"""Measure a checkpoint again: more samples, other NFE, another feature network or reference.
+
+$ python experiments/evaluate.py results/NAME/trials/0003 --num-samples 50000
+$ python experiments/evaluate.py results/NAME --best --nfe 1 2 4 --precision-recall --out measured.json
+$ python experiments/evaluate.py checkpoint-00001200.pt --feature-network inception --reference cifar10.npz
+
+Whatever is not given is as in the run, and then the figures are those of its last report.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from orchestration.terminal.command_line import fail, read_command_line
+from soflow.config_base import ConfigError, Count, InputPath, Section
+from soflow.data.base import DataError
+from soflow.evaluation.config import Sampler
+
+EVALUATION = (
+    *("num_samples", "nfe", "sampler", "feature_network", "inception_weights", "reference", "labels", "batch_size"),
+    *("precision_recall", "inception_score"),
+)
+"""Options that replace fields of the run's `evaluation`."""
+
+
+class EvaluateOptions(Section):
+    checkpoint: Path
+    """Checkpoint file, or folder of a run or trial."""
+    best: bool = False
+    """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
+    num_samples: Annotated[int, Field(ge=16)] | None = None
+    """Number of generated samples per FID."""
+    nfe: tuple[Count, ...] | None = None
+    """NFE values to evaluate."""
+    sampler: Sampler | None = None
+    """Sampler for NFE above 1."""
+    feature_network: str | None = None
+    """digits-cnn, fashion-cnn, inception, or a file made by experiments/train_feature_network.py."""
+    inception_weights: InputPath | None = None
+    """File with torch-fidelity's Inception weights."""
+    reference: InputPath | None = None
+    """File of reference statistics, used instead of the data."""
+    labels: Literal["balanced", "data"] | None = None
+    """Classes of the samples: equally many of each, or in the proportions of the data."""
+    batch_size: Count | None = None
+    """Samples generated per batch; does not change them."""
+    precision_recall: bool | None = None
+    """Also compute precision and recall."""
+    inception_score: bool | None = None
+    """Also compute the Inception score."""
+    seed: int | None = None
+    """Seed of the noise."""
+    root: InputPath | None = None
+    """Folder of the dataset, if it was moved."""
+    storage: Path = Path("results")
+    """Folder of runs, whose cached reference features are reused."""
+    out: Path | None = None
+    """JSON file to write: metrics and the protocol that they follow."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _exists(cls, path: Path) -> Path:
+        if not path.exists():
+            raise ValueError("there is no such file or folder; give a checkpoint-*.pt, or a run's or trial's folder")
+        return path
+
+    def changes(self) -> dict[str, Any]:
+        """Return the given values by their path in the run's configuration."""
+        values = self.model_dump(mode="json")
+        paths = {name: f"evaluation.{name}" for name in EVALUATION} | {"seed": "seed", "root": "dataset.root"}
+        return {path: values[name] for name, path in paths.items() if values[name] is not None}
+
+
+def main() -> int:
+    options = read_command_line(EvaluateOptions, __doc__, positional="checkpoint")
+    from soflow.training.checkpoints import CheckpointError
+
+    try:
+        evaluate(options)
+    except (CheckpointError, ConfigError, DataError) as error:
+        fail(error)
+    return 0
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """Measure a checkpoint, print the metrics of each NFE and return them, named as in a run's reports.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or damaged.
+        ConfigError, DataError: if the data, the feature network or the reference is unusable.
+    """
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from soflow import codecs
+    from soflow.config import override, parse, to_dict
+    from soflow.data import open_source
+    from soflow.data.base import class_counts
+    from soflow.evaluation.fidelity import Evaluator
+    from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
+    from soflow.files import write_atomic
+    from soflow.training.checkpoints import find
+    from soflow.training.trained import load_sampler
+
+    path = find(options.checkpoint, options.best)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, objective, network = load_sampler(path, device)
+    config = parse(override(to_dict(config), options.changes()))
+    source, codec = open_source(config.dataset), codecs.build(config.dataset, device)
+    evaluator = Evaluator(source, config, device, options.storage / "reference")
+    batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)
+    print(f"{path}: {config.evaluation.num_samples} samples, features of {config.feature_network}", flush=True)
+    metrics: dict[str, float] = {}
+    for nfe in (all_nfe := evaluation_nfe(config, objective)):
+        sampler = sampler_for(config, objective, nfe)
+        images = generate(objective, network, codec, config, nfe, sampler, evaluator.workers, class_counts(source))
+        shown = track(images, f"{nfe} NFE", batches, transient=True, console=Console(stderr=True))
+        measured = evaluator.evaluate(shown)
+        listed = ", ".join(f"{name} {value:.6g}" for name, value in measured.items())
+        print(f"{nfe} NFE ({sampler}): {listed}", flush=True)
+        metrics |= {name if nfe == all_nfe[0] else f"{name}_{nfe}nfe": value for name, value in measured.items()}
+    metrics |= evaluator.floor()
+    if options.out is not None:
+        protocol = evaluator.protocol() | {"nfe": list(all_nfe), "seed": config.seed}
+        written = {"checkpoint": str(path), "metrics": metrics, "protocol": protocol}
+        write_atomic(options.out, json.dumps(written, indent=2))
+        print(f"written to {options.out}")
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(main())
