@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from dashboards.report import ReportOptions
 from dashboards.ui import UiOptions
@@ -105,6 +109,10 @@ def test_a_program_accepts_the_flags_shown(command, tmp_path):
         return
     (tmp_path / "best.yaml").write_text(to_yaml(RunConfig()))
     (tmp_path / "authors.yaml").write_text("velocity_loss_ratio: 0.75\nmodel_type: DiT-B-4\n")
+    (tmp_path / "FOLDER").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "FOLDER" / "1.png")
+    made = {"image_shape": (3, 16, 16), "num_classes": 2, "data_sha256": ""}
+    save_file({"weights": np.zeros(1)}, tmp_path / "images.safetensors", {"made": json.dumps(made)})
     files = {path.name: str(path) for path in tmp_path.iterdir()}
     arguments = [files.get(Path(argument).name, argument) for argument in arguments]
     if experiment := experiment_of(program):
