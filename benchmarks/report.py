@@ -29,7 +29,7 @@ from PIL import Image
 from orchestration.storage import STUDY_FILE, SWEEP_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
-from orchestration.sweep.study import STUDY, open_journal
+from orchestration.sweep.study_storage import open_journal
 from orchestration.sweep.ticket import trial_config
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
@@ -54,7 +54,7 @@ def write_sweep(folder: Path, trials: int, reports: int) -> str:
     client.log_batch(parent, params=[Param(key, str(value)) for key, value in params if key != "search"])
     client.log_artifact(parent, str(folder / NAME / SWEEP_FILE))
     space, points = search_space.build(config), optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    study = optuna.create_study(study_name=STUDY, storage=open_journal(folder / NAME / STUDY_FILE))
+    study = optuna.create_study(study_name=NAME, storage=open_journal(folder / NAME / STUDY_FILE))
     for number in range(trials):
         trial = points.ask()
         space(trial)

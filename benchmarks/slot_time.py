@@ -20,7 +20,7 @@ from pathlib import Path
 from orchestration.storage import trial_folder
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.run import run_sweep
-from orchestration.sweep.study import load_study
+from orchestration.sweep.study_storage import load_study
 
 
 def shares(config: SweepConfig, folder: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestration.interruption import exit_code, listen
-from orchestration.storage import SWEEP_FILE, new_folder
+from orchestration.storage import SWEEP_FILE, new_folder, resumed_folder
 from orchestration.sweep.cases import Case, parse_case
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import saved_config
@@ -132,7 +132,23 @@ def _run(experiment: Experiment, config: SweepConfig) -> int:
                 prepared = experiment.prepare(config)
             config = prepared.with_given(config.given)
         config = _resumed_if_it_exists(config)
-    return exit_code(run_sweep(config, _write_report))
+    status = run_sweep(config, _write_report)
+    return exit_code(_confirm(config) if status == "FINISHED" else status)
+
+
+def _confirm(config: SweepConfig) -> str:
+    """Run the confirmation of a finished search, if it is configured; return its status."""
+    from orchestration.sweep.confirmation import confirmation  # imports pandas
+
+    folder = resumed_folder(config.storage, config.resume or str(config.name), SWEEP_FILE)
+    if not saved_config(folder).confirm:
+        return "FINISHED"
+    confirming = confirmation(folder)
+    if confirming is None:
+        print("nothing to confirm: no trial but the default configuration finished")
+        return "FINISHED"
+    print(f"confirming {len(confirming.cases) - 1} trials on {confirming.case_seeds} new seeds", flush=True)
+    return run_sweep(_resumed_if_it_exists(confirming), _write_report)
 
 
 def _write_report(folder: Path, attach: Callable[[Path], None]) -> None:

@@ -16,6 +16,7 @@ from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.study import SweepStudy
 from orchestration.sweep.ticket import trial_config
+from orchestration.tracking.schema import MAY_CHANGE
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
 from tests.database import new_database
@@ -61,7 +62,7 @@ class SweepStore:
         (folder / SWEEP_FILE).write_text(to_yaml(config))
         tags = {"soflow.kind": "sweep", "sweep": name, "folder": str(folder), "git_commit": "a" * 40}
         params = flatten(to_dict(config))
-        tags |= {field: str(params.pop(field)) for field in ("num_trials", "search", "progress", "resume")}
+        tags |= {field: str(params.pop(field)) for field in MAY_CHANGE}
         tags |= {"objective": config.objective.name, "dataset": config.dataset.name}
         parent = self.client.create_run(self.experiment, 1_000, tags, name).info.run_id
         self.client.log_batch(parent, params=[Param(key, str(value)) for key, value in params.items()])

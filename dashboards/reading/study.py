@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from orchestration.storage import STUDY_FILE, SWEEP_FILE
 from orchestration.sweep.resume import saved_config
-from orchestration.sweep.study import STUDY, open_journal
+from orchestration.sweep.study_storage import first_study, open_journal
 from orchestration.tracking.schema import FOLDER
 from orchestration.tracking.uri import database_of, root_cause
 
@@ -31,14 +31,18 @@ def read_study(client: MlflowClient, parent: Run | None, children: list[Run]) ->
         if folder and (folder / SWEEP_FILE).exists() and (url := saved_config(folder).study_storage):
             return _read_database(url, folder.name)
         if folder and (folder / STUDY_FILE).exists():
-            return _copy(open_journal(folder / STUDY_FILE), STUDY), ""
+            return _read_journal(folder / STUDY_FILE)
         if parent and any(item.path == STUDY_FILE for item in client.list_artifacts(parent.info.run_id)):
             with tempfile.TemporaryDirectory() as temporary:
-                journal = client.download_artifacts(parent.info.run_id, STUDY_FILE, temporary)
-                return _copy(open_journal(Path(journal)), STUDY), ""
+                return _read_journal(Path(client.download_artifacts(parent.info.run_id, STUDY_FILE, temporary)))
     except Exception as error:  # Optuna, SQLAlchemy and the drivers have no common base class; files may be damaged
         return None, f"The Optuna study cannot be read ({root_cause(error)[:200]})."
     return None, "No Optuna study in the sweep's folder or attached to its run; figures that need it are missing."
+
+
+def _read_journal(path: Path) -> tuple[optuna.Study | None, str]:
+    journal = open_journal(path)
+    return _copy(journal, first_study(journal) or ""), ""
 
 
 def _read_database(url: str, name: str) -> tuple[optuna.Study | None, str]:

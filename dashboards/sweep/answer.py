@@ -47,6 +47,8 @@ def answer(findings: Findings) -> list[str]:
     if measured:
         sentences.append(f"Protocol: {measured}.")
     sentences.append(f"{_against_default(rows, goal, findings)}{_against_floor(best, goal)}.")
+    if finished > 1 and findings.best != findings.default:
+        sentences.append(_selection(data, goal, finished))
     if len(data.goals) > 1 and (front := findings.pareto_trials):
         goals = " and ".join(map(title, data.goals))
         sentences.append(
@@ -75,6 +77,20 @@ def _against_default(rows: pd.DataFrame, goal: str, findings: Findings) -> str:
         return f"{level} the {name}, {title(goal)} {value:.4g})"
     reached = f", {title(goal)} {value:.4g}" if math.isfinite(value) else ""
     return f"The {name}) {row['state']} at step {row['step']}{reached}"
+
+
+def _selection(data: SweepData, goal: str, finished: int) -> str:
+    """Say that the best of many measurements overstates how good its configuration is, and how to measure it."""
+    name = shorten(data.name)
+    confirm = data.param("confirm", "0")
+    how = (
+        f"the sweep {name}-confirmed measures it on seeds that the search has not seen"
+        if confirm not in ("0", "")
+        else f"--resume {name} --confirm 3 trains the best three and the default again on new seeds"
+    )
+    return (
+        f"Part of this is selection, as the lowest of {finished} values of {title(goal)} is also the luckiest; {how}."
+    )
 
 
 def _against_floor(row: pd.Series, goal: str) -> str:

@@ -18,7 +18,8 @@ from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.sweep.points import check_space
 from orchestration.sweep.samplers import check_sampler
 from orchestration.sweep.search_space import SearchSpace
-from orchestration.sweep.study import accepted, open_storage, study_name
+from orchestration.sweep.study import accepted
+from orchestration.sweep.study_storage import open_storage, study_name
 from soflow.config_base import ConfigError
 
 

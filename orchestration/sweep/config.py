@@ -60,6 +60,10 @@ class SweepConfig(LaunchConfig):
     known_points: tuple[str, ...] | None = None
     """Points to try first, each PATH=VALUE,PATH=VALUE. Default: the base configuration and the paper's settings."""
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
+    confirm: Annotated[int, Field(ge=0)] = 0
+    """Best trials to train again at the end, with the default configuration, on seeds that the search has not seen."""
+    confirm_seeds: Annotated[int, Field(ge=3)] = 3
+    """Seeds of each configuration that is confirmed."""
     study_storage: Annotated[str, AfterValidator(database_url)] | None = None
     """Database URL of the Optuna study. Default: study.journal in the sweep's folder."""
     progress: Literal["auto", "live", "plain", "json"] = "auto"
@@ -143,6 +147,12 @@ class SweepConfig(LaunchConfig):
                 raise ValueError(f"{name} = {value}: must be {needed or 'left out'} with cases")
         if self.num_trials != (total := len(self.cases) * self.case_seeds):
             raise ValueError(f"num_trials = {self.num_trials}: must be {total} or left out with these cases")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_search_is_confirmed(self) -> SweepConfig:
+        if self.cases and self.confirm:
+            raise ValueError(f"confirm = {self.confirm}: must be 0 with cases, which case_seeds repeats")
         return self
 
     @model_validator(mode="before")

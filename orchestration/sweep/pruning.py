@@ -11,10 +11,13 @@ the last rung has taken up to 1 / (1 − 1/factor) times its steps.
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
@@ -38,10 +41,20 @@ def make_pruner(config: SweepConfig) -> pruners.BasePruner:
         if kind == "asha":
             return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
         if kind == "hyperband":
-            return pruners.HyperbandPruner(min_resource=first, max_resource=total, reduction_factor=factor)
+            return _Hyperband(min_resource=first, max_resource=total, reduction_factor=factor)
         if kind == "median":
             return pruners.MedianPruner(n_warmup_steps=first)
         return pruners.NopPruner()
+
+
+class _Hyperband(pruners.HyperbandPruner):
+    """Hyperband whose brackets depend on a trial's number only.
+
+    Optuna's also depend on the study's name, so that equal sweeps of different names would stop different trials.
+    """
+
+    def _get_bracket_id(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        return super()._get_bracket_id(SimpleNamespace(study_name="sweep"), trial)
 
 
 class StudyPruning(FIFOScheduler):

@@ -6,17 +6,14 @@ it. So nothing is lost with a process: a resumed sweep starts from the storage a
 
 from __future__ import annotations
 
-import functools
 import math
-import os
+import warnings
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestration.storage import STUDY_FILE
@@ -25,12 +22,9 @@ from orchestration.sweep.config import SweepConfig, read_constraint
 from orchestration.sweep.points import key_of, untried, valid_points
 from orchestration.sweep.samplers import SAMPLERS, make_sampler
 from orchestration.sweep.search_space import SearchSpace
+from orchestration.sweep.study_storage import open_storage, repair_journal, study_name
 from orchestration.sweep.ticket import TrialTicket, fault_of
-from soflow.config_base import ConfigError, without_password
-from soflow.files import patiently
 
-STUDY = "sweep"
-"""Name of the study in a journal, which contains one sweep. In a database the study has the sweep's name."""
 REASON, STOPPED_AT, LAST_RESULT, REJECTED = "reason", "stopped_at_step", "last_result", "rejected"
 """Attributes of trials: why a trial failed, at which step it was stopped, its last step and metrics, and why a point
 was rejected: such a trial never runs and is no trial of the sweep."""
@@ -76,7 +70,7 @@ class SweepStudy:
             self.study.enqueue_trial(point)
 
     def _open(self, name: str, goals: int) -> optuna.Study:
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=self.storage,
             study_name=name,
             directions=["minimize"] * goals,
@@ -84,6 +78,11 @@ class SweepStudy:
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            if study.metric_names is None:  # for optuna-dashboard
+                study.set_metric_names(list(self.config.goals[:goals]))
+        return study
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials in the order of their numbers, including those that wait to be suggested."""
@@ -252,61 +251,3 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float]:
 def value_of(result: dict[str, Any], metric: str) -> float:
     """Return a metric of a trial's result; NaN if it has none."""
     return float(metrics_of(result).get(metric, math.nan))
-
-
-def study_name(config: SweepConfig, folder: Path) -> str:
-    return folder.name if config.study_storage else STUDY
-
-
-class _Journal(JournalFileBackend):
-    """Journal that waits while its disk is full or away, and leaves no half line before the next one."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        path = Path(self._file_path)
-        size = path.stat().st_size
-
-        def append() -> None:
-            try:
-                super(_Journal, self).append_logs(logs)
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(path, size)
-                raise
-
-        patiently(append, path, say=lambda text: print(text, flush=True))
-
-
-def open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(_Journal(str(path)))
-
-
-def repair_journal(path: Path) -> None:
-    """Remove the lock and the incomplete last line that a process killed while writing may have left.
-
-    Only for the sweep's process, which is the only writer.
-    """
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-@functools.cache
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Open the storage of a sweep's study, once per process because reading a long journal takes seconds.
-
-    Raises:
-        ConfigError: if the database cannot be opened.
-    """
-    if url is None:
-        return open_journal(folder / STUDY_FILE)
-    try:
-        return RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's and each driver's errors
-        reason = without_password(str(error).splitlines()[0])
-        raise ConfigError(f"study_storage = {url}: cannot be opened ({reason})") from None
-
-
-def load_study(config: SweepConfig, folder: Path) -> optuna.Study:
-    """Open the study of an existing sweep for reading."""
-    return optuna.load_study(study_name=study_name(config, folder), storage=open_storage(config.study_storage, folder))

@@ -27,7 +27,7 @@ SWEEP, TRIAL_ID, NUMBER = "sweep", "trial_id", "optuna_number"
 CASE = "case"
 STATE, FAILURE, BEST = "state", "failure", "best"
 """How a trial ended (finished, stopped, failed), why it failed, and "true" for the best trial of a sweep."""
-MAY_CHANGE = ("num_trials", "search", "progress", "resume")
+MAY_CHANGE = ("num_trials", "search", "confirm", "confirm_seeds", "progress", "resume")
 """Fields of a sweep that a resume may change; recorded as tags, because MLflow does not change parameters."""
 
 FINGERPRINT, NFE = "fid_reference_fingerprint", "nfe"

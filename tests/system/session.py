@@ -201,7 +201,7 @@ class Session:
     def study_states(self, sweep: str) -> list[str]:
         import optuna
 
-        from orchestration.sweep.study import open_journal
+        from orchestration.sweep.study_storage import open_journal
 
         study = optuna.load_study(study_name="sweep", storage=open_journal(self.storage / sweep / "study.journal"))
         return [trial.state.name for trial in study.get_trials(deepcopy=False)]

@@ -131,6 +131,8 @@ def test_the_answer_names_best_trial_protocol_default_and_floor(good):
     assert "Best trial: 1 (FID 0.75 at 1 NFE), of 6 started, 4 finished." in text
     assert "digits-cnn features (weights 32fbca5906c8), 1,024 samples at 1, 2 NFE, against 1,797 real images" in text
     assert "40 % below the default configuration (trial 0, FID 1.25); 18.4 times the floor of 0.0407" in text
+    assert "Part of this is selection, as the lowest of 4 values of FID is also the luckiest; --resume" in text
+    assert "--confirm 3 trains the best three and the default again on new seeds." in text
 
 
 def test_the_page_contains_every_figure(good):

@@ -15,7 +15,8 @@ from orchestration.sweep.points import as_many_as_points, valid_points
 from orchestration.sweep.ray_search import OptunaSearcher
 from orchestration.sweep.samplers import SAMPLERS
 from orchestration.sweep.search_space import build
-from orchestration.sweep.study import SweepStudy, open_storage
+from orchestration.sweep.study import SweepStudy
+from orchestration.sweep.study_storage import open_storage
 from orchestration.sweep.ticket import fault_of
 from soflow.config_base import ConfigError
 from tests.sweep_store import SweepStore

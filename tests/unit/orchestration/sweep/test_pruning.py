@@ -166,7 +166,7 @@ def test_another_process_sees_the_same_rungs(tmp_path):
     script = (
         "import sys, pathlib\n"
         "from orchestration.sweep.resume import saved_config\n"
-        "from orchestration.sweep.study import load_study\n"
+        "from orchestration.sweep.study_storage import load_study\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "print([trial.system_attrs for trial in load_study(saved_config(folder), folder).trials])"
     )

@@ -14,7 +14,8 @@ from orchestration.storage import SWEEP_FILE, create, new_folder, sole_owner
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import check_journal, saved_config
 from orchestration.sweep.search_space import build
-from orchestration.sweep.study import SweepStudy, open_storage
+from orchestration.sweep.study import SweepStudy
+from orchestration.sweep.study_storage import open_storage
 from soflow import files
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml

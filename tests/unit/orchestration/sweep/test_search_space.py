@@ -17,7 +17,8 @@ from orchestration.sweep.ray_search import OptunaSearcher
 from orchestration.sweep.resume import saved_config
 from orchestration.sweep.samplers import SAMPLERS
 from orchestration.sweep.search_space import build
-from orchestration.sweep.study import SweepStudy, load_study, open_storage
+from orchestration.sweep.study import SweepStudy
+from orchestration.sweep.study_storage import load_study, open_storage
 from orchestration.sweep.ticket import TrialTicket
 from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml
