@@ -54,7 +54,8 @@ class _Hyperband(pruners.HyperbandPruner):
     """
 
     def _get_bracket_id(self, study: optuna.Study, trial: FrozenTrial) -> int:
-        return super()._get_bracket_id(SimpleNamespace(study_name="sweep"), trial)
+        named: Any = SimpleNamespace(study_name="sweep")
+        return super()._get_bracket_id(named, trial)
 
 
 class StudyPruning(FIFOScheduler):
