@@ -32,9 +32,11 @@ SWEEP = [
     *("--training.total-steps", str(STEPS), "--training.report-every", str(REPORT_EVERY)),
     *("--training.batch-size", "64", "--evaluation.num-samples", "64"),
 ]
-FAULTS = ("worker", "trainable", "raylet", "driver", "server", "disk")
+FAULTS = ("worker", "trainable", "raylet", "driver", "server", "disk", "answer")
 OUTAGE_S, FULL_S, PATIENCE_S = 30, 5, 300
-SPOOL_DISK = "4m"
+SMALL_DISK = "512m"
+NO_ANSWER_S = 20
+"""Seconds after which a worker that does not answer is replaced, instead of five minutes."""
 SERVER = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """An MLflow server without the eight processes that it starts for jobs of language models."""
 
@@ -132,7 +134,7 @@ class Chaos:
             self.driver = subprocess.Popen(
                 [*command, "--storage", str(self.folder)],
                 cwd=self.folder,
-                env=os.environ | self.cluster.env,
+                env=os.environ | self.cluster.env | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(NO_ANSWER_S)},
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
@@ -158,6 +160,15 @@ class Chaos:
     def _lose_trainable(self) -> None:
         self.cluster.kill("ray::ResourceTrainable", self.random.choice)
 
+    def _lose_answer(self) -> None:
+        """A worker hangs: for a moment, or until it is replaced."""
+        stopped = self.cluster.kill("ray::RayTrainWorker", self.random.choice, signal.SIGSTOP)
+        if self.random.random() < 0.5:
+            time.sleep(5)
+            with suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGCONT)
+            self._tell("lets the worker go on")
+
     def _lose_raylet(self) -> None:
         """A node that is not the head, by preference one that has a part of the sweep; a new one takes its place."""
         nodes = [index for index, node in enumerate(self.cluster.nodes) if index and node.process.poll() is None]
@@ -176,7 +187,7 @@ class Chaos:
             self._kill_driver()
         self._back.join()  # a sweep neither starts nor resumes while its server is down
         if self._mount():
-            self._tell("the spool's disk is a small one")
+            self._tell("the sweep's disk is a small one")
         self._launch("--resume", "sweep")
 
     def _kill_driver(self) -> None:
@@ -194,32 +205,37 @@ class Chaos:
         self._back.start()
 
     def _lose_disk(self) -> None:
-        if not os.path.ismount(self.sweep / "spool"):
+        """The disk of trials, study and records is full for a while."""
+        if not os.path.ismount(self.sweep):
             self._tell("the disk could not be filled: mounting is not allowed here")
             return
-        ballast = self.sweep / "spool" / "ballast"
-        with suppress(OSError), open(ballast, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        ballast = self.sweep / "ballast"
+        with open(ballast, "wb", buffering=0) as file:
+            for size in (2**20, 4096):
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
         assert os.statvfs(ballast).f_bavail == 0
         time.sleep(FULL_S)
         ballast.unlink()
 
     def _mount(self) -> bool:
-        """Put the spool onto a small disk of its own, where this may be done."""
-        spool = self.sweep / "spool"
-        if not spool.exists():
+        """Put the sweep's folder onto a small disk of its own, where this may be done."""
+        if os.geteuid() != 0 or not (self.sweep / "spool").exists():
             return False
-        spool.rename(moved := spool.with_name("spool-moved"))
-        spool.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={SPOOL_DISK}", "tmpfs", str(spool)]
-        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-        subprocess.run(["cp", "-a", f"{moved}/.", str(spool)], check=True)
+        self.sweep.rename(moved := self.sweep.with_name("moved"))
+        self.sweep.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(self.sweep)]
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+        subprocess.run(["cp", "-a", f"{moved}/.", str(self.sweep)], check=True)
         return mounted
 
     def _unmount(self) -> None:
-        if os.path.ismount(self.sweep / "spool"):
-            subprocess.run(["umount", "--lazy", str(self.sweep / "spool")], check=True)
+        if os.path.ismount(self.sweep):
+            subprocess.run(["cp", "-a", str(self.sweep), str(saved := self.sweep.with_name("saved"))], check=True)
+            subprocess.run(["umount", "--lazy", str(self.sweep)], check=True)
+            self.sweep.rmdir()
+            saved.rename(self.sweep)
 
 
 def check(chaos: Chaos, undisturbed: Path) -> None:

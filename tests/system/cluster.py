@@ -148,13 +148,20 @@ class Cluster:
         """SIGKILL a node's raylet: Ray's other processes of that node end by themselves."""
         os.kill(self.nodes[index].raylet, signal.SIGKILL)
 
-    def kill(self, title: str, choose: Callable[[list[tuple[int, int]]], tuple[int, int]] = min) -> None:
-        """SIGKILL a process whose command contains `title`, the one that `choose` takes of several."""
+    def kill(
+        self,
+        title: str,
+        choose: Callable[[list[tuple[int, int]]], tuple[int, int]] = min,
+        how: signal.Signals = signal.SIGKILL,
+    ) -> int:
+        """Signal a process whose command contains `title`, the one that `choose` takes of several; return its id."""
         deadline = time.monotonic() + 60
         while not (found := self.processes(title)):  # a title cannot be read while Ray is changing it
             assert time.monotonic() < deadline, f"no {title}"
             time.sleep(0.05)
-        os.kill(choose(found)[1], signal.SIGKILL)
+        pid = choose(found)[1]
+        os.kill(pid, how)
+        return pid
 
     def alive(self) -> list[Node]:
         """Nodes whose raylet lives."""
