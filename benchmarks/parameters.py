@@ -34,7 +34,7 @@ images: {small}.
 ## The SoFlow authors' checkpoints
 
 `experiments/import_checkpoint.py` and `experiments/export_checkpoint.py` convert DiT and U-Net checkpoints with their
-optimizer, and reading back gives the same bits. A key or shape that differs is named. The authors' U-Net for CIFAR-10 is
+optimizer, and reading back gives the same bits. A key or shape that differs is named. The authors' CIFAR-10 U-Net is
 EDM's with a second time (arXiv 2206.00364), without labels and with six augmentation parameters, so it needs
 `dataset.conditional` = false and `dataset.augmentations` = upright. `tests/unit/soflow/interop/test_authors_layout.py`
 contains it a second time, written from EDM's description; both compute the same to 1e-12 in float64.
