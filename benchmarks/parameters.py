@@ -30,6 +30,23 @@ counted.
 
 DiT on latents [4, 32, 32] with 1000 classes, U-Net on images [3, 32, 32] with 10. XXS and XS sizes are for small
 images: {small}.
+
+## The SoFlow authors' checkpoints
+
+`experiments/import_checkpoint.py` and `experiments/export_checkpoint.py` convert DiT and U-Net checkpoints with their
+optimizer, and reading back gives the same bits. A key or shape that differs is named. The authors' CIFAR-10 U-Net is
+EDM's with a second time (arXiv 2206.00364), without labels and with six augmentation parameters, so it needs
+`dataset.conditional` = false and `dataset.augmentations` = upright. `tests/unit/soflow/interop/test_authors_layout.py`
+contains it a second time, written from EDM's description; both compute the same to 1e-12 in float64.
+
+A file that can be imported confirms the layers, the resampling filters and that the two time embeddings are
+concatenated. Three properties show in neither names nor shapes and are assumed, so look at an imported checkpoint's
+samples first:
+
+- Attention interleaves its query, key and value channels, as EDM's does (`INTERLEAVED` in
+  `soflow/interop/authors_layout.py`; in MeanFlow's U-Net, all query channels come first).
+- Times are embedded in [0, 1], without a factor, as MeanFlow's are.
+- The embedding of t comes before that of t − s, as MeanFlow's does.
 """
 
 

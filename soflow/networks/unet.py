@@ -1,8 +1,8 @@
 """DDPM++ U-Net for CIFAR-10 (arXiv 2011.13456, in EDM's variant, arXiv 2206.00364), also conditioned on the gap t − s.
 
 Times are embedded as in MeanFlow's public PyTorch code: t and t − s, unscaled in [0, 1], are each mapped to a
-positional embedding of size 2 · width, and the two are concatenated. SoFlow's settings also specify size 2 · width per
-time. It is an assumption that its network leaves times unscaled and concatenates the embeddings.
+positional embedding of size 2 · width, and the two are concatenated. SoFlow's public code also sets size 2 · width per
+time; `soflow.interop.authors_layout` names what its checkpoints confirm and what is assumed.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ Differences from the authors' public code:
   differ only in the constant added to mean q². Theirs is c / α², which suppresses all samples as α → 0. Here it does
   not depend on α, and the gradient converges to MeanFlow's.
 - Their runs with guidance clamp the target to [−4, 4]; here it is not clamped.
+- Samples with r = t have MeanFlow's times, and labels are dropped as in MeanFlow (docs/deviations.md).
 - As in SoFlow, t − l is at least 1e-4, so the effective α exceeds the schedule where t − s is small.
 """
 

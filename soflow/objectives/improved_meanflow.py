@@ -12,7 +12,8 @@ network, as in flow matching. MeanFlow's tangent is a single sample's v_t; du/dt
 Two features of the paper are not implemented, because the backbones do not support them: the auxiliary head that
 predicts v_θ, and guidance as a network input (a strength ω and a time interval drawn for each sample). Guidance is
 MeanFlow's, fixed for a run. The paper's guided target v_t + (1 − 1/ω)(v_θ(label) − v_θ(null)) equals MeanFlow's with
-guidance_omega = 1 and guidance_kappa = 1 − 1/ω. v_θ learns this target too, and so does the tangent.
+guidance_omega = 1 and guidance_kappa = 1 − 1/ω. v_θ learns this target too, and so does the tangent. Where a label is
+dropped, the tangent has the null label, too; in the authors' code it has the sample's (docs/deviations.md).
 """
 
 from __future__ import annotations

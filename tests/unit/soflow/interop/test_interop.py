@@ -24,6 +24,7 @@ from soflow.data import open_source
 from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
 from soflow.interop import authors_checkpoint, authors_config
+from soflow.interop.authors_layout import layout_of
 from soflow.interop.npz import write_samples
 from soflow.objectives.registry import OBJECTIVES
 from soflow.sampling import renoise
@@ -35,6 +36,7 @@ from soflow.training.trained import load_sampler
 from soflow.training.trainer import Trainer
 
 FILE = Path("theirs.pt")
+LABEL_TABLE = "y_embedder.embedding_table.weight"
 
 # Configurations.
 
@@ -315,7 +317,7 @@ def test_the_optimizer_is_converted_by_name(label_drop, rows):
 
 def test_a_table_without_null_row_does_for_conditional_networks_only():
     weights = theirs(golden_dit(torch.float32))
-    table = f"network.{authors_checkpoint.LABEL_TABLE}"
+    table = f"network.{LABEL_TABLE}"
     stored = {"model": weights, "ema_model": weights | {table: weights[table][:-1]}}
     config = golden_config(label_drop=0.0, guidance_strength=1.0)
     unconditional = parse(override(to_dict(config), {"dataset.conditional": False}))
@@ -323,7 +325,7 @@ def test_a_table_without_null_row_does_for_conditional_networks_only():
         authors_checkpoint.import_state(stored, golden_dit(), unconditional, FILE)
     stored["model"] = stored["ema_model"]
     state = authors_checkpoint.import_state(stored, golden_dit(), config, FILE)
-    assert torch.equal(state["ema"][authors_checkpoint.LABEL_TABLE][:-1], weights[table][:-1])
+    assert torch.equal(state["ema"][LABEL_TABLE][:-1], weights[table][:-1])
     assert_same(authors_checkpoint.export_state(state, golden_dit(), config)["model"], stored["model"])
 
 
@@ -377,9 +379,6 @@ def test_other_files_are_refused(tmp_path):
         CheckpointError, match=r"ours.pt: is no checkpoint of the SoFlow authors, it contains no 'model'"
     ):
         authors_checkpoint.read(path)
-    unet = tiny_config(network={"name": "U-Net-XS"})
-    with pytest.raises(CheckpointError, match=r"network.name = U-Net-XS: only DiT checkpoints can be converted"):
-        authors_checkpoint.check_network(unet, path)
     with pytest.raises(CheckpointError, match="flow_matching: learns no jump from noise to data"):
         authors_checkpoint.check_solution(tiny_config("flow_matching"), path)
 
@@ -471,13 +470,43 @@ def test_an_imported_run_can_be_trained_on(imported):
     assert moved == pytest.approx(config.optimizer.learning_rate, rel=1e-3)
 
 
+def test_the_programs_import_sample_and_export_a_u_net(tmp_path, monkeypatch):
+    values = override(SMALL, {"network.name": "U-Net-XS", "dataset.conditional": False})
+    network = build_network(parse(values), 10)
+    layout = layout_of(parse(values), network.state_dict())
+    random = torch.Generator().manual_seed(0)
+    weights = {
+        key: torch.randn(layout.to_theirs(entry, network.state_dict()[entry]).shape, generator=random)
+        if isinstance(entry, str)
+        else entry
+        for key, entry in layout.entries.items()
+    }
+    torch.save({"model": weights, "ema_model": weights, "finished_steps": 77}, tmp_path / "77.pt")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    arguments = ["--checkpoint", tmp_path / "77.pt", "--config", tmp_path / "own.yaml"]
+    assert program("import_checkpoint", monkeypatch, *arguments, "--storage", tmp_path, "--name", "run") == 0
+
+    arguments = [tmp_path / "run", "--npz", tmp_path / "samples.npz", "--num-samples", "4"]
+    assert program("sample", monkeypatch, *arguments) == 0
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (4, 32, 32, 3)
+
+    assert program("export_checkpoint", monkeypatch, tmp_path / "run", "--out", tmp_path / "back.pt") == 0
+    exported = authors_checkpoint.read(tmp_path / "back.pt")
+    assert_same(exported["model"], weights)
+    assert_same(exported["ema_model"], weights)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "checkpoint: must be a checkpoint file of the SoFlow authors"),
         (["--checkpoint", "none.pt", "--dataset", "cifar10"], "none.pt: no such checkpoint"),
         (["--checkpoint", "none.pt"], "dataset.name = digits: must be a data set of the authors, one of latents"),
-        (["--checkpoint", "none.pt", "--dataset", "cifar10", "--network", "U-Net"], "only DiT checkpoints"),
+        (
+            ["--checkpoint", "none.pt", "--dataset", "cifar10", "--network", "U-Net"],
+            "conditional = True: must be False",
+        ),
     ],
 )
 def test_importing_fails_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
