@@ -14,18 +14,25 @@ torch.set_num_threads(1)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["SOFLOW_CACHE"] = tempfile.mkdtemp()
 
+FINISHED_SWEEP = ("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py")
+"""System tests that do not use the shared cluster, or hardly; most of them read one finished sweep."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Run all system tests in one worker process, which shares a cluster between them, and each unit file in one.
+    """Run each unit file in one worker process, and the system tests in two groups, each in one.
 
-    What a file's tests share is made once. System tests come first, as they take as long as all unit tests together.
+    What a file's tests share is made once, and so are a group's cluster or finished sweep. System tests come first, as
+    they take longer than all unit tests together.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class FilesTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "system" if nodeid.startswith("tests/system/") else nodeid.split("::")[0]
+            file = nodeid.split("::")[0]
+            if not file.startswith("tests/system/"):
+                return file
+            return "finished sweep" if file.removeprefix("tests/system/") in FINISHED_SWEEP else "cluster"
 
     config.option.loadscopereorder = False  # in the order of collection: system before unit
     return FilesTogether(config, log)

@@ -99,9 +99,9 @@ def write_summary(study: SweepStudy) -> Summary:
     else:
         console.print("No trial reached its last step; see failure.txt in a trial's folder.", highlight=False)
     if rejected := Counter(str(trial.user_attrs[REJECTED]) for trial in study.rejected()):
-        console.print(
-            f"{rejected.total()} points were unusable and drawn again, most often: {rejected.most_common(1)[0][0]}"
-        )
+        count = rejected.total()
+        points = "1 point was" if count == 1 else f"{count} points were"
+        console.print(f"{points} unusable and drawn again, most often: {rejected.most_common(1)[0][0]}")
     if study.exhausted:
         console.print(f"The search ended after {len(table)} trials: no other valid point was found.")
     for line in (f"all trials:  {summary.files[0]}", f"compare:     {config.mlflow_ui}"):
