@@ -1,16 +1,21 @@
-"""Forward-mode differentiation of networks."""
+"""Derivatives of networks along a direction: by forward-mode differentiation, compiled or not, or by differences."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # torch warns, in the first derivative of a process, of its own use of a deprecated function.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+
+BATCH_SIZES = 64
+"""Batch sizes for which a process compiles derivatives before it computes further ones eagerly."""
 
 
 def directional_derivative(
@@ -25,3 +30,41 @@ def directional_derivative(
     """
     with sdpa_kernel(SDPBackend.MATH):
         return jvp(function, inputs, direction)[:2]
+
+
+def total_derivative(
+    network: nn.Module, x: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute u = F_θ(x, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, both shaped like x, in one forward-mode pass.
+
+    Args:
+        network: not compiled, since a compiled network has no forward-mode derivative.
+        v: dx/dt, shaped like x.
+    """
+    u, du_dt = directional_derivative(lambda x, t: network(x, t, s, labels), (x, t), (v, torch.ones_like(t)))
+    return u.to(x.dtype), du_dt.to(x.dtype)
+
+
+@functools.cache
+def compiled_total_derivative() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `total_derivative`, compiled as a whole: 1.5 to 3 times faster than the eager product.
+
+    Each batch size is compiled apart: torch cannot compile forward-mode derivatives for sizes that vary, and a failed
+    attempt leaves its forward mode unusable in this process.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, BATCH_SIZES)
+    return torch.compile(total_derivative, dynamic=False)
+
+
+def difference_quotient(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, v: Tensor, ends: tuple) -> Tensor:
+    """Compute [F(x + a v, t + a) − F(x − b v, t − b)] / (a + b), an approximation of dF/dt along v.
+
+    Its error is of second order where a = b. Rounding is amplified by 1 / (a + b).
+
+    Args:
+        ends: t − b, t and t + a, each [B].
+    """
+    earlier, t, later = ends
+    shape = (-1, *[1] * (x.dim() - 1))
+    a, b = (later - t).view(shape), (t - earlier).view(shape)
+    return (function(x + a * v, later) - function(x - b * v, earlier)) / (a + b)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from soflow.config_base import PrecisionName
 
+EPSILON = {"fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
+
 
 class Precision:
     """Calls networks in a fixed precision and returns outputs in the dtype of the input.
@@ -24,6 +26,11 @@ class Precision:
 
     def __init__(self, name: PrecisionName = "fp32"):
         self.name = name
+
+    @property
+    def epsilon(self) -> float:
+        """Distance from 1 to the next number of this precision."""
+        return EPSILON[self.name]
 
     def __call__(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         """Compute F_θ(x, t, s, labels), shaped like x."""

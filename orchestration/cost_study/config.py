@@ -22,8 +22,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meanflow_a": {"name": "meanflow", "jvp": "with_gradient", **_MEANFLOW},
     "meanflow_b": {"name": "meanflow", "jvp": "separate", **_MEANFLOW},
     "meanflow_c": {"name": "meanflow", "jvp": "subset", **_MEANFLOW},
+    "meanflow_d": {"name": "meanflow", "jvp": "finite_difference", **_MEANFLOW},
 }
-"""Objectives with the published settings for ImageNet; MeanFlow with its three forms of Jacobian-vector product."""
+"""Objectives with the published settings for ImageNet; MeanFlow with its forms of Jacobian-vector product."""
 UNGUIDED = {
     "flow_matching": {"guidance_strength": 1.0},
     "soflow": {"guidance_strength": 1.0},
@@ -39,7 +40,7 @@ class CostStudyConfig(LaunchConfig):
     variants: tuple[str, ...] = ("soflow", "meanflow_a", "meanflow_b", "meanflow_c")
     """Objectives to compare with unguided flow matching: flow_matching, soflow, meanflow_a (Jacobian-vector product and
     loss in one call), meanflow_b (Jacobian-vector product in a separate call), meanflow_c (separate call, only where
-    r ≠ t)."""
+    r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t)."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
     """Networks by name."""
     batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)

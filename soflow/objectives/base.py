@@ -150,6 +150,14 @@ class Objective(ABC):
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Compute the marginal velocity v_θ(x, t) at x [B, ...] and times t [B]."""
 
+    def approximates_derivative(self, network: nn.Module) -> bool:
+        """Return true if the loss contains a derivative of the network that is compiled or a finite difference."""
+        return False
+
+    def derivative_error(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> float:
+        """Measure the relative error of that derivative."""
+        raise NotImplementedError
+
     def targets(self, network: nn.Module, x_t: Tensor, v_t: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Compute the guided target velocities [B, ...] by their names in the papers, v_g and v_mix; no gradient."""
         return {}

@@ -105,9 +105,13 @@ class MeanFlowFields(WeightFields, ObjectiveFields):
     name: str
     flow_matching_fraction: Fraction = 0.4
     """Fraction of the batch with r = t (paper: 0.75)."""
-    jvp: Literal["with_gradient", "separate", "subset"] = "subset"
+    jvp: Literal["with_gradient", "separate", "subset", "finite_difference"] = "subset"
     """Computation of du/dt: with_gradient = in one call with u, separate = in a separate call without gradient,
-    subset = in a separate call for the samples with r < t only."""
+    subset = in a separate call for the samples with r < t only, finite_difference = for these samples from two network
+    calls, approximately."""
+    finite_difference_step: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """h of the finite difference between t + h and t - h. Default: the cube root of the rounding unit of the calls'
+    precision, training.quotient_precision: 0.0049 in fp32."""
     guidance_omega: Annotated[float, Field(ge=0)] = 1.0
     """omega, weight of the conditional velocity v_t in the guided velocity."""
     guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2

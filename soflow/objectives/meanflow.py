@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from soflow.autodiff import directional_derivative
+from soflow.autodiff import compiled_total_derivative, difference_quotient, total_derivative
 from soflow.interpolants import INTERPOLANTS, per_sample
-from soflow.objectives.base import Draws, Losses, Objective, normal
+from soflow.objectives.base import FULL, Draws, Losses, Objective, normal
 from soflow.objectives.weighting import adaptive_weight, split_size
 from soflow.parameterizations import PARAMETERIZATIONS
 from soflow.profiling.phases import phase
@@ -101,7 +101,7 @@ class MeanFlow(Objective):
 
     def average_velocity(self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """Compute u = F_θ(x_t, t, s, label) [B, ...] with gradient, for labels [B] after label drop."""
-        n = draws.num_flow_matching if self.config.jvp == "subset" else 0
+        n = draws.num_flow_matching if self.skips else 0
         return self.network_output(network, x_t, labels, draws, n, self.forward)
 
     def tangent(self, network: nn.Module, x_t: Tensor, v_g: Tensor, labels: Tensor, draws: Draws) -> Tensor:
@@ -120,24 +120,61 @@ class MeanFlow(Objective):
         """
         tangent = self.tangent(network, x_t, v_g, labels, draws)
         # Where s = t, du/dt is multiplied by t − s = 0, so "subset" skips these samples.
-        rows = slice(draws.num_flow_matching if self.config.jvp == "subset" else 0, len(x_t))
+        rows = slice(draws.num_flow_matching if self.skips else 0, len(x_t))
         du_dt = torch.zeros_like(x_t)
         if rows.stop > rows.start:
-            with phase("target"), self.same_dropout(draws):
-                _, du_dt[rows] = self.total_derivative(
-                    network, x_t[rows], tangent[rows], draws.t[rows], draws.s[rows], labels[rows]
-                )
+            inputs = (x_t[rows], tangent[rows], draws.t[rows], draws.s[rows], labels[rows])
+            with phase("target"):
+                du_dt[rows] = self.separate_derivative(network, *inputs, draws)
         return du_dt
+
+    @property
+    def skips(self) -> bool:
+        """True if du/dt is computed for the samples with s < t only."""
+        return self.config.jvp in ("subset", "finite_difference")
+
+    def separate_derivative(
+        self, network: nn.Module, x: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor, draws: Draws
+    ) -> Tensor:
+        """Compute du/dt [B, ...] as configured, by a Jacobian-vector product or a finite difference."""
+        if self.config.jvp != "finite_difference":
+            with self.same_dropout(draws):
+                return self.total_derivative(network, x, v, t, s, labels)[1]
+
+        def forward(x: Tensor, t: Tensor) -> Tensor:
+            with self.same_dropout(draws):
+                return self.forward_precise(network, x, t, s, labels)
+
+        h = self.config.finite_difference_step or self.forward_precise.epsilon ** (1 / 3)
+        return difference_quotient(forward, x, v, (torch.maximum(t - h, s), t, (t + h).clamp(max=1)))
 
     def total_derivative(
         self, network: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compute u = F_θ(x_t, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, [B, ...], in one forward-mode pass."""
-        # A compiled network has no forward-mode derivative.
+        """Compute u = F_θ(x_t, t, s) and du/dt, [B, ...], in one forward-mode pass, compiled if the network is."""
+        inputs, eager = (x_t, v, t, s, labels), getattr(network, "_orig_mod", network)
+        with self.forward.context(x_t.device):  # outside, as compiled code cannot switch precision
+            if eager is network:
+                return total_derivative(network, *inputs)
+            # Copies, as forward-mode derivatives of parts of a tensor cannot be compiled.
+            return compiled_total_derivative()(eager, *(values.clone() for values in inputs))
+
+    def approximates_derivative(self, network: nn.Module) -> bool:
+        return self.config.jvp == "finite_difference" or hasattr(network, "_orig_mod")
+
+    def derivative_error(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> float:
+        """Measure ‖du/dt − exact‖ / ‖exact‖ along v_t, where exact is the eager product in float32."""
         eager = getattr(network, "_orig_mod", network)
-        return directional_derivative(
-            lambda x, time: self.forward(eager, x, time, s, labels), (x_t, t), (v, torch.ones_like(t))
-        )
+        x_t, v_t = (f(data, draws.noise, draws.t) for f in (self.interpolant.x_t, self.interpolant.v_t))
+        labels = self.drop_labels(labels, draws.drop)
+        rows = slice(draws.num_flow_matching if self.skips else 0, len(x_t))
+        inputs = x_t[rows], v_t[rows], draws.t[rows], draws.s[rows], labels[rows]
+        with torch.set_grad_enabled(self.config.jvp == "with_gradient"):  # another mode would compile again
+            du_dt = self.separate_derivative(network, *inputs, draws).detach()
+        with torch.no_grad(), self.same_dropout(draws), FULL.context(x_t.device):
+            exact = total_derivative(eager, *inputs)[1]
+        difference, scale = (du_dt - exact).norm(), exact.norm()
+        return (difference / scale).item() if scale > 0 else float(difference > 0)
 
     def solution(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         return self.parameterization.solution(x, self.forward(network, x, t, s, labels), t, s)

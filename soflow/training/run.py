@@ -82,6 +82,8 @@ class TrainingRun:
         """
         trainer = self.trainer
         metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
+        if trainer.approximates_derivative:
+            metrics["jvp/relative_error"] = trainer.derivative_error()
         network, began = trainer.averaged_network(), time.perf_counter()
         metrics |= self.evaluate(network)
         evaluation = self.config.evaluation
@@ -156,6 +158,7 @@ class TrainingRun:
             "dtype": self.config.training.precision,
             "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
+            "compiled": str(self.config.training.compile).lower(),
             "memory_measure": "peak of tensors in an optimizer step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from soflow import codecs
 from soflow.conditioning import join
 from soflow.config import RunConfig
-from soflow.data.augmentation import EDM, UPRIGHT, augment
+from soflow.data.augmentation import EDM, NUM_PARAMETERS, UPRIGHT, augment
 from soflow.data.base import DataSource
 from soflow.data.loading import BatchOrder, batches
 from soflow.objectives.base import Draws, Objective, normal
@@ -26,6 +27,8 @@ from soflow.profiling.memory import AllocationPeak, PeakResidentMemory, bytes_of
 from soflow.profiling.phases import phase
 from soflow.randomness import generator
 from soflow.training.build import build_network, build_objective, build_optimizer
+from soflow.training.compilation import check_derivative, compiled, disturbed
+from soflow.training.curve import TermTotals
 from soflow.training.ema import MovingAverage
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.teacher import attach_teacher
@@ -83,14 +86,16 @@ class Trainer:
         self.codec = codecs.build(config.dataset, device)
         self.ema = MovingAverage(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
-        compiled = torch.compile(self.network) if config.training.compile else self.network
-        module = LossModule(compiled, self.objective)  # type: ignore[arg-type]  # torch.compile returns a module
+        module = LossModule(compiled(self.network, config, device), self.objective)
         self.module = DistributedDataParallel(module) if world_size > 1 else module
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._clock, self._process = StepClock(device), PeakResidentMemory()
+        if device.type != "meta" and self.approximates_derivative:
+            with disturbed(self.network):
+                check_derivative(self.derivative_error(), config)
 
     def advance(self, steps: int) -> dict[str, float]:
         """Take optimizer steps and return metrics over them, equal on all workers except for times.
@@ -121,9 +126,7 @@ class Trainer:
     def _advance(self, steps: int) -> dict[str, float]:
         self.network.train()
         self._process.reset()
-        totals: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
-        points: list[tuple[int, dict[str, Tensor]]] = []
+        totals, gradients = TermTotals(), list[Tensor]()
         first_bad = torch.full((), NEVER, device=self.device)
         begin = time.perf_counter()
         memory, persistent_bytes = AllocationPeak(self.device), 0
@@ -138,17 +141,17 @@ class Trainer:
             gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
             # No host synchronization in the loop: sums and the first bad step (counted from 1) stay on the device.
             first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
-            for name, values in terms.items():
-                pair = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
-                totals[name] = totals[name] + pair if name in totals else pair
+            totals.add(terms)
             if self.step % self.config.training.log_every == 0:
-                points.append((self.step, dict(totals)))
+                totals.mark(self.step)
         self._clock.stop()
         self.train_s += time.perf_counter() - begin
         self._check_finite(first_bad)
         norms = torch.stack(gradients)
-        self.curve = self._curve(points, norms, self.step - steps)
-        return self._means(totals) | {
+        self.curve = totals.curve(self._reduce, norms, self.step - steps)
+        for step, values in self.curve:
+            values["train/learning_rate"] = self._learning_rate(step - 1)
+        return totals.means(self._reduce) | {
             "gradient/norm": norms.median().item(),
             "gradient/spike": (norms.max() / norms.median()).item(),
             "time/step_ms": self._clock.median_ms(),
@@ -225,6 +228,31 @@ class Trainer:
         )
         return data, join(labels, parameters)
 
+    @property
+    def approximates_derivative(self) -> bool:
+        return self.objective.approximates_derivative(self._called_network)
+
+    @property
+    def _called_network(self) -> nn.Module:
+        """The network as the loss calls it: compiled, if it is."""
+        module = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+        return module.network
+
+    def derivative_error(self) -> float:
+        """Measure the relative error of the derivative in the loss, which is compiled or a finite difference.
+
+        Uses the first micro-batch of the current step, whose shapes are compiled already, with the data's first images.
+        """
+        draws = self._draws()[0]
+        stored, classes = self.source.batch(np.arange(len(draws.t)) % len(self.source))
+        labels = torch.from_numpy(classes).to(self.device)
+        if not self.config.dataset.conditional:
+            labels = torch.full_like(labels, self.source.num_classes)
+        data = self.codec.encode(torch.from_numpy(stored).to(self.device))
+        if self.config.dataset.augmentation:
+            labels = join(labels, torch.zeros(len(labels), NUM_PARAMETERS, device=self.device))
+        return self.objective.derivative_error(self._called_network, data, labels, draws)
+
     def persistent_tensors(self) -> list[Tensor]:
         """Return the tensors kept between steps: weights, their moving average and optimizer moments."""
         modules = (self.network, self.ema.module)
@@ -254,27 +282,6 @@ class Trainer:
                 f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or a longer optimizer.warmup_steps"
             )
-
-    def _means(self, totals: dict[str, Tensor]) -> dict[str, float]:
-        if not totals:
-            return {}
-        sums = self._reduce(torch.stack(list(totals.values())), "SUM").tolist()
-        return {f"loss/{name}": total / n for name, (total, n) in zip(totals, sums, strict=True) if n}
-
-    def _curve(
-        self, points: list[tuple[int, dict[str, Tensor]]], norms: Tensor, begin: int
-    ) -> list[tuple[int, dict[str, float]]]:
-        """Compute the points of the learning curves from running totals, with the gradient norms of all steps."""
-        curve = []
-        previous: dict[str, Tensor] = {}
-        for step, totals in points:
-            since = {name: total - previous.get(name, 0) for name, total in totals.items()}
-            rows = norms[max(0, step - self.config.training.log_every - begin) : step - begin]
-            values = self._means(since) | {"gradient/norm": rows.median().item()}
-            values["learning_rate"] = self._learning_rate(step - 1)
-            curve.append((step, {f"train/{name}": value for name, value in values.items()}))
-            previous = totals
-        return curve
 
     def _reduce(self, value: Tensor, operation: str) -> Tensor:
         """All-reduce a tensor over the workers in place, with operation "SUM" or "MIN"."""

@@ -161,6 +161,44 @@ def test_meanflow_equals_its_equations(name, jvp):
         assert relative_error(gradient, stored[f"grad.{parameter}"]) < FLOAT64, parameter
 
 
+@pytest.mark.parametrize("name", MEANFLOW_CASES)
+def test_meanflow_by_finite_differences_approaches_its_equations(name):
+    """du/dt of the golden network; halving the step divides the error by four."""
+    errors = []
+    for step in (4e-3, 2e-3, 1e-3):
+        objective, stored, draws = meanflow_case(name, "finite_difference", torch.float64)
+        objective.config = objective.config.model_copy(update={"finite_difference_step": step})
+        x_t = INTERPOLANTS["linear"].x_t(stored["x_0"], stored["noise"], stored["t"])
+        rest = slice(draws.num_flow_matching, None)
+        inside = ((stored["t"] - stored["r"] > 4e-3) & (stored["t"] < 1 - 4e-3))[rest]
+        assert inside.any()  # one-sided differences elsewhere
+        du_dt = objective.derivative(golden_dit(), x_t, stored["v_g"], None, stored["y_in"], draws)
+        assert (du_dt[: draws.num_flow_matching] == 0).all()
+        errors.append(relative_error(du_dt[rest][inside], stored["du_dt"][rest][inside]))
+    assert errors[-1] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+
+
+def test_finite_differences_stay_within_the_trained_times():
+    """At t = 1 and where t − s is below the step, no time leaves [s, 1]."""
+    config = objective_config("meanflow", jvp="finite_difference", finite_difference_step=0.1)
+    objective, seen = MeanFlow(config, NUM_CLASSES, conditional=True), []
+
+    class Recorder(SmoothNetwork):
+        def forward(self, x, t, s, labels):
+            seen.append((t, s))
+            return super().forward(x, t, s, labels)
+
+    t = torch.tensor([1.0, 0.95, 0.5, 0.3], dtype=torch.float64)
+    s = torch.tensor([0.2, 0.0, 0.48, 0.3 - 1e-9], dtype=torch.float64)
+    noise, (data, labels) = torch.randn(4, 1, 2, 2, dtype=torch.float64), random_batch((4, 1, 2, 2))
+    network, draws = Recorder(), given_draws(noise, t, t, s)
+    error = objective.derivative_error(network, data, labels, draws)
+    assert all(((time <= 1) & (time >= start)).all() for time, start in seen)
+    assert 0 < error < 0.1
+
+
 @pytest.mark.parametrize("jvp", JVPS)
 @pytest.mark.parametrize("name", MEANFLOW_CASES)
 def test_meanflow_in_float32(name, jvp):
@@ -336,6 +374,7 @@ CALLS = [
     ("meanflow", {"guidance_kappa": 0, "jvp": "with_gradient"}, True, [8]),
     ("meanflow", {"guidance_kappa": 0, "jvp": "separate"}, True, [8, 8]),
     ("meanflow", {"guidance_kappa": 0, "jvp": "subset"}, True, [8, 4]),
+    ("meanflow", {"guidance_kappa": 0, "jvp": "finite_difference"}, True, [8, 4, 4]),
     ("meanflow", {"guidance_kappa": 0.5, "jvp": "subset"}, False, [8, 4]),
     ("meanflow", {"guidance_kappa": 0.5, "jvp": "subset"}, True, [8, 6, 4]),
     ("meanflow", {"guidance_kappa": 0, "guidance_omega": 2, "jvp": "subset"}, True, [8, 4, 4]),

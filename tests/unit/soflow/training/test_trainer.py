@@ -399,6 +399,7 @@ FACTS = {
     "dtype",
     "quotient_dtype",
     "attention",
+    "compiled",
     "memory_measure",
     "threads",
     "workers",
