@@ -24,7 +24,7 @@ from dashboards.comparison.tables import (
 )
 from dashboards.html.facts import shared_values
 from dashboards.html.page import render_panels
-from dashboards.html.pictures import Picture, pictures
+from dashboards.html.pictures import REAL_IMAGES, Picture, pictures
 from dashboards.labels import shorten, thousands
 from dashboards.reading.cost_study import CostStudy
 from dashboards.reading.images import TrialImages
@@ -100,9 +100,13 @@ def _lost(comparison: Comparison) -> list[str]:
 
 
 def _pictures(comparison: Comparison, images: dict[int, TrialImages]) -> list[Picture]:
+    """Embed the real images, if all cases learned the same ones, and the samples of each case."""
     seed_of = {number: seed for case in comparison.cases for seed, number in case.trials.items()}
+    real = {images[number].real for number in comparison.illustrated.values()} - {None}
+    beside = {REAL_IMAGES: png for png in real} if len(real) == 1 else {}
     return pictures(
-        {
+        beside
+        | {
             f"{shorten(name)}, seed {seed_of[number]}, step {step:,}": png
             for name, number in comparison.illustrated.items()
             for step, png in images[number].over_steps.items()

@@ -6,6 +6,7 @@ import html
 import math
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -179,6 +180,18 @@ def test_the_page_shows_the_table_and_escapes_names(store, parent):
     assert "58.56" in published
     assert "58.56" not in table
     assert page.count('<img src="data:image/webp') == 3
+
+
+@pytest.mark.parametrize(("shared", "pictures"), [(True, 4), (False, 3)])
+def test_real_images_that_all_cases_learned_are_shown_once(store, shared, pictures):
+    comparison = compare(read_sweep(store.uri, write_sweep(store)))
+    images, costs = read_attachments(comparison)
+    images = {
+        number: replace(found, real=images[0 if shared else number].over_steps[300]) for number, found in images.items()
+    }
+    page = comparison_page(comparison, images, costs)
+    assert page.count('<img src="data:image/webp') == pictures
+    assert page.count("real images, from the training data</figcaption>") == shared
 
 
 def test_markdown_and_latex_tables_equal_the_page(store, parent, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -142,6 +143,15 @@ def test_the_page_contains_every_figure(good):
     assert len(page.figures) == slices + fronts + bars + others
     assert page.elements.count("img") == 3 * (3 + 2)  # best, median and worst, over three steps and at 1 and 4 NFE
     assert page.text.count("4 NFE") == 3
+
+
+def test_real_images_stand_beside_the_best_trial_s_samples(store, report, good):
+    store.sweep("beside", GOOD[:3], images=True, real=True)
+    text, caption = report("beside").text, "real images, from the training data"
+    strips = re.split("Best: trial 1|Worst finished: trial 0", text)
+    assert [strip.count(caption) for strip in strips] == [0, 1, 0, 0, 0]  # those by NFE have none
+    assert strips[1].index(caption) < strips[1].index("step 100")
+    assert caption not in good[1].text  # recorded without any
 
 
 def test_the_page_contains_the_command_that_repeats_the_sweep(store, good):
