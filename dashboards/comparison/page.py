@@ -103,7 +103,7 @@ def _pictures(comparison: Comparison, images: dict[int, TrialImages]) -> list[Pi
     """Embed the real images, if all cases learned the same ones, and the samples of each case."""
     seed_of = {number: seed for case in comparison.cases for seed, number in case.trials.items()}
     real = {images[number].real for number in comparison.illustrated.values()} - {None}
-    beside = {REAL_IMAGES: png for png in real} if len(real) == 1 else {}
+    beside = {REAL_IMAGES: real.pop()} if len(real) == 1 else {}
     return pictures(
         beside
         | {

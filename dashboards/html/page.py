@@ -14,7 +14,8 @@ import plotly.io
 import plotly.offline
 from markupsafe import Markup
 
-from dashboards.html.drawing import COLORS, Panel
+from dashboards.html.drawing import Panel
+from dashboards.palette import CASE_COLORS
 
 HEIGHT = 340
 """Default height of a figure in pixels."""
@@ -60,7 +61,7 @@ def _themes() -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 64, "r": 24, "t": 28, "b": 52},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "colorway": list(COLORS),
+        "colorway": list(CASE_COLORS),
         "hoverlabel": {"namelength": -1},
     }
     colors = {"light": ("#24292f", "#e3e6ea", "#aab1b9"), "dark": ("#d7dce2", "#343b44", "#59626d")}

@@ -66,7 +66,7 @@ def draw_grid(
 
 
 def real_grid(source: DataSource, codec: Codec, device: torch.device, rows: int = GRID_ROWS) -> Tensor:
-    """Read uint8 images [rows · GRID_COLUMNS, C, H, W] of a dataset, row by row, in the classes of `draw_grid`'s columns.
+    """Read uint8 images [rows · GRID_COLUMNS, C, H, W] of a dataset, row by row, with the columns of `draw_grid`.
 
     Every class shows its first images, again from the first if it has too few; one without images stays gray.
     """
