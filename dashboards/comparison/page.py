@@ -13,6 +13,7 @@ from dashboards.comparison.figures import panels
 from dashboards.comparison.tables import (
     EXPONENTS_NOTE,
     VERDICTS_NOTE,
+    as_compact_latex,
     as_latex,
     as_markdown,
     exponent_table,
@@ -73,8 +74,12 @@ def comparison_page(comparison: Comparison, images: dict[int, TrialImages], cost
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.md and comparison.tex and return their paths."""
-    texts = {folder / "comparison.md": as_markdown(comparison), folder / "comparison.tex": as_latex(comparison)}
+    """Write comparison.md, comparison.tex and comparison-compact.tex and return their paths."""
+    texts = {
+        folder / "comparison.md": as_markdown(comparison),
+        folder / "comparison.tex": as_latex(comparison),
+        folder / "comparison-compact.tex": as_compact_latex(comparison),
+    }
     for path, text in texts.items():
         write_atomic(path, text)
     return list(texts)

@@ -64,13 +64,18 @@ def _themes() -> dict[str, Any]:
         "colorway": list(CASE_COLORS),
         "hoverlabel": {"namelength": -1},
     }
-    colors = {"light": ("#24292f", "#e3e6ea", "#aab1b9"), "dark": ("#d7dce2", "#343b44", "#59626d")}
+    colors = {
+        "light": ("#24292f", "#e3e6ea", "#aab1b9", "rgba(255,255,255,0.8)"),
+        "dark": ("#d7dce2", "#343b44", "#59626d", "rgba(22,25,29,0.8)"),
+    }
     themes = {}
-    for name, (text, grid, line) in colors.items():
+    for name, (text, grid, line, behind) in colors.items():
         axis = {"gridcolor": grid, "linecolor": line, "zerolinecolor": grid, "tickcolor": line, "automargin": True}
         axis |= {"title": {"standoff": 8}, "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False}
         font = shared["font"] | {"color": text}
-        themes[name] = {"layout": shared | {"font": font, "xaxis": axis, "yaxis": axis}}
+        text_on_lines = {"bgcolor": behind, "borderpad": 0}
+        layout = shared | {"font": font, "xaxis": axis, "yaxis": axis, "annotationdefaults": text_on_lines}
+        themes[name] = {"layout": layout}
     return themes
 
 

@@ -14,7 +14,7 @@ from plotly.colors import sample_colorscale
 
 from dashboards.html.drawing import LOG_RATIO, Panel, label, log_axis, scale_axis, without
 from dashboards.labels import display, title
-from dashboards.palette import GOAL_SCALE
+from dashboards.palette import GOAL_SCALE, GRAY
 from dashboards.reading.images import evenly
 from dashboards.sweep.findings import Findings
 from dashboards.sweep.marks import color_by_goal, goal_marker, mark, marks_of
@@ -54,13 +54,22 @@ def slices(findings: Findings, study: optuna.Study | None) -> Panel:
                     customdata=[point.number for point in shown],
                     mode="markers",
                     name=state,
-                    showlegend=True,
+                    legendgroup=state,
+                    showlegend=False,
                     marker=goal_marker([point.value for point in shown], hollow),
                     hovertemplate=HOVER,
                 )
+                sign = {"color": GRAY, "symbol": "circle-open" if hollow else "circle", "size": 8}
+                # In the legend, since plotly draws markers with a color scale in black there.
+                figure.add_scatter(x=[None], y=[None], mode="markers", name=state, legendgroup=state, marker=sign)
         mark(figure, findings, {p.number: (p.params[name], p.value) for p in finished if name in p.params})
         color_by_goal(figure, goal, [point.value for point in finished], bar=False)
-        _parameter_axis(figure, "x", distribution_of(study, name), [x for trace in figure.data for x in trace.x])
+        _parameter_axis(
+            figure,
+            "x",
+            distribution_of(study, name),
+            [point.params[name] for point in (*finished, *stopped) if name in point.params],
+        )
         figure.update_layout(height=300, xaxis_title=name, yaxis_title=title(goal))
         panel.figures.append(scale_axis(figure, "y", [point.value for point in (*finished, *stopped)]))
     return panel
@@ -170,8 +179,7 @@ def contour(findings: Findings, study: optuna.Study | None) -> Panel:
         y=[point.params[y] for point in points],
         customdata=[[point.number, point.value] for point in points],
         mode="markers",
-        name="finished",
-        showlegend=True,
+        showlegend=False,
         marker=goal_marker([point.value for point in points]) | {"line": {"color": "white", "width": 1}},
         hovertemplate="trial %{customdata[0]}: %{customdata[1]:.4g}<br>%{x}, %{y}<extra></extra>",
     )

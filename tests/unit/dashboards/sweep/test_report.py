@@ -327,5 +327,6 @@ def test_a_failed_report_at_the_end_of_a_sweep_is_one_line(store, tmp_path, caps
     folder = store.folder_of(store.sweep("left", GOOD))
     leave_report(store.uri, folder, attached.append)
     assert (folder / "report.html").stat().st_size > 1e6
-    assert attached == [folder / "report.html"]
-    assert capsys.readouterr().out == f"report:      {folder / 'report.html'}\n"
+    table = folder / "trials-compact.tex"
+    assert attached == [folder / "report.html", table]
+    assert capsys.readouterr().out == f"report:      {folder / 'report.html'}\nfor papers:  {table}\n"
