@@ -208,6 +208,24 @@ def test_markdown_and_latex_tables_equal_the_page(store, parent, tmp_path):
     assert "Published, not measured here" in markdown
 
 
+def test_the_compact_table_has_the_means_and_half_widths_of_the_page(store, parent, tmp_path):
+    comparison = compare(read_sweep(store.uri, parent))
+    table = write_tables(comparison, tmp_path)[2].read_text()
+    body = table.partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines()]
+    assert [row[:2] for row in rows] == [[escape(case.name), "4"] for case in comparison.cases]
+    for metric, column in (("fid", 2), ("fid_2nfe", 3), ("memory/peak_mib", 5)):
+        measures = [case.measures[metric] for case in comparison.cases]
+        lowest = min(measures, key=lambda measure: measure.mean)
+        for measure, row in zip(measures, rows, strict=True):
+            mean, half = map(float, re.fullmatch(r"(?:\\textbf\{)?([\d.]+) \$\\pm\$ ([\d.]+)\}?", row[column]).groups())
+            assert (mean, half) == (
+                pytest.approx(measure.mean, abs=half / 10),
+                pytest.approx(measure.high - measure.mean, rel=0.05),
+            )
+            assert row[column].startswith(r"\textbf") == (measure is lowest)
+
+
 def test_the_terminal_shows_verdicts_and_names_as_they_are(store, capsys):
     cases = ("plain", "[red]worse[/red]:objective.guidance_strength=2", "other:objective.guidance_strength=3")
     parent = write_sweep(

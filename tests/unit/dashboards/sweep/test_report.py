@@ -13,6 +13,7 @@ import pytest
 import yaml
 from sweep_store import PROTOCOL, SweepStore
 
+from dashboards.palette import BEST, DEFAULT, STATE_COLORS
 from dashboards.report import leave_report, main
 from orchestration.sweep.config import SweepConfig
 from soflow.config import to_dict
@@ -143,6 +144,24 @@ def test_the_page_contains_every_figure(good):
     assert len(page.figures) == slices + fronts + bars + others
     assert page.elements.count("img") == 3 * (3 + 2)  # best, median and worst, over three steps and at 1 and 4 NFE
     assert page.text.count("4 NFE") == 3
+
+
+def test_marked_trials_and_states_have_one_color_in_every_figure(good):
+    colors = STATE_COLORS | {
+        "best, trial 1": BEST,
+        "default, trial 0": DEFAULT,
+        "finished trial": STATE_COLORS["finished"],
+    }
+    colors |= {"best so far": BEST, "stopped here": STATE_COLORS["stopped"]}
+    drawn = []
+    for figure in good[1].figures:
+        drawn.append([trace.get("name") for trace in figure["data"]])
+        for trace in figure["data"]:
+            if trace.get("name") in colors and "legendgroup" not in trace:  # those of slices have the goal's colors
+                assert colors[trace["name"]] in [trace.get(part, {}).get("color") for part in ("line", "marker")]
+    marked = ["best, trial 1" in names for names in drawn]
+    assert marked == ["default, trial 0" in names for names in drawn]
+    assert len(marked) - sum(marked) == 3  # importances, time and memory
 
 
 def test_real_images_stand_beside_the_best_trial_s_samples(store, report, good):
