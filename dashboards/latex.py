@@ -80,7 +80,7 @@ def compact(
 
 
 def _cells(values: list[Value | None]) -> list[str]:
-    """Format the values of a column; bold if more than one was measured."""
+    """Format the values of a column, the lowest of several in bold."""
     means = [value.mean for value in values if value is not None]
     best = min(means) if len(means) > 1 else math.nan
     return [_cell(value, bold=value.mean == best) if value is not None else "--" for value in values]

@@ -144,7 +144,9 @@ def _number_scale(low: float, high: float, log: bool) -> Scale:
     return lambda value: (value - low) / (high - low), ticks
 
 
-def _line(figure: go.Figure, point: Point, goal: str, axes: dict[str, Scale], line: dict, name: str, legend: bool):
+def _line(
+    figure: go.Figure, point: Point, goal: str, axes: dict[str, Scale], line: dict, name: str, legend: bool
+) -> None:
     values = point.params | {title(goal): point.value}
     figure.add_scatter(
         x=[place(values[axis]) if axis in values else None for axis, (place, _) in axes.items()],

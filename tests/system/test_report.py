@@ -121,6 +121,13 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_color_scheme(o
     assert seen == 0
     assert unseen > 0
 
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 between the margins
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for selector, edge in (("h2, h3, .caption", "breakAfter"), (".figure, .strip, tr", "breakInside")):
+        breaks = f"[...document.querySelectorAll('{selector}')].map(element => getComputedStyle(element).{edge})"
+        assert set(page.evaluate(breaks)) == {"avoid"}
+
     dark = opened(path, "dark")
     assert dark.evaluate("document.documentElement.dataset.drawn") == "dark"
     assert dark.pdf(format="A4").startswith(b"%PDF")
