@@ -91,7 +91,7 @@ def parallel(findings: Findings, study: optuna.Study | None) -> Panel:
         "One line per finished trial through its values, from the most important parameter to the goal; more purple is "
         "better. A gap: the parameter has no effect in this trial."
     )
-    panel, goal = Panel("parallel", "Parallel coordinates", caption), findings.data.goals[0]
+    panel, goal = Panel("parallel", "Parallel coordinates", caption), label(title(findings.data.goals[0]))
     points = sorted(finished_points(study), key=lambda point: point.value)
     if len(points) < 2:
         return without(panel, "two or more finished trials")
@@ -99,7 +99,7 @@ def parallel(findings: Findings, study: optuna.Study | None) -> Panel:
         panel.caption += f" {MOST_LINES} trials, evenly spaced in the ranking."
     names, values = by_importance(study), [point.value for point in points]
     axes = {name: _parameter_scale(distribution_of(study, name)) for name in names}
-    axes[title(goal)] = _number_scale(min(values), max(values), 0 < LOG_RATIO * min(values) < max(values))
+    axes[goal] = _number_scale(min(values), max(values), 0 < LOG_RATIO * min(values) < max(values))
     figure = go.Figure()
     for point in reversed(evenly(points, MOST_LINES)):  # better ones on top
         share = (point.value - values[0]) / ((values[-1] - values[0]) or 1)
@@ -111,7 +111,7 @@ def parallel(findings: Findings, study: optuna.Study | None) -> Panel:
     for row, (name, (place, ticks)) in enumerate(axes.items()):
         figure.add_shape(type="line", x0=0, x1=1, y0=row, y1=row, line={"color": "gray", "width": 1}, layer="below")
         text = {"showarrow": False, "y": row}
-        figure.add_annotation(text=f"<b>{label(name)}</b>", x=0, xanchor="left", yshift=11, **text)
+        figure.add_annotation(text=f"<b>{name}</b>", x=0, xanchor="left", yshift=11, **text)
         for tick, shown in ticks.items():
             anchor = {0: "left", 1: "right"}.get(place(tick), "center")
             figure.add_annotation(text=shown, x=place(tick), xanchor=anchor, yshift=-11, **text)
@@ -147,7 +147,7 @@ def _number_scale(low: float, high: float, log: bool) -> Scale:
 def _line(
     figure: go.Figure, point: Point, goal: str, axes: dict[str, Scale], line: dict, name: str, legend: bool
 ) -> None:
-    values = point.params | {title(goal): point.value}
+    values = point.params | {goal: point.value}
     figure.add_scatter(
         x=[place(values[axis]) if axis in values else None for axis, (place, _) in axes.items()],
         y=list(range(len(axes))),
@@ -156,7 +156,7 @@ def _line(
         line=line,
         name=name,
         showlegend=legend,
-        text=[f"{label(axis)}: {display(values.get(axis))}" for axis in axes],
+        text=[f"{axis}: {display(values.get(axis))}" for axis in axes],
         hovertemplate=f"{name}<br>%{{text}}<extra></extra>",
     )
 
