@@ -66,7 +66,7 @@ def write_report(tracking_uri: str, name_or_id: str, output: Path) -> Analysis:
 
 
 def leave_report(tracking_uri: str, folder: Path, attach: Callable[[Path], None]) -> None:
-    """Write a sweep's report, and a comparison's tables, into its folder; print an error as one line.
+    """Write a sweep's report and its tables for papers into its folder; print an error as one line.
 
     Args:
         attach: called with each written file.
@@ -74,11 +74,7 @@ def leave_report(tracking_uri: str, folder: Path, attach: Callable[[Path], None]
     output = folder / REPORT_FILE
     try:
         analysis = write_report(tracking_uri, str(folder), output)
-        tables: list[Path] = []
-        if isinstance(analysis, Comparison):
-            from dashboards.comparison.page import write_tables
-
-            tables = write_tables(analysis, folder)
+        tables = _write_tables(analysis, folder)
         for path in (output, *tables):
             attach(path)
         if isinstance(analysis, Comparison):
@@ -89,6 +85,13 @@ def leave_report(tracking_uri: str, folder: Path, attach: Callable[[Path], None]
     except (Exception, KeyboardInterrupt) as error:  # a failed report does not change how the sweep ended
         retry = f"python -m dashboards.report {shlex.quote(str(folder))}"
         print(f"the report is incomplete ({one_line_reason(error, 300)}); to retry: {retry}")
+
+
+def _write_tables(analysis: Analysis, folder: Path) -> list[Path]:
+    from dashboards.comparison.page import write_tables  # imports plotly and optuna
+    from dashboards.sweep.paper import write_table
+
+    return write_tables(analysis, folder) if isinstance(analysis, Comparison) else write_table(analysis, folder)
 
 
 def _default_output(name: str) -> Path:

@@ -52,9 +52,15 @@ class SweepStore:
         name: str,
         outcomes: list[tuple[str, list[float]]],
         images: bool = False,
+        real: bool = False,
         **config: Any,
     ) -> str:
-        """Record a sweep whose trials ended as (state, FIDs over steps); return the id of its run."""
+        """Record a sweep whose trials ended as (state, FIDs over steps); return the id of its run.
+
+        Args:
+            images: whether trials have sample grids.
+            real: whether finished trials have a grid of real images.
+        """
         values = {"name": "made", "storage": self.folder, "num_trials": len(outcomes)} | config
         config = SweepConfig.model_validate(values)
         folder = self.folder / "sweeps" / str(next(self._numbers))
@@ -73,6 +79,9 @@ class SweepStore:
             ticket = study.next_trial(started)
             started.add(ticket.number)
             self._trial(study, parent, ticket.number, ticket.point, state, fids, images)
+            if real and state == "finished":
+                run = self.children(parent)[ticket.number].info.run_id
+                self._image(run, "real", len(fids) * EVERY, Image.linear_gradient("L").resize((86, 86)))
         self.client.set_terminated(parent, "FINISHED", 90_000)
         return parent
 
@@ -110,10 +119,10 @@ class SweepStore:
         else:
             study.fail(number, failure["failure"], result)
 
-    def _image(self, run: str, name: str, step: int) -> None:
+    def _image(self, run: str, name: str, step: int, image: Image.Image | None = None) -> None:
         picture = self.folder / f"{name}+step+{step}+timestamp+1795477884997+{step:08d}.png"
         content = io.BytesIO()
-        Image.effect_noise((86, 86), 90).save(content, "PNG")
+        (image or Image.effect_noise((86, 86), 90)).save(content, "PNG")
         picture.write_bytes(content.getvalue())
         self.client.log_artifact(run, str(picture), "images")
 

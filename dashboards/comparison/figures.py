@@ -13,13 +13,15 @@ import plotly.graph_objects as go
 from dashboards.comparison.cases import Case
 from dashboards.comparison.compare import Comparison
 from dashboards.comparison.exponents import PREDICTED, RELATIONS, Exponent
-from dashboards.html.drawing import COLORS, GRAY, Panel, label, log_axis, scale_axis, without
+from dashboards.html.drawing import Panel, label, log_axis, scale_axis, without
 from dashboards.labels import title
+from dashboards.palette import CASE_COLORS, GRAY, MEMORY, TIME
 from orchestration.tracking.schema import PEAK_MIB, STEP_MS, TRAIN_S
 from soflow.statistics import mean_interval
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-COSTS = {STEP_MS: "time per step", PEAK_MIB: "peak memory"}
+COSTS = {STEP_MS: ("time per step", TIME), PEAK_MIB: ("peak memory", MEMORY)}
+"""Names and colors of the costs."""
 
 
 def panels(comparison: Comparison) -> list[Panel]:
@@ -32,8 +34,8 @@ def panels(comparison: Comparison) -> list[Panel]:
 
 def _styles(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Assign a color and a dash to each case, the same in all figures."""
-    dashes = (dash for dash in DASHES for _ in COLORS)
-    return dict(zip((case.name for case in comparison.cases), zip(cycle(COLORS), cycle(dashes)), strict=False))
+    dashes = (dash for dash in DASHES for _ in CASE_COLORS)
+    return dict(zip((case.name for case in comparison.cases), zip(cycle(CASE_COLORS), cycle(dashes)), strict=False))
 
 
 def _over_steps(comparison: Comparison) -> Panel:
@@ -118,7 +120,7 @@ def _costs(comparison: Comparison) -> Panel:
     """Draw the cost of each case as a multiple of the first one's."""
     caption = "Ratios to the first case, paired by seed: geometric means with 95 % intervals."
     panel, figure = Panel("costs", "Cost", caption), go.Figure()
-    for (metric, name), color in zip(COSTS.items(), COLORS, strict=False):
+    for metric, (name, color) in COSTS.items():
         ratios = {label(case.name): case.against[metric] for case in comparison.cases if metric in case.against}
         if ratios:
             figure.add_bar(

@@ -13,6 +13,7 @@ from dashboards.comparison.figures import panels
 from dashboards.comparison.tables import (
     EXPONENTS_NOTE,
     VERDICTS_NOTE,
+    as_compact_latex,
     as_latex,
     as_markdown,
     exponent_table,
@@ -24,7 +25,7 @@ from dashboards.comparison.tables import (
 )
 from dashboards.html.facts import shared_values
 from dashboards.html.page import render_panels
-from dashboards.html.pictures import Picture, pictures
+from dashboards.html.pictures import REAL_IMAGES, Picture, pictures
 from dashboards.labels import shorten, thousands
 from dashboards.reading.cost_study import CostStudy
 from dashboards.reading.images import TrialImages
@@ -73,8 +74,12 @@ def comparison_page(comparison: Comparison, images: dict[int, TrialImages], cost
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.md and comparison.tex and return their paths."""
-    texts = {folder / "comparison.md": as_markdown(comparison), folder / "comparison.tex": as_latex(comparison)}
+    """Write comparison.md, comparison.tex and comparison-compact.tex and return their paths."""
+    texts = {
+        folder / "comparison.md": as_markdown(comparison),
+        folder / "comparison.tex": as_latex(comparison),
+        folder / "comparison-compact.tex": as_compact_latex(comparison),
+    }
     for path, text in texts.items():
         write_atomic(path, text)
     return list(texts)
@@ -100,9 +105,13 @@ def _lost(comparison: Comparison) -> list[str]:
 
 
 def _pictures(comparison: Comparison, images: dict[int, TrialImages]) -> list[Picture]:
+    """Embed the real images, if all cases learned the same ones, and the samples of each case."""
     seed_of = {number: seed for case in comparison.cases for seed, number in case.trials.items()}
+    real = {images[number].real for number in comparison.illustrated.values()} - {None}
+    beside = {REAL_IMAGES: real.pop()} if len(real) == 1 else {}
     return pictures(
-        {
+        beside
+        | {
             f"{shorten(name)}, seed {seed_of[number]}, step {step:,}": png
             for name, number in comparison.illustrated.items()
             for step, png in images[number].over_steps.items()

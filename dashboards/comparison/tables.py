@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 
 from dashboards.comparison import published
-from dashboards.comparison.cases import Case
-from dashboards.comparison.compare import Comparison, interval
+from dashboards.comparison.cases import Case, Measure
+from dashboards.comparison.compare import COSTS, Comparison, interval
 from dashboards.comparison.exponents import MARGIN, PREDICTED, Exponent
 from dashboards.comparison.results import COLUMNS
 from dashboards.comparison.verdicts import times
 from dashboards.labels import p_value, title
+from dashboards.latex import PACKAGES, Value, compact, escape, tabular
 
 Table = list[list[str]]
 """Rows of text, the first one the headings."""
@@ -138,28 +139,28 @@ def _escape_markdown(text: str) -> str:
 
 def as_latex(comparison: Comparison) -> str:
     """Format all tables as tabular environments for booktabs."""
-    tables = []
-    for rows, note in annotated_tables(comparison):
-        head, *body = [" & ".join(map(_escape_latex, row)) + r" \\" for row in rows]
-        lines = [f"% {' '.join(note.split())}", rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", head]
-        tables.append("\n".join([*lines, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]))
-    return "\n".join(tables)
+    tables = [
+        f"% {' '.join(note.split())}\n{tabular([list(map(escape, row)) for row in rows])}\n"
+        for rows, note in annotated_tables(comparison)
+    ]
+    return f"{PACKAGES}\n\n" + "\n".join(tables)
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "×": r"$\times$",
-    "–": "--",
-    "λ": r"$\lambda$",
-    "δ": r"$\delta$",
-    "√": r"$\surd$",
-    "²": "$^2$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-} | {character: f"\\{character}" for character in "&%$#_{}"}
+def as_compact_latex(comparison: Comparison) -> str:
+    """Format the cases' quality and costs as one table for a paper."""
+    cases, metrics = comparison.cases, [*comparison.quality, *COSTS]
+    values = {metric: [_value(case.measures.get(metric)) for case in cases] for metric in metrics}
+    caption = f"{comparison.data.name}: means over seeds ± half the width of the 95 % interval (Student)."
+    if protocols := "; ".join(map(str, comparison.protocols)):
+        caption += f" FID protocol: {protocols}."
+    return compact(
+        ["case", "seeds"],
+        [[case.name, str(len(case.trials))] for case in cases],
+        {title(metric): column for metric, column in values.items() if any(column)},
+        caption,
+        comparison.data.name,
+    )
 
 
-def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+def _value(measure: Measure | None) -> Value | None:
+    return measure and Value(measure.mean, measure.high - measure.mean)

@@ -1,4 +1,4 @@
-"""Figure style shared by all reports: panels, colors for light and dark pages, axes."""
+"""Figure style shared by all reports: panels and axes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import plotly.graph_objects as go
 
 from dashboards.labels import shorten
 
-BLUE, ORANGE, GREEN, RED, GRAY = "#3f7fbf", "#d9822b", "#3a9a6b", "#cc4b5a", "#8a929c"
-COLORS = (BLUE, ORANGE, GREEN, RED, "#8a63b8", GRAY, "#b8860b", "#4aa3a3")
-"""Colors of cases, in this order."""
-SCALE = [[0, "#5b8fc7"], [0.5, "#9b7fb8"], [1, "#d9622b"]]
-"""Color scale of lines and dots, visible on light and dark pages."""
 LOG_RATIO = 30
 """Ratio of largest to smallest value above which an axis is logarithmic."""
 MOST_DECADES = 12
@@ -44,12 +39,6 @@ def without(panel: Panel, need: str) -> Panel:
 def label(text: str) -> str:
     """Shorten and escape user input, which plotly would take for markup."""
     return html.escape(shorten(text))
-
-
-def name_trials(trace: go.Scatter, numbers: list[int] | None, x: str = "") -> None:
-    """Show the trial's number when hovering over a dot."""
-    if numbers is not None and len(numbers) == len(trace.x or ()):
-        trace.update(customdata=numbers, hovertemplate=f"trial %{{customdata}}<br>{x} → %{{y:.4g}}<extra></extra>")
 
 
 def number_axis(figure: go.Figure, num_trials: int) -> None:

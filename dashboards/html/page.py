@@ -14,7 +14,8 @@ import plotly.io
 import plotly.offline
 from markupsafe import Markup
 
-from dashboards.html.drawing import COLORS, Panel
+from dashboards.html.drawing import Panel
+from dashboards.palette import CASE_COLORS
 
 HEIGHT = 340
 """Default height of a figure in pixels."""
@@ -60,16 +61,21 @@ def _themes() -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 64, "r": 24, "t": 28, "b": 52},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "colorway": list(COLORS),
+        "colorway": list(CASE_COLORS),
         "hoverlabel": {"namelength": -1},
     }
-    colors = {"light": ("#24292f", "#e3e6ea", "#aab1b9"), "dark": ("#d7dce2", "#343b44", "#59626d")}
+    colors = {
+        "light": ("#24292f", "#e3e6ea", "#aab1b9", "rgba(255,255,255,0.8)"),
+        "dark": ("#d7dce2", "#343b44", "#59626d", "rgba(22,25,29,0.8)"),
+    }
     themes = {}
-    for name, (text, grid, line) in colors.items():
+    for name, (text, grid, line, behind) in colors.items():
         axis = {"gridcolor": grid, "linecolor": line, "zerolinecolor": grid, "tickcolor": line, "automargin": True}
         axis |= {"title": {"standoff": 8}, "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False}
         font = shared["font"] | {"color": text}
-        themes[name] = {"layout": shared | {"font": font, "xaxis": axis, "yaxis": axis}}
+        text_on_lines = {"bgcolor": behind, "borderpad": 0}
+        layout = shared | {"font": font, "xaxis": axis, "yaxis": axis, "annotationdefaults": text_on_lines}
+        themes[name] = {"layout": layout}
     return themes
 
 

@@ -6,6 +6,8 @@ import base64
 import io
 from dataclasses import dataclass
 
+REAL_IMAGES = "real images, from the training data"
+"""Caption of a grid of real images."""
 LARGEST_SIDE = 360
 """Largest side in pixels; larger pictures are scaled down."""
 

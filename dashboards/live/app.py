@@ -20,6 +20,7 @@ import streamlit as st
 from dashboards.labels import title
 from dashboards.live import charts, findings
 from dashboards.live.reader import LiveSweep, Snapshot, Trial, newest_sweeps
+from dashboards.palette import STATE_COLORS
 from dashboards.reading.images import SAMPLES, list_grids
 from dashboards.reading.mlflow_runs import connect, read_artifact
 from orchestration.terminal.format import format_number, format_time, short_name
@@ -152,7 +153,7 @@ def show_heading(snapshot: Snapshot, mlflow_url: str) -> None:
 def show_progress(snapshot: Snapshot, best: Trial | None) -> None:
     counts, total = findings.counts(snapshot), findings.num_trials(snapshot)
     over = sum(counts[state] for state in ("finished", "stopped", "failed"))
-    ends = [f"{counts[state]} {state}" for state in charts.STATE_COLORS if counts[state] and state != "running"]
+    ends = [f"{counts[state]} {state}" for state in STATE_COLORS if counts[state] and state != "running"]
     words = f"{over} of {total} trials ended" + (f": {', '.join(ends)}" if ends else "")
     if not snapshot.complete:
         words += f" (reading: {len(snapshot.trials)} trials so far)"

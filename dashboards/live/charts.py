@@ -9,21 +9,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.html.drawing import BLUE, GRAY, GREEN, ORANGE, RED, log_axis
+from dashboards.html.drawing import log_axis
 from dashboards.labels import title
 from dashboards.live.reader import Curve, Snapshot, Trial
+from dashboards.palette import BEST, STATE_COLORS
 from soflow.statistics import pareto_front
 
-STATE_COLORS = {
-    "running": BLUE,
-    "finished": GREEN,
-    "stopped": ORANGE,
-    "failed": RED,
-    "interrupted": GRAY,
-}
-"""Colors of states, in the order of the legend."""
-BEST_COLOR = "#8e5cc0"
-ENDS = {"stopped": "triangle-down", "failed": "x", "interrupted": "line-ns-open"}
+ENDS = {"stopped": "triangle-down-open", "failed": "x", "interrupted": "line-ns-open"}
 """Markers at the last report of trials that did not finish."""
 MOST_POINTS = 12_000
 """Most points of a figure; a browser takes longer than the refresh interval to draw more."""
@@ -47,9 +39,7 @@ def learning_curves(snapshot: Snapshot, metric: str, best: Trial | None) -> go.F
         if state in ENDS:
             figure.add_trace(_ends(chosen, curves, state, color))
     if best is not None and (curve := snapshot.curve(best, metric)).steps:
-        figure.add_trace(
-            _lines([best], [thinned(curve, MOST_POINTS)], f"best: trial {best.number}", BEST_COLOR, 1.0, 3.5)
-        )
+        figure.add_trace(_lines([best], [thinned(curve, MOST_POINTS)], f"best: trial {best.number}", BEST, 1.0, 3.5))
     _scale(figure, metric, values)
     figure.update_xaxes(title="optimizer step", rangemode="tozero")
     return _framed(figure, metric)

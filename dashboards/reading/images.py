@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 SAMPLES = "samples"
 """Name of the grids at the first NFE; `samples_{n}nfe` are those at other NFE."""
+REAL = "real"
+"""Name of the grid of real images; runs recorded before it was drawn have none."""
 
 
 @dataclass(frozen=True)
 class TrialImages:
-    """Sample grids of a trial as PNG: by step at the first NFE, and by NFE at the last step."""
+    """Grids of a trial as PNG: samples by step at the first NFE and by NFE at the last step, and real images."""
 
     over_steps: dict[int, bytes]
     by_nfe: dict[int, bytes]
+    real: bytes | None = None
 
 
 def list_grids(client: MlflowClient, run_id: str) -> dict[str, dict[int, str]]:
@@ -59,7 +62,12 @@ def _read(client: MlflowClient, run_id: str, most: int) -> TrialImages:
         contents = {key: read_artifact(client, run_id, path) for key, path in paths.items()}
         return {key: content for key, content in contents.items() if content}
 
-    return TrialImages(read({step: paths[step] for step in steps}), read(last) if most > 1 else {})
+    real = grids.get(REAL)
+    return TrialImages(
+        over_steps=read({step: paths[step] for step in steps}),
+        by_nfe=read(last) if most > 1 else {},
+        real=read_artifact(client, run_id, real[max(real)]) if real else None,
+    )
 
 
 def evenly(items: list, most: int) -> list:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dashboards.html.facts import shared_values
 from dashboards.html.page import render_panels
-from dashboards.html.pictures import Picture, pictures
+from dashboards.html.pictures import REAL_IMAGES, Picture, pictures
 from dashboards.labels import title
 from dashboards.reading.images import TrialImages
 from dashboards.reading.protocols import not_comparable
@@ -18,7 +18,7 @@ from dashboards.sweep.table import trials_table
 
 @dataclass(frozen=True)
 class Strip:
-    """Sample grids of one trial side by side."""
+    """Grids of one trial side by side; those of the best one begin with real images."""
 
     heading: str
     pictures: list[Picture]
@@ -51,8 +51,9 @@ def _strips(findings: Findings, images: dict[int, TrialImages]) -> list[Strip]:
         heading = f"{role}: trial {number}, {title(goal)} {rows.loc[number, goal]:.4g}"
         grids = images[number]
         nfe = next((protocol.first_nfe for protocol in findings.protocols if number in protocol.trials), "")
-        over_steps = pictures({f"step {step:,}": png for step, png in grids.over_steps.items()})
-        strips.append(Strip(f"{heading}{f' · {nfe} NFE' if nfe else ''}", over_steps))
+        beside = {REAL_IMAGES: grids.real} if grids.real and number == findings.best else {}
+        over_steps = beside | {f"step {step:,}": png for step, png in grids.over_steps.items()}
+        strips.append(Strip(f"{heading}{f' · {nfe} NFE' if nfe else ''}", pictures(over_steps)))
         by_nfe = dict(grids.by_nfe)
         if grids.over_steps and nfe.isdecimal():
             by_nfe[int(nfe)] = grids.over_steps[max(grids.over_steps)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dashboards.html.drawing import label
@@ -55,8 +57,41 @@ def first_goal(study: optuna.Study) -> Callable[[FrozenTrial], float] | None:
     return (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
 
 
-def dimensions(study: optuna.Study) -> list[str]:
-    return list(dict.fromkeys(name for trial in complete(study) for name in trial.params))
+@dataclass(frozen=True)
+class Point:
+    """A trial with its first goal and its parameters."""
+
+    number: int
+    value: float
+    params: dict[str, Any]
+
+
+def finished_points(study: optuna.Study | None) -> list[Point]:
+    return [Point(trial.number, trial.values[0], trial.params) for trial in complete(study)]
+
+
+def stopped_points(data: SweepData, study: optuna.Study) -> list[Point]:
+    """List the trials that early stopping ended, at the last value that they reported."""
+    goal, trials = data.goals[0], study.get_trials(deepcopy=False)
+    rows = data.trials[(data.trials["state"] == "stopped") & (data.trials["trial"] < len(trials))]
+    values = dict(zip(rows["trial"], rows[goal], strict=True)) if goal in rows else {}
+    return [Point(number, value, trials[number].params) for number, value in values.items() if math.isfinite(value)]
+
+
+def importances(study: optuna.Study | None) -> dict[str, float]:
+    """Compute the importance of each parameter (PED-ANOVA), the largest first; empty if all trials are equally good."""
+    if len({trial.values[0] for trial in complete(study)}) < 2:
+        return {}
+    return optuna.importance.get_param_importances(study, target=first_goal(study))
+
+
+def by_importance(study: optuna.Study) -> list[str]:
+    """List the parameters of finished trials, the most important first."""
+    return list(dict.fromkeys([*importances(study), *(name for trial in complete(study) for name in trial.params)]))
+
+
+def distribution_of(study: optuna.Study, name: str) -> BaseDistribution:
+    return next(trial.distributions[name] for trial in complete(study) if name in trial.distributions)
 
 
 def thinned(study: optuna.Study) -> tuple[optuna.Study, str]:

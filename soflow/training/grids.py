@@ -1,16 +1,18 @@
-"""Sample grids: one column per class, generated from seeded noise."""
+"""Grids of images, one column per class: samples from seeded noise, and real images of the same classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from soflow import codecs
 from soflow.codecs.base import Codec
 from soflow.config import RunConfig
+from soflow.data.base import DataSource
 from soflow.evaluation.generated import sampler_for
 from soflow.files import atomic
 from soflow.objectives.base import Objective, normals
@@ -18,6 +20,8 @@ from soflow.randomness import generator
 from soflow.sampling import sample
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
+BACKGROUND = 96
+"""Gray between the images of a grid."""
 
 
 def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32) -> None:
@@ -27,7 +31,7 @@ def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32
 
     scale = max(1, -(-smallest_side // images.shape[-1]))
     enlarged = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=96)  # RGB, also for grayscale images
+    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=BACKGROUND)  # RGB, also for grayscale images
     with atomic(path) as partial:
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
@@ -59,3 +63,18 @@ def draw_grid(
     sampler = sampler or sampler_for(config, objective, nfe)
     samples = sample(objective, network, noise, labels, nfe, sampler, fresh)
     return (codec or codecs.build(config.dataset, device)).decode(samples)
+
+
+def real_grid(source: DataSource, codec: Codec, device: torch.device, rows: int = GRID_ROWS) -> Tensor:
+    """Read uint8 images [rows · GRID_COLUMNS, C, H, W] of a dataset, row by row, with the columns of `draw_grid`.
+
+    Every class shows its first images, again from the first if it has too few; one without images stays gray.
+    """
+    labels = np.tile(np.arange(GRID_COLUMNS), rows) % source.num_classes
+    indices = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        places, found = np.flatnonzero(labels == label), np.flatnonzero(source.labels == label)
+        indices[places] = np.resize(found, len(places))
+    stored, classes = source.batch(indices)
+    images, missing = (torch.from_numpy(array).to(device) for array in (stored, classes != labels))
+    return codec.images(images).masked_fill(missing[:, None, None, None], BACKGROUND)

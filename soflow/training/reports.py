@@ -28,7 +28,8 @@ class Report:
     facts: dict[str, str]
     """Conditions of the measurement: hardware, precision, evaluation protocol."""
     grids: dict[str, Path]
-    """PNG files of sample grids: `samples` at the first NFE of the evaluation, in the last report also at other NFE."""
+    """PNG files: `samples` at the first NFE of the evaluation; in the last report also samples at other NFE,
+    and `real`, images of the data in the same layout."""
     finished: bool
     """True for the last report of the run."""
     curve: tuple[tuple[int, dict[str, float]], ...] = ()

@@ -25,7 +25,7 @@ from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
 from soflow.files import patiently
 from soflow.training import checkpoints, reports
-from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
+from soflow.training.grids import GRID_COLUMNS, draw_grid, real_grid, write_grid
 from soflow.training.reports import Report
 from soflow.training.trainer import Trainer
 
@@ -139,7 +139,11 @@ class TrainingRun:
         return generate(trainer.objective, network, trainer.codec, self.config, nfe, sampler, workers, counts)
 
     def _draw(self, network: nn.Module) -> dict[str, Path]:
-        """Write sample grids at each NFE from the same noise; return paths by name, with the metrics' suffixes."""
+        """Write sample grids at each NFE from the same noise and, at the end, a grid of real images.
+
+        Returns:
+            paths by name; names of samples have the metrics' suffixes.
+        """
         trainer, paths = self.trainer, {}
         first, *others = evaluation_nfe(self.config, trainer.objective)
         for nfe in (first, *(sorted({*others, *LAST_NFE} - {first}) if self.finished else ())):
@@ -148,6 +152,9 @@ class TrainingRun:
             images = draw_grid(trainer.objective, network, self.config, self.device, nfe, codec=trainer.codec)
             write_grid(images, path, GRID_COLUMNS)
             paths[f"samples{suffix}"] = path
+        if self.finished:
+            paths["real"] = self.directory / "grids" / "real.png"
+            write_grid(real_grid(trainer.source, trainer.codec, self.device), paths["real"], GRID_COLUMNS)
         return paths
 
     def _facts(self) -> dict[str, str]:

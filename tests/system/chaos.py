@@ -26,7 +26,7 @@ from tests.database import new_database
 
 ROOT = Path(__file__).parents[2]
 NUM_TRIALS, STEPS, REPORT_EVERY = 12, 40, 8
-LAST_GRIDS = 2  # at the end a trial also draws its samples at 2 and 4 NFE
+LAST_GRIDS = 3  # at the end a trial also draws its samples at 2 and 4 NFE, and real images
 SWEEP = [
     *("--num-trials", str(NUM_TRIALS), "--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),
     *("--training.total-steps", str(STEPS), "--training.report-every", str(REPORT_EVERY)),

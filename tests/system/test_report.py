@@ -81,6 +81,9 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_color_scheme(o
     assert page.locator("#trials tbody tr").last.bounding_box()["height"] > 10
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 50)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1280, "height": 900})
 
     assert page.evaluate(COLUMN, 2)[0] == "0"
     page.click("#trials th[title='fid'] button")
@@ -117,6 +120,13 @@ def test_a_report_opens_from_its_file_draws_sorts_and_follows_the_color_scheme(o
     seen, unseen = anchored.evaluate("leftWhenOpened")
     assert seen == 0
     assert unseen > 0
+
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 between the margins
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for selector, edge in (("h2, h3, .caption", "breakAfter"), (".figure, .strip, tr", "breakInside")):
+        breaks = f"[...document.querySelectorAll('{selector}')].map(element => getComputedStyle(element).{edge})"
+        assert set(page.evaluate(breaks)) == {"avoid"}
 
     dark = opened(path, "dark")
     assert dark.evaluate("document.documentElement.dataset.drawn") == "dark"

@@ -13,7 +13,7 @@ METRICS = {"fid", "kid", "time/step_ms", "time/train_s", "throughput/images_per_
 TAGS = {"objective", "dataset", "sweep", "trial_id", "optuna_number", "git_commit", "config_hash", "hardware.cpu"}
 REPORTED_TAGS = {"fid_feature_network", "fid_feature_weights_sha256", "fid_num_samples", "fid_reference_fingerprint"}
 REPORTS = {4: 1, 8: 2, 12: 3}
-GRIDS_AT_THE_END = 2  # also at 2 and 4 NFE
+GRIDS_AT_THE_END = 3  # also at 2 and 4 NFE, and real images
 
 
 def test_a_sweep_is_recorded_whole(finished):

@@ -6,6 +6,7 @@ import html
 import math
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -15,8 +16,9 @@ from dashboards import report
 from dashboards.comparison.compare import compare, interval
 from dashboards.comparison.page import comparison_page, write_tables
 from dashboards.comparison.results import CONFIRMED, UNDECIDED
-from dashboards.comparison.tables import _escape_latex, _escape_markdown, measured_table, stacked
+from dashboards.comparison.tables import _escape_markdown, measured_table, stacked
 from dashboards.comparison.terminal import show_comparison
+from dashboards.latex import escape
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import leave_report, read_attachments
 from soflow.statistics import paired_ratio
@@ -181,17 +183,47 @@ def test_the_page_shows_the_table_and_escapes_names(store, parent):
     assert page.count('<img src="data:image/webp') == 3
 
 
+@pytest.mark.parametrize(("shared", "pictures"), [(True, 4), (False, 3)])
+def test_real_images_that_all_cases_learned_are_shown_once(store, shared, pictures):
+    comparison = compare(read_sweep(store.uri, write_sweep(store)))
+    images, costs = read_attachments(comparison)
+    images = {
+        number: replace(found, real=images[0 if shared else number].over_steps[300]) for number, found in images.items()
+    }
+    page = comparison_page(comparison, images, costs)
+    assert page.count('<img src="data:image/webp') == pictures
+    assert page.count("real images, from the training data</figcaption>") == shared
+
+
 def test_markdown_and_latex_tables_equal_the_page(store, parent, tmp_path):
     comparison = compare(read_sweep(store.uri, parent))
-    markdown, latex = (path.read_text() for path in write_tables(comparison, tmp_path))
+    markdown, latex, _ = (path.read_text() for path in write_tables(comparison, tmp_path))
     rows = measured_table(comparison)
     for row in rows:
         assert "| " + " | ".join(map(_escape_markdown, row)) + " |" in markdown
-        assert " & ".join(map(_escape_latex, row)) + r" \\" in latex
+        assert " & ".join(map(escape, row)) + r" \\" in latex
     assert r"odd\_\<i\>\_\&\_$x$" in markdown
     assert r"odd\_\textless{}i\textgreater{}\_\&\_\$x\$" in latex
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 2
     assert "Published, not measured here" in markdown
+
+
+def test_the_compact_table_has_the_means_and_half_widths_of_the_page(store, parent, tmp_path):
+    comparison = compare(read_sweep(store.uri, parent))
+    table = write_tables(comparison, tmp_path)[2].read_text()
+    body = table.partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines()]
+    assert [row[:2] for row in rows] == [[escape(case.name), "4"] for case in comparison.cases]
+    for metric, column in (("fid", 2), ("fid_2nfe", 3), ("memory/peak_mib", 5)):
+        measures = [case.measures[metric] for case in comparison.cases]
+        lowest = min(measures, key=lambda measure: measure.mean)
+        for measure, row in zip(measures, rows, strict=True):
+            mean, half = map(float, re.fullmatch(r"(?:\\textbf\{)?([\d.]+) \$\\pm\$ ([\d.]+)\}?", row[column]).groups())
+            assert (mean, half) == (
+                pytest.approx(measure.mean, abs=half / 10),
+                pytest.approx(measure.high - measure.mean, rel=0.05),
+            )
+            assert row[column].startswith(r"\textbf") == (measure is lowest)
 
 
 def test_the_terminal_shows_verdicts_and_names_as_they_are(store, capsys):
@@ -213,7 +245,7 @@ def test_the_terminal_shows_verdicts_and_names_as_they_are(store, capsys):
 def test_a_comparison_leaves_its_report_and_tables(store, parent, capsys):
     folder, attached = store.folder_of(parent), []
     leave_report(store.uri, folder, attached.append)
-    names = ("report.html", "comparison.md", "comparison.tex")
+    names = ("report.html", "comparison.md", "comparison.tex", "comparison-compact.tex")
     assert attached == [folder / name for name in names], capsys.readouterr().out
     assert all(path.exists() for path in attached)
 
@@ -226,7 +258,7 @@ def test_analysis_and_rendering_do_not_access_mlflow(store, parent, tmp_path, mo
         monkeypatch.setattr(f"mlflow.MlflowClient.{name}", None)
     assert compare(data).answer == comparison.answer
     assert comparison.answer[0] in html.unescape(comparison_page(comparison, *attachments))
-    assert len(write_tables(comparison, tmp_path)) == 2
+    assert len(write_tables(comparison, tmp_path)) == 3
 
 
 def test_a_sweep_is_read_and_analyzed_once(store, parent, tmp_path, monkeypatch):

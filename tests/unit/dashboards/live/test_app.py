@@ -16,6 +16,7 @@ from sweep_store import SweepStore
 from dashboards.live import findings
 from dashboards.live.charts import front, learning_curves, pareto, thinned
 from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
+from dashboards.palette import BEST, STATE_COLORS
 from tests.database import new_database
 
 PAGE = str(REPOSITORY / "dashboards" / "live" / "app.py")
@@ -161,6 +162,8 @@ def test_incomplete_runs_and_extreme_values_are_shown(sweep):
         pareto(snapshot, EVIL, EVIL),
     ):
         assert "<script>" not in figure.to_json()
+    colors = {trace.name: trace.line.color for trace in learning_curves(snapshot, "fid", snapshot.trials[1]).data}
+    assert (colors["failed"], colors["best: trial 1"]) == (STATE_COLORS["failed"], BEST)  # as in reports
     assert learning_curves(snapshot, EVIL, None).layout.yaxis.title.text.startswith(html.escape(EVIL[:37]))
     assert len(findings.table(snapshot)) == 2
     assert "fid" in findings.metrics_of(snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from sweep_store import PROTOCOL, SweepStore
 
+from dashboards.palette import BEST, DEFAULT, STATE_COLORS
 from dashboards.report import leave_report, main
 from orchestration.sweep.config import SweepConfig
 from soflow.config import to_dict
@@ -142,6 +144,33 @@ def test_the_page_contains_every_figure(good):
     assert len(page.figures) == slices + fronts + bars + others
     assert page.elements.count("img") == 3 * (3 + 2)  # best, median and worst, over three steps and at 1 and 4 NFE
     assert page.text.count("4 NFE") == 3
+
+
+def test_marked_trials_and_states_have_one_color_in_every_figure(good):
+    colors = STATE_COLORS | {
+        "best, trial 1": BEST,
+        "default, trial 0": DEFAULT,
+        "finished trial": STATE_COLORS["finished"],
+    }
+    colors |= {"best so far": BEST, "stopped here": STATE_COLORS["stopped"]}
+    drawn = []
+    for figure in good[1].figures:
+        drawn.append([trace.get("name") for trace in figure["data"]])
+        for trace in figure["data"]:
+            if trace.get("name") in colors and "legendgroup" not in trace:  # those of slices have the goal's colors
+                assert colors[trace["name"]] in [trace.get(part, {}).get("color") for part in ("line", "marker")]
+    marked = ["best, trial 1" in names for names in drawn]
+    assert marked == ["default, trial 0" in names for names in drawn]
+    assert len(marked) - sum(marked) == 3  # importances, time and memory
+
+
+def test_real_images_stand_beside_the_best_trial_s_samples(store, report, good):
+    store.sweep("beside", GOOD[:3], images=True, real=True)
+    text, caption = report("beside").text, "real images, from the training data"
+    strips = re.split("Best: trial 1|Worst finished: trial 0", text)
+    assert [strip.count(caption) for strip in strips] == [0, 1, 0, 0, 0]  # those by NFE have none
+    assert strips[1].index(caption) < strips[1].index("step 100")
+    assert caption not in good[1].text  # recorded without any
 
 
 def test_the_page_contains_the_command_that_repeats_the_sweep(store, good):
@@ -317,5 +346,6 @@ def test_a_failed_report_at_the_end_of_a_sweep_is_one_line(store, tmp_path, caps
     folder = store.folder_of(store.sweep("left", GOOD))
     leave_report(store.uri, folder, attached.append)
     assert (folder / "report.html").stat().st_size > 1e6
-    assert attached == [folder / "report.html"]
-    assert capsys.readouterr().out == f"report:      {folder / 'report.html'}\n"
+    table = folder / "trials-compact.tex"
+    assert attached == [folder / "report.html", table]
+    assert capsys.readouterr().out == f"report:      {folder / 'report.html'}\nfor papers:  {table}\n"

@@ -444,6 +444,7 @@ def test_reports_come_at_every_interval_and_at_the_end(finished_run):
         "reports",
     }
     assert sorted(path.name for path in (directory / "grids").iterdir()) == [
+        "real.png",
         "step-00000003.png",
         "step-00000006.png",
         "step-00000007.png",
@@ -511,7 +512,7 @@ def test_a_checkpoint_samples_the_grid_again(finished_run, tmp_path):
     loaded, objective, network = load_sampler(checkpoints.path_of(directory, 7), CPU)
     assert loaded == config
     grids = reports[-1].grids
-    assert set(grids) == {"samples", "samples_2nfe", "samples_4nfe"}
+    assert set(grids) == {"samples", "samples_2nfe", "samples_4nfe", "real"}
     for name, nfe in {"samples": 1, "samples_2nfe": 2, "samples_4nfe": 4}.items():
         write_grid(draw_grid(objective, network, loaded, CPU, nfe), tmp_path / "grid.png", GRID_COLUMNS)
         assert (tmp_path / "grid.png").read_bytes() == grids[name].read_bytes()
