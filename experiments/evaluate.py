@@ -4,7 +4,7 @@ $ python experiments/evaluate.py results/NAME/trials/0003 --num-samples 50000
 $ python experiments/evaluate.py results/NAME --best --nfe 1 2 4 --precision-recall --out measured.json
 $ python experiments/evaluate.py checkpoint-00001200.pt --feature-network inception --reference cifar10.npz
 
-Whatever is not given is as in the run, and then the figures are those of its last report.
+Settings that are not given are the run's; without any, the figures are those of the checkpoint's report.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def _confirm(config: SweepConfig) -> str:
         print("nothing to confirm: no trial but the default configuration finished")
         return "FINISHED"
     print(f"confirming {len(confirming.cases) - 1} trials on {confirming.case_seeds} new seeds", flush=True)
-    return run_sweep(_resumed_if_it_exists(confirming), _write_report)
+    given = {path: value for path, value in config.given.items() if path.partition(".")[0] in NEUTRAL[2:]}
+    return run_sweep(_resumed_if_it_exists(confirming).with_given(given), _write_report)
 
 
 def _write_report(folder: Path, attach: Callable[[Path], None]) -> None:

@@ -41,7 +41,7 @@ class SampleOptions(Section):
     npz: Path | None = None
     """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
-    """Samples in the .npz file, of the classes that `evaluation.labels` of the run says."""
+    """Samples in the .npz file; their classes follow the run's `evaluation.labels`."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -86,7 +86,7 @@ def write(options: SampleOptions) -> str:
 
     from soflow.training import checkpoints
     from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
-    from soflow.training.trained import load_sampler
+    from soflow.training.trained import class_counts, load_sampler
 
     path = checkpoints.find(options.checkpoint, options.best)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,8 +102,7 @@ def write(options: SampleOptions) -> str:
         write_grid(images, options.out, len(classes))
         written, count = options.out, len(images)
     else:
-        counts = checkpoints.load(path)["class_counts"] if config.evaluation.labels == "data" else None
-        write_file(options, config, objective, network, device, counts or [1] * objective.num_classes)
+        write_file(options, config, objective, network, device, class_counts(path, config, objective))
         written, count = options.npz, options.num_samples
     return f"{count} samples of {path} with {options.nfe} evaluation(s) each: {written}"
 

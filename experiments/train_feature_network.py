@@ -156,8 +156,8 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
 
 class FeatureNetworkOptions(Section):
     name: Literal["images", "digits-cnn", "fashion-cnn"]
-    """images = of your images in --root; digits-cnn and fashion-cnn = as included in the package. One core takes about
-    10 seconds for digits-cnn, 3 minutes for fashion-cnn and for 4,000 images of 32 x 32 pixels."""
+    """images = for your images in --root; digits-cnn and fashion-cnn = as included in the package. One core takes about
+    10 seconds for digits-cnn, 1 minute for images of 16 x 16 pixels, 3 minutes for fashion-cnn."""
     root: InputPath | None = None
     """Folder of your images, with one sub-folder per class, or of Fashion-MNIST's files. Default: Debian's package."""
     image_size: Count | None = None

@@ -95,7 +95,7 @@ def check_address(address: str) -> None:
 
 
 def _create_token() -> None:
-    """Create the token with which the processes of a local cluster recognize each other, for this user's eyes only.
+    """Create the token with which the processes of a local cluster recognize each other, readable by this user alone.
 
     Ray listens on all interfaces and requires the token by default, but would create a file that everybody can read.
     """
@@ -103,9 +103,11 @@ def _create_token() -> None:
         return
     with suppress(OSError):  # without a writable home, Ray says what is missing
         TOKEN_FILE.parent.mkdir(exist_ok=True)
-        if not TOKEN_FILE.exists():
-            with os.fdopen(os.open(TOKEN_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
+        with tempfile.NamedTemporaryFile("w", dir=TOKEN_FILE.parent) as file:  # with mode 0600
+            file.write(secrets.token_hex(32))
+            file.flush()
+            with suppress(FileExistsError):  # a link appears whole, and of two processes one wins
+                os.link(file.name, TOKEN_FILE)
         TOKEN_FILE.chmod(0o600)
 
 

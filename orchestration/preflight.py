@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 from soflow.config import RunConfig
+from soflow.config_base import ConfigError
 from soflow.data import open_source
+from soflow.evaluation.registry import feature_network_info
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -27,6 +29,10 @@ def check_inputs(config: RunConfig) -> None:
         from soflow.evaluation.reference_files import read_configured
 
         read_configured(config)
+    try:
+        feature_network_info(config.feature_network)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.feature_network = {config.feature_network}: {error}") from None
     if config.feature_network == "inception":
         from soflow.evaluation.feature_networks import weights_path
 

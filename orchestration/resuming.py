@@ -62,7 +62,7 @@ def _no_extension(saved: LaunchConfig, steps: int) -> str:
     if steps < saved.training.total_steps:
         return "only more steps can be added"
     schedule = saved.objective.progress_schedule
-    return f"{schedule} depends on it, so all earlier steps would have been others" if schedule else ""
+    return f"{schedule} depends on it, so all earlier steps would have differed" if schedule else ""
 
 
 def check_original(folder: Path) -> None:

@@ -67,14 +67,14 @@ def train(config: TrainConfig) -> str:
             write_atomic(folder / RUN_FILE, to_yaml(config))
             note_location(folder)
             print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
-            return _Run(config, folder.absolute()).execute(resources, budget)
+            return _Run(config, folder.absolute(), resuming).execute(resources, budget)
 
 
 class _Run:
     """The driver of one run: asks the workers for report after report and records them."""
 
-    def __init__(self, config: TrainConfig, folder: Path):
-        self.config, self.folder, self.key = config, folder, folder.name
+    def __init__(self, config: TrainConfig, folder: Path, resuming: bool):
+        self.config, self.folder, self.key, self.resuming = config, folder, folder.name, resuming
         self.console = plain_console()
         self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
 
@@ -91,8 +91,9 @@ class _Run:
             schema.FOLDER: str(self.folder),
         }
         set_last_words(self._end_interrupted)
-        # MLflow keeps a parameter's first value: a resumed run, which may have been extended, sends none.
-        params = {} if self.config.resume else flatten(to_dict(run))
+        params = flatten(to_dict(run))
+        if self.resuming:  # maybe with more steps, but MLflow keeps a parameter's first value
+            del params["training.total_steps"]
         self.tracker.start_run(self.key, self.folder.name, params, tags | {schema.STEPS: run.training.total_steps})
         self.tracker.describe(self.key, run_note(self.config, self.folder))
         group = training_group(resources, self.folder, "workers")

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import operator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -20,7 +21,7 @@ from soflow.config_base import ConfigError, Section, without_password
 from soflow.data.config import DatasetConfig
 from soflow.data.registry import SOURCES
 from soflow.evaluation.config import EvaluationConfig
-from soflow.evaluation.registry import feature_network_info
+from soflow.evaluation.registry import FEATURE_NETWORKS, feature_network_info
 from soflow.networks.config import NetworkConfig
 from soflow.networks.registry import NETWORKS
 from soflow.objectives.config import ObjectiveFields, SoFlowConfig
@@ -85,12 +86,23 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit_the_feature_network(self) -> RunConfig:
-        required_shape = feature_network_info(self.feature_network).image_shape
+        if self.feature_network not in FEATURE_NETWORKS and not Path(self.feature_network).exists():
+            return self
+        try:
+            required_shape = feature_network_info(self.feature_network).image_shape
+        except ValueError as error:
+            raise ValueError(f"evaluation.feature_network = {self.feature_network}: {error}") from None
         if required_shape not in (None, self.dataset.image_shape):
             raise ValueError(
                 f"evaluation.feature_network = {self.feature_network}: takes images of shape {required_shape}, "
                 f"not {self.dataset.image_shape} of dataset.name = {self.dataset.name}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_exist(self) -> RunConfig:
+        if self.evaluation.labels == "data" and not self.dataset.conditional:
+            raise ValueError("evaluation.labels = data: must be balanced with dataset.conditional = False")
         return self
 
     @model_validator(mode="after")

@@ -5,10 +5,12 @@ The lowest of many FIDs is low partly by luck, so it overstates how good its con
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pandas as pd
 
+from orchestration.storage import SWEEP_FILE
 from orchestration.sweep.cases import Case
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import saved_config
@@ -26,11 +28,13 @@ def confirmation(folder: Path) -> SweepConfig | None:
     """Return the comparison that confirms a finished search; None if no trial but the default finished.
 
     Args:
-        folder: of the search, with its trials.csv, whose first rows are the best.
+        folder: of the search, with its trials.csv, whose first rows are the best. Trials that break a constraint are
+            left out.
     """
     config = saved_config(folder)
     ranked = pd.read_csv(folder / "trials.csv")
-    finished = ranked.loc[ranked["state"] == "finished", "trial"]
+    good = ranked["state"] == "finished"
+    finished = ranked.loc[good & ranked["feasible"] if "feasible" in ranked else good, "trial"]
     cases = [Case(name=DEFAULT)]
     for number in finished:
         if (changes := _changes(config, folder, int(number))) and len(cases) <= config.confirm:
@@ -39,7 +43,7 @@ def confirmation(folder: Path) -> SweepConfig | None:
         return None
     goal = config.goals[0]
     values = to_dict(config) | {
-        "name": f"{folder.name}{SUFFIX}",
+        "name": _name(folder, cases),
         "seed": config.seed + FIRST_SEED,
         "cases": cases,
         "case_seeds": config.confirm_seeds,
@@ -50,6 +54,15 @@ def confirmation(folder: Path) -> SweepConfig | None:
         **{"constraints": (), "seeds_per_trial": 1, "confirm": 0},
     }
     return SweepConfig.model_validate(values)
+
+
+def _name(folder: Path, cases: list[Case]) -> str:
+    """Return the name of the confirmation of these cases; more trials may have changed them since an earlier one."""
+    for number in itertools.count(1):
+        path = folder.with_name(f"{folder.name}{SUFFIX}{f'-{number}' if number > 1 else ''}")
+        if not (path / SWEEP_FILE).exists() or list(saved_config(path).cases) == cases:
+            return path.name
+    raise AssertionError("itertools.count does not end")
 
 
 def _changes(config: SweepConfig, folder: Path, number: int) -> dict:

@@ -14,6 +14,9 @@ from typing import Any
 from orchestration.config import PASSWORDS
 from soflow.config_base import has_password, without_password
 
+SIGNED = {"MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"}
+"""Variables with which MLflow signs its requests in ways that the check at the start does not know."""
+
 
 class TrackingError(RuntimeError):
     """Unusable tracking configuration; the message names the field, the value and the allowed values."""
@@ -74,7 +77,7 @@ def _request_problem(url: str, timeout_s: float) -> str | None:
             f"cannot be reached{through} ({root_cause(error)}); start it with `mlflow server`, or use "
             "sqlite:///FOLDER/mlflow.db"
         )
-    if response.status_code in (401, 403) and "MLFLOW_TRACKING_AUTH" not in os.environ:
+    if response.status_code in (401, 403) and not os.environ.keys() & SIGNED:
         who = f"user {user}" if user and password else "the token" if token else "a request without a password"
         return (
             f"refuses {who} ({response.status_code} {response.reason}); set MLFLOW_TRACKING_USERNAME and "

@@ -1,7 +1,7 @@
-"""Digests and sizes of a dataset's files, read once and cached, so that a copied dataset keeps its fingerprint.
+"""Digests and sizes of a dataset's files, so that its fingerprint is that of its contents, which a copy keeps.
 
-The cache is one JSON file per dataset in the folder of the environment variable SOFLOW_CACHE, by default
-~/.cache/soflow. A file is read again only if its size or modification time changes.
+Files are read once. Their digests are cached in one JSON file per dataset, in the folder of the environment variable
+SOFLOW_CACHE, by default ~/.cache/soflow. A file is read again if its size or modification time changes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from soflow.data.base import DataError
 from soflow.files import sha256, write_atomic
 
 THREADS = 8
@@ -37,8 +39,24 @@ class Entry:
 
 
 def manifest(root: Path, paths: Sequence[Path]) -> list[Entry]:
-    """Return the entries of files, all of them in the folder `root`, from the cache or by reading them."""
+    """Return the entries of files, all of them in the folder `root`, from the cache or by reading them.
+
+    Of several processes on a machine, one reads the files and the others wait for it.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
     cache = _cache_file(root)
+    try:
+        with suppress(OSError):  # without a writable cache, every process reads the files
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{cache}.lock") if os.access(cache.parent, os.W_OK) else nullcontext():
+            return _entries(root, paths, cache)
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None
+
+
+def _entries(root: Path, paths: Sequence[Path], cache: Path) -> list[Entry]:
     known = _load(cache)
     names = [str(path.relative_to(root)) for path in paths]
     stats = [path.stat() for path in paths]
@@ -52,11 +70,10 @@ def manifest(root: Path, paths: Sequence[Path]) -> list[Entry]:
         if len(changed) > FEW:
             read = track(read, f"reading {root} once", len(changed), console=Console(stderr=True), transient=True)
         known |= {names[i]: entry for i, entry in zip(changed, read, strict=True)}
-    entries = [known[name] for name in names]
     if changed:
-        with suppress(OSError):  # without a cache, the files are read again next time
-            write_atomic(cache, json.dumps({name: asdict(entry) for name, entry in zip(names, entries, strict=True)}))
-    return entries
+        with suppress(OSError):
+            write_atomic(cache, json.dumps({name: asdict(entry) for name, entry in known.items()}))
+    return [known[name] for name in names]
 
 
 def fingerprint(description: str, root: Path, paths: Sequence[Path]) -> str:

@@ -49,9 +49,10 @@ class EvaluationConfig(Section):
     def _feature_network_is_known(cls, value: str | None) -> str | None:
         if value is None or value in FEATURE_NETWORKS:
             return value
-        path = str(Path(value).expanduser().absolute()) if value.endswith(SUFFIX) else value
-        feature_network_info(path)
-        return path
+        if not value.endswith(SUFFIX):
+            feature_network_info(value)  # raises
+        # Its existence is checked when it is used: sampling from a run needs no features.
+        return str(Path(value).expanduser().absolute())
 
     @field_validator("diagnostics")
     @classmethod

@@ -12,6 +12,7 @@ import torch_fidelity
 from torch import Tensor
 
 from soflow.config import RunConfig
+from soflow.config_base import ConfigError
 from soflow.data.base import DataSource
 from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.moments import Moments, Rows, Workers
@@ -60,7 +61,10 @@ class Evaluator:
     ):
         self.config, self.device, self.workers = config.evaluation, device, workers or Workers(device)
         self.network, self.image_shape = config.feature_network, config.dataset.image_shape
-        self.info = feature_network_info(self.network)
+        try:
+            self.info = feature_network_info(self.network)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.feature_network = {self.network}: {error}") from None
         self.classifies = self.info.dataset in (config.dataset.name, source.fingerprint)
         from_file = reference.from_file(config) if self.config.reference else None
         weights = feature_networks.weights_path(self.network, self.config.inception_weights)

@@ -58,7 +58,7 @@ def generate(
 
 
 def evaluation_labels(num_samples: int, class_counts: Sequence[int]) -> Tensor:
-    """Return labels [num_samples], int64, in the proportions of `class_counts` as exactly as whole numbers can be.
+    """Return labels [num_samples], int64, in the proportions of `class_counts`, to within one image of each class.
 
     Equal counts give 0, 1, … in turn. Others are shuffled with a fixed seed, so that every leading part is mixed, too.
     """

@@ -1,4 +1,4 @@
-"""Registry of the feature networks, and the properties of classifiers trained on one's own data."""
+"""Registry of the feature networks, and the properties of classifiers trained on other images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FeatureNetworkInfo:
     image_shape: tuple[int, int, int] | None = None
     """Required (channels, height, width); None for any size of grayscale or RGB images."""
     dataset: str | None = None
-    """Dataset whose classes the logits predict: its name, or for a classifier of one's own its fingerprint."""
+    """Dataset whose classes the logits predict: its name, or its fingerprint if it is not in the registry."""
 
 
 FEATURE_NETWORKS = {

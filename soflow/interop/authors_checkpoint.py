@@ -139,7 +139,7 @@ def _import_weights(
         if key not in stored:
             required = entry if isinstance(entry, Tensor) else layout.to_theirs(entry, expected[entry])
             raise CheckpointError(f"{path}: {key}, {_shape(required)} in {kind}, is missing")
-    # Weights without a key of theirs: the label table of the U-Net, which they have not.
+    # Weights without a key of theirs: the label table of the U-Net, which theirs lacks.
     return weights | {
         name: torch.zeros(value.shape, dtype=value.dtype) for name, value in expected.items() if name not in weights
     }

@@ -110,8 +110,8 @@ class MeanFlowFields(WeightFields, ObjectiveFields):
     subset = in a separate call for the samples with r < t only, finite_difference = for these samples from two network
     calls, approximately."""
     finite_difference_step: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    """h of the finite difference between t + h and t - h. Default: the cube root of the rounding unit of the calls'
-    precision, training.quotient_precision: 0.0049 in fp32."""
+    """h of the finite difference between t + h and t - h. Default: the cube root of the distance from 1 to the next
+    number in training.quotient_precision: 0.0049 in fp32."""
     guidance_omega: Annotated[float, Field(ge=0)] = 1.0
     """omega, weight of the conditional velocity v_t in the guided velocity."""
     guidance_kappa: Annotated[float, Field(ge=0, lt=1)] = 0.2

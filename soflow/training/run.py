@@ -165,7 +165,7 @@ class TrainingRun:
             "dtype": self.config.training.precision,
             "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
-            "compiled": str(self.config.training.compile).lower(),
+            "compiled": str(self.trainer.compiled).lower(),
             "memory_measure": "peak of tensors in an optimizer step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),

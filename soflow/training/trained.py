@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from soflow.config import RunConfig, parse
+from soflow.config_base import ConfigError
 from soflow.objectives.base import Objective
 from soflow.training import checkpoints
 from soflow.training.build import build_network, build_objective
@@ -26,3 +27,17 @@ def load_sampler(path: Path, device: torch.device) -> tuple[RunConfig, Objective
     network = build_network(config, state["num_classes"]).to(device)
     network.load_state_dict(state["ema"])
     return config, build_objective(config, state["num_classes"]), network.eval()
+
+
+def class_counts(path: Path, config: RunConfig, objective: Objective) -> list[int]:
+    """Return the numbers of images that the classes of a checkpoint's data have; equal ones if samples are balanced.
+
+    Raises:
+        ConfigError: if samples follow the data, but the checkpoint does not contain the numbers.
+    """
+    if config.evaluation.labels == "balanced":
+        return [1] * objective.num_classes
+    counts = checkpoints.load(path).get("class_counts")
+    if counts is None:
+        raise ConfigError(f"evaluation.labels = data: {path} does not say how many images its classes had")
+    return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -107,8 +107,13 @@ class Trainer:
             NonFiniteLoss: if a loss was infinite or NaN; the message names the first such step.
             StepOutOfMemory: if a step did not fit into memory; the trainer is unusable afterwards.
         """
-        try:
+        with self._memory_named():
             return self._advance(steps)
+
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -229,7 +234,13 @@ class Trainer:
         return data, join(labels, parameters)
 
     @property
+    def compiled(self) -> bool:
+        """True if the network is compiled, as configured unless no compiler works."""
+        return hasattr(self._called_network, "_orig_mod")
+
+    @property
     def approximates_derivative(self) -> bool:
+        """True if the loss contains a derivative that is compiled or a finite difference."""
         return self.objective.approximates_derivative(self._called_network)
 
     @property
@@ -251,7 +262,8 @@ class Trainer:
         data = self.codec.encode(torch.from_numpy(stored).to(self.device))
         if self.config.dataset.augmentation:
             labels = join(labels, torch.zeros(len(labels), NUM_PARAMETERS, device=self.device))
-        return self.objective.derivative_error(self._called_network, data, labels, draws)
+        with self._memory_named():
+            return self.objective.derivative_error(self._called_network, data, labels, draws)
 
     def persistent_tensors(self) -> list[Tensor]:
         """Return the tensors kept between steps: weights, their moving average and optimizer moments."""

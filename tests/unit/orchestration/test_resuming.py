@@ -55,7 +55,7 @@ def test_what_does_not_change_the_results_is_taken(tmp_path):
     ("objective", "steps", "reason"),
     [
         ({"name": "meanflow"}, 99, "only more steps can be added"),
-        ({"name": "soflow"}, 2000, "r(k, K) depends on it, so all earlier steps would have been others"),
+        ({"name": "soflow"}, 2000, "r(k, K) depends on it, so all earlier steps would have differed"),
         ({"name": "alpha_flow"}, 2000, "alpha(k) depends on it"),
         ({"name": "soflow", "gap_schedule": "constant"}, 2000, ""),
         ({"name": "meanflow"}, 2000, ""),

@@ -144,6 +144,10 @@ FAULTS = [
     ({"optimizer": {"betas": (0.9, 1)}}, "optimizer.betas.1 = 1: .*less than 1"),
     ({"evaluation": {"nfe": (1, 1)}}, r"evaluation: nfe = \[1, 1\] must list distinct numbers"),
     ({"evaluation": {"nfe": (3,), "sampler": "heun"}}, r"evaluation: nfe = \[3\] must be even"),
+    (
+        {"evaluation": {"labels": "data"}, "dataset": {"conditional": False}},
+        "evaluation.labels = data: must be balanced with dataset.conditional = False",
+    ),
     ({"evaluation": {"feature_network": "vgg"}}, "evaluation.feature_network = vgg: must be one of digits-cnn, "),
     *(
         ({section: {field: value}}, f"{section}.{field} = {value}: .*finite")

@@ -65,3 +65,20 @@ def test_a_study_has_its_sweep_s_name_and_metrics_also_after_a_move(tmp_path):
     assert (study.reports.study_name, study.reports.metric_names) == ("s-stopping", ["fid"])
     (tmp_path / "s").rename(tmp_path / "t")
     assert load_study(config, tmp_path / "t").study_name == "s"
+
+
+def test_trials_that_break_a_constraint_are_not_confirmed(tmp_path):
+    finished_search(tmp_path, ["finished"] * 4)
+    table = "trial,state,feasible\n3,finished,False\n2,finished,True\n1,finished,True\n0,finished,True\n"
+    (tmp_path / "s" / "trials.csv").write_text(table)
+    assert [case.name for case in confirmation(tmp_path / "s").cases] == ["default", "trial 2", "trial 1"]
+
+
+def test_another_ranking_is_confirmed_under_another_name(tmp_path):
+    finished_search(tmp_path, ["finished"] * 4)
+    first = confirmation(tmp_path / "s")
+    (tmp_path / first.name).mkdir()
+    (tmp_path / first.name / SWEEP_FILE).write_text(to_yaml(first))
+    assert confirmation(tmp_path / "s").name == "s-confirmed"  # the same is resumed
+    (tmp_path / "s" / "trials.csv").write_text("trial,state\n2,finished\n3,finished\n")
+    assert confirmation(tmp_path / "s").name == "s-confirmed-2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from soflow.data import open_source
+from soflow.data.base import DataError
 from soflow.data.config import DatasetConfig
 from soflow.data.latents import LatentFile, write_latents
 from soflow.data.manifest import manifest
@@ -78,9 +80,26 @@ def test_a_damaged_cache_is_made_again(content, cache, folder):
 
 
 def test_without_a_writable_cache_the_files_are_read(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv("SOFLOW_CACHE", str(tmp_path / "cache"))
+    expected = fingerprint(folder)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SOFLOW_CACHE", str(tmp_path / "file"))
-    assert fingerprint(folder) == fingerprint(folder)
+    assert fingerprint(folder) == expected
+
+
+def test_two_files_of_a_folder_keep_each_other_s_digests(cache, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        manifest(tmp_path, [tmp_path / name])
+    (file,) = cache.glob("manifests/*.json")
+    assert set(json.loads(file.read_text())) == {"one", "two"}
+
+
+def test_a_file_that_cannot_be_read_is_named(cache, folder):
+    (folder / "a" / "1.png").unlink()
+    (folder / "a" / "1.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(DataError, match=r"a/1\.png: cannot be read \(No such file or directory\)"):
+        manifest(folder, [folder / "a" / "1.png"])
 
 
 def test_a_damaged_image_has_a_digest_but_no_sides(cache, folder):

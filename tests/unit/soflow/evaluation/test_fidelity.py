@@ -22,6 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from experiments import train_feature_network
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
+from orchestration.preflight import check_inputs
 from soflow import codecs, files
 from soflow.config import parse
 from soflow.config_base import ConfigError
@@ -483,8 +484,12 @@ def test_own_images_are_evaluated_with_their_own_network(own, tmp_path):
 def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"other")
     shipped = feature_networks.weights_path("digits-cnn")
+    missing = own_config(own[0], tmp_path / "none.safetensors")  # sampling from such a run needs no features
+    with pytest.raises(
+        ConfigError, match=r"none\.safetensors: there is no such file; experiments"
+    ):
+        check_inputs(missing)
     for path, message in (
-        (tmp_path / "none.safetensors", "there is no such file; experiments/train_feature_network.py makes one"),
         (tmp_path / "other.safetensors", "is no feature network made by experiments/train_feature_network.py"),
         (shipped, "is no feature network made by .*image_shape"),
         (tmp_path / "vgg.pt", "must be one of digits-cnn, fashion-cnn, inception, or a .safetensors file"),

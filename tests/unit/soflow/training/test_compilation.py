@@ -39,7 +39,7 @@ def test_compiled_training_takes_the_eager_steps(jvp, digits):
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
-def test_a_derivative_by_differences_is_measured_at_every_report(digits):
+def test_a_derivative_by_differences_is_close_to_the_exact_one(digits):
     training = trainer(digits, objective={"jvp": "finite_difference"})
     training.advance(3)
     # The truncation error of h = 0.005, and rounding of 2^-24 / h.
@@ -78,4 +78,5 @@ def test_without_a_compiler_training_runs_eagerly(digits, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "_compiler_problem", lambda device: "no C++ compiler")
     training = trainer(digits, training={"compile": True})
     assert not training.approximates_derivative
+    assert not training.compiled
     assert "training.compile = True: the compiler does not work (no C++ compiler)" in caplog.text
