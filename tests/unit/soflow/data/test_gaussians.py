@@ -272,7 +272,7 @@ def test_claims_about_exponents_are_judged_together_with_the_others(sweep, tmp_p
 def test_exponents_are_in_the_report_and_the_tables(sweep, tmp_path):
     comparison = compare(sweep)
     page = comparison_page(comparison, *read_attachments(comparison))
-    markdown, latex = (path.read_text() for path in write_tables(comparison, tmp_path))
+    markdown, latex, _ = (path.read_text() for path in write_tables(comparison, tmp_path))
     for row in exponent_table(comparison.exponents)[1:]:
         assert row[2] in page
         assert row[2] in markdown
