@@ -203,7 +203,8 @@ class Session:
 
         from orchestration.sweep.study_storage import open_journal
 
-        study = optuna.load_study(study_name="sweep", storage=open_journal(self.storage / sweep / "study.journal"))
+        journal = open_journal(self.storage / sweep / "study.journal")
+        study = optuna.load_study(study_name=sweep, storage=journal)
         return [trial.state.name for trial in study.get_trials(deepcopy=False)]
 
 

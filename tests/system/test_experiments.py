@@ -112,5 +112,7 @@ def test_equal_time_and_memory_follow_from_the_cost_study(shared):
 
 
 def test_bad_input_of_a_cost_study_is_one_line(session):
-    message = "variants = ['ddpm']: must be one of flow_matching, meanflow_a, meanflow_b, meanflow_c, soflow"
+    message = (
+        "variants = ['ddpm']: must be one of flow_matching, meanflow_a, meanflow_b, meanflow_c, meanflow_d, soflow"
+    )
     assert session.fail("compare_cost.py", "--variants", "ddpm") == f"error: {message}\n"

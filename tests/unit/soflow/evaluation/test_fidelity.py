@@ -485,9 +485,7 @@ def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"other")
     shipped = feature_networks.weights_path("digits-cnn")
     missing = own_config(own[0], tmp_path / "none.safetensors")  # sampling from such a run needs no features
-    with pytest.raises(
-        ConfigError, match=r"none\.safetensors: there is no such file; experiments"
-    ):
+    with pytest.raises(ConfigError, match=r"none\.safetensors: there is no such file; experiments"):
         check_inputs(missing)
     for path, message in (
         (tmp_path / "other.safetensors", "is no feature network made by experiments/train_feature_network.py"),
