@@ -196,9 +196,9 @@ def test_the_fingerprint_changes_with_the_data(tmp_path):
         fingerprint("other latents", latents=last),
         fingerprint("other order", labels=LABELS[::-1]),
         fingerprint("other labels", labels=np.roll(LABELS, 1)),
-        fingerprint("other time", seconds=2e9),
     ]
-    assert len({before, *others}) == 5
+    assert len({before, *others}) == 4
+    assert fingerprint("other time", seconds=2e9) == before  # a copy's
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["before", "after the parent has read"])
