@@ -33,8 +33,8 @@ class TrainingConfig(Section):
     """Optimizer steps between points of the learning curves `train/…`: losses, gradient norm and learning rate, logged
     with the next report."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay per update of the exponential moving average (EMA) of the weights, which is evaluated and sampled. The
-    average is corrected for its start, so it is free of the initial weights in short runs, too."""
+    """Decay per update of the exponential moving average (EMA) of the weights, which is evaluated and sampled. In
+    short runs its length is about a tenth of the steps so far, if that is less."""
     ema_every: Count = 1
     """Optimizer steps between EMA updates."""
     ema_dtype: Literal["float32", "float64"] = "float32"

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, corrected for its start."""
+"""Exponential moving average (EMA) of the weights, whose length grows with a short run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class MovingAverage(AveragedModel):
     def _update(self, averages: Tensors, weights: Tensors, num_averaged: Tensor | int) -> None:
         """Set average ← d_n · average + (1 − d_n) · weights, computed in the average's dtype."""
         # Not `num_averaged`, which is on the weights' device: reading it would wait for the device in every step.
-        in_place = get_ema_multi_avg_fn(corrected_decay(self.decay, int(self.n_averaged)))
+        in_place = get_ema_multi_avg_fn(decay_after(int(self.n_averaged), self.decay))
         in_place(averages, [weight.to(averages[0].dtype) for weight in weights], num_averaged)
 
 
-def corrected_decay(decay: float, num_averaged: int) -> float:
-    """Compute the decay d_n = d · (1 − dⁿ) / (1 − dⁿ⁺¹) of the update that follows n others.
+def decay_after(num_averaged: int, decay: float) -> float:
+    """Return the decay of the update that follows n others: min(d, (1 + n) / (10 + n)).
 
-    With it the average of n + 1 sets of weights is Σ dⁿ⁻ⁱ θ_i · (1 − d) / (1 − dⁿ⁺¹): an exponential average whose
-    factors sum to 1, as in Adam's correction of its moments (arXiv 1412.6980 §3). The constant decay d instead leaves
-    a share dⁿ of the average to its nearly random first weights: 12 % after 209 steps at d = 0.99. The two agree once
-    dⁿ is below rounding.
+    While a run is short, its average thus has a length of about a tenth of the updates so far, as with TensorFlow's
+    `num_updates`, and the share of its first weights falls with n⁻⁹. The constant decay d = 0.99 would leave 12 % of
+    the nearly random first weights in the average after 209 steps. Removing only these would not suffice: the rest of
+    the average would still reach back to weights that are far from the present ones, and be much worse than they are.
+    From n = (10 d − 1) / (1 − d) on, 890 updates at d = 0.99, the decay is d.
     """
-    return decay * (1 - decay**num_averaged) / (1 - decay ** (num_averaged + 1))
+    return min(decay, (1 + num_averaged) / (10 + num_averaged))

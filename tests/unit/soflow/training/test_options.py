@@ -37,9 +37,10 @@ def test_the_average_follows_its_formula(dtype, every, digits):
     for _ in range(6):
         trainer.advance(1)
         seen.append(weights(trainer).double())
-    averaged = seen[every - 1 :: every]
-    shares = [decay ** (len(averaged) - 1 - i) for i in range(len(averaged))]
-    expected = sum(share * value for share, value in zip(shares, averaged, strict=True)) / sum(shares)
+    expected = seen[every - 1]  # the first update takes the weights as they are
+    for n, value in enumerate(seen[2 * every - 1 :: every], start=1):
+        d = min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * value
     average = torch.cat([parameter.flatten() for parameter in trainer.ema.module.parameters()])
     assert average.dtype == getattr(torch, dtype)
     # Six roundings at the most, half a unit in the last place each.

@@ -24,6 +24,7 @@ from soflow.evaluation.fidelity import Evaluator
 from soflow.objectives.registry import OBJECTIVES
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
+from soflow.training.ema import decay_after
 from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
 from soflow.training.reports import load_report
 from soflow.training.run import TrainingRun
@@ -194,19 +195,31 @@ def test_the_order_depends_on_the_seed_alone():
     assert [other.indices(step).tolist() for step in range(12)] != expected
 
 
-def test_the_moving_average_is_free_of_its_start(digits):
+def test_the_moving_average_follows_its_recursion(digits):
     trainer = Trainer(tiny_config(training={"ema_decay": 0.8}), digits, CPU)
     seen = []
     for _ in range(5):
         trainer.advance(1)
         seen.append({name: value.double().clone() for name, value in trainer.network.named_parameters()})
-    factors = [0.8 ** (4 - i) * 0.2 / (1 - 0.8**5) for i in range(5)]
-    assert sum(factors) == pytest.approx(1)  # nothing is left of the initial weights
+    # Against the product of the decays after each update: the first is 0, the last min(0.8, 5/14).
+    decays = [min(0.8, (1 + n) / (10 + n)) if n else 0.0 for n in range(5)]
+    factors = [(1 - decays[i]) * math.prod(decays[i + 1 :]) for i in range(5)]
+    assert sum(factors) == pytest.approx(1)
     expected = {n: sum(f * weights[n] for f, weights in zip(factors, seen, strict=True)) for n in seen[0]}
     for name, value in trainer.ema.module.named_parameters():
         # Five float32 updates of 6e-8 relative rounding each.
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-7, msg=name)
     assert torch.equal(trainer.ema.module.pos_embed, trainer.network.pos_embed)
+
+
+def test_the_average_of_a_short_run_forgets_its_start_and_that_of_a_long_one_has_its_decay():
+    """Share of the first weights after 208 further updates, 10! 209! / 218!, and when the decay becomes constant."""
+    share = math.prod(decay_after(n, 0.99) for n in range(1, 209))
+    assert share == pytest.approx(math.factorial(10) / math.prod(range(210, 219)), rel=1e-9, abs=0)
+    assert share < 1e-13  # 12 % with a constant decay
+    assert decay_after(889, 0.99) < 0.99
+    assert decay_after(891, 0.99) == 0.99
+    assert decay_after(10**5, 0.9999) == 0.9999
 
 
 def test_learning_curves_are_means_since_their_last_point(digits):
