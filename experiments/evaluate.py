@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config_base import ConfigError, Count, InputPath, Section
+from soflow.config_base import CheckpointPath, ConfigError, Count, InputPath, Section
 from soflow.data.base import DataError
 from soflow.evaluation.config import Sampler
 
@@ -29,7 +29,7 @@ EVALUATION = (
 
 
 class EvaluateOptions(Section):
-    checkpoint: Path
+    checkpoint: CheckpointPath
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
@@ -61,13 +61,6 @@ class EvaluateOptions(Section):
     """Folder of runs, whose cached reference features are reused."""
     out: Path | None = None
     """JSON file to write: metrics and the protocol that they follow."""
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _exists(cls, path: Path) -> Path:
-        if not path.exists():
-            raise ValueError("there is no such file or folder; give a checkpoint-*.pt, or a run's or trial's folder")
-        return path
 
     def changes(self) -> dict[str, Any]:
         """Return the given values by their path in the run's configuration."""

@@ -17,12 +17,12 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config_base import ConfigError, Count, Section
+from soflow.config_base import CheckpointPath, ConfigError, Count, Section
 from soflow.evaluation.config import Sampler
 
 
 class SampleOptions(Section):
-    checkpoint: Path
+    checkpoint: CheckpointPath
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
@@ -42,13 +42,6 @@ class SampleOptions(Section):
     """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
     """Samples in the .npz file; their classes follow the run's `evaluation.labels`."""
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _exists(cls, path: Path) -> Path:
-        if not path.exists():
-            raise ValueError("there is no such file or folder; give a checkpoint-*.pt, or a run's or trial's folder")
-        return path
 
     @field_validator("out")
     @classmethod

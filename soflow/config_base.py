@@ -17,6 +17,16 @@ InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolu
 """Path of a file or folder to read, made absolute because workers run in another working directory."""
 
 
+def _checkpoint(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError("there is no such file or folder; give a checkpoint-*.pt, or a run's or trial's folder")
+    return path
+
+
+CheckpointPath = Annotated[Path, AfterValidator(_checkpoint)]
+"""Checkpoint, or folder of a run or trial with checkpoints, that exists."""
+
+
 class ConfigError(ValueError):
     """Invalid configuration; the message names the field, its value and the allowed values."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from orchestration.storage import SWEEP_FILE
 from orchestration.sweep.cases import Case
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import saved_config
+from orchestration.sweep.search_space import build
 from orchestration.sweep.study_storage import load_study
 from soflow.config import flatten, override, parse, to_dict
 
@@ -35,15 +37,16 @@ def confirmation(folder: Path) -> SweepConfig | None:
     ranked = pd.read_csv(folder / "trials.csv")
     good = ranked["state"] == "finished"
     finished = ranked.loc[good & ranked["feasible"] if "feasible" in ranked else good, "trial"]
-    cases = [Case(name=DEFAULT)]
-    for number in finished:
-        if (changes := _changes(config, folder, int(number))) and len(cases) <= config.confirm:
-            cases.append(Case(name=f"trial {number}", changes=changes))
+    trials, space = load_study(config, folder).trials, build(config)
+    points = ((number, space.point(trials[number].params)) for number in finished)
+    changed = ((number, changes) for number, point in points if (changes := _changes(config, point)))
+    best = itertools.islice(changed, config.confirm)
+    cases = [Case(name=DEFAULT), *(Case(name=f"trial {number}", changes=changes) for number, changes in best)]
     if len(cases) == 1:
         return None
     goal = config.goals[0]
     values = to_dict(config) | {
-        "name": _name(folder, cases),
+        "name": _name(folder, cases, config.confirm_seeds),
         "seed": config.seed + FIRST_SEED,
         "cases": cases,
         "case_seeds": config.confirm_seeds,
@@ -56,20 +59,21 @@ def confirmation(folder: Path) -> SweepConfig | None:
     return SweepConfig.model_validate(values)
 
 
-def _name(folder: Path, cases: list[Case]) -> str:
-    """Return the name of the confirmation of these cases; more trials may have changed them since an earlier one."""
-    for number in itertools.count(1):
-        path = folder.with_name(f"{folder.name}{SUFFIX}{f'-{number}' if number > 1 else ''}")
-        if not (path / SWEEP_FILE).exists() or list(saved_config(path).cases) == cases:
-            return path.name
-    raise AssertionError("itertools.count does not end")
+def _name(folder: Path, cases: list[Case], seeds: int) -> str:
+    """Return the name of the confirmation of these cases; an earlier one may have had others, or other seeds."""
+
+    def is_ours(path: Path) -> bool:
+        if not (path / SWEEP_FILE).exists():
+            return True
+        earlier = saved_config(path)
+        return list(earlier.cases) == cases and earlier.case_seeds == seeds
+
+    suffixes = (f"{SUFFIX}-{number}" if number > 1 else SUFFIX for number in itertools.count(1))
+    return next(name for name in (f"{folder.name}{suffix}" for suffix in suffixes) if is_ours(folder.with_name(name)))
 
 
-def _changes(config: SweepConfig, folder: Path, number: int) -> dict:
-    """Return what a trial changes of the default configuration, by path."""
-    from orchestration.sweep.search_space import build
-
-    trial = load_study(config, folder).trials[number]
+def _changes(config: SweepConfig, point: dict[str, Any]) -> dict[str, Any]:
+    """Return what a point changes of the default configuration, by path."""
     base = to_dict(config.run)
-    changed = flatten(to_dict(parse(override(base, build(config).point(trial.params)))))
-    return {path: value for path, value in changed.items() if flatten(base).get(path) != value}
+    before, after = flatten(base), flatten(to_dict(parse(override(base, point))))
+    return {path: value for path, value in after.items() if before.get(path) != value}

@@ -11,11 +11,13 @@ from orchestration.storage import SWEEP_FILE
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.confirmation import confirmation
+from orchestration.sweep.resume import saved_config
 from orchestration.sweep.study import SweepStudy
 from orchestration.sweep.study_storage import load_study
 from orchestration.sweep.ticket import trial_config
 from soflow.config import to_dict
 from soflow.config_files import to_yaml
+from soflow.files import write_atomic
 
 SEARCH = ("objective.r_end=0.001:0.05:log", "objective.guidance_strength=1:3")
 
@@ -80,5 +82,8 @@ def test_another_ranking_is_confirmed_under_another_name(tmp_path):
     (tmp_path / first.name).mkdir()
     (tmp_path / first.name / SWEEP_FILE).write_text(to_yaml(first))
     assert confirmation(tmp_path / "s").name == "s-confirmed"  # the same is resumed
+    more_seeds = saved_config(tmp_path / "s").model_copy(update={"confirm_seeds": 4})
+    write_atomic(tmp_path / "s" / SWEEP_FILE, to_yaml(more_seeds))
+    assert confirmation(tmp_path / "s").name == "s-confirmed-2"
     (tmp_path / "s" / "trials.csv").write_text("trial,state\n2,finished\n3,finished\n")
     assert confirmation(tmp_path / "s").name == "s-confirmed-2"
