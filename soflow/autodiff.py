@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from soflow.networks.attention import flash_attention
+
 # torch warns, in the first derivative of a process, of its own use of a deprecated function.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
@@ -19,29 +21,35 @@ BATCH_SIZES = 64
 
 
 def directional_derivative(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...]
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], direction: tuple[Tensor, ...], *, flash: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Compute function(*inputs) and its derivative along `direction` with one Jacobian-vector product.
 
-    Attention uses torch's math kernel, because the fused kernels have no forward-mode derivative.
+    Attention uses torch's math kernel, because torch's fused kernels have no forward-mode derivative.
 
     Args:
         inputs, direction: tensors of equal shapes, one direction per input.
+        flash: use a fused kernel that has one on CUDA.
     """
-    with sdpa_kernel(SDPBackend.MATH):
+    with flash_attention() if flash else sdpa_kernel(SDPBackend.MATH):
         return jvp(function, inputs, direction)[:2]
 
 
 def total_derivative(
-    network: nn.Module, x: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor
+    network: nn.Module, x: Tensor, v: Tensor, t: Tensor, s: Tensor, labels: Tensor, *, flash: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Compute u = F_θ(x, t, s) and du/dt = v · ∂_x u + ∂_t u at fixed s, both shaped like x, in one forward-mode pass.
 
     Args:
         network: not compiled, since a compiled network has no forward-mode derivative.
         v: dx/dt, shaped like x.
+        flash: see `directional_derivative`.
     """
-    u, du_dt = directional_derivative(lambda x, t: network(x, t, s, labels), (x, t), (v, torch.ones_like(t)))
+
+    def forward(x: Tensor, t: Tensor) -> Tensor:
+        return network(x, t, s, labels)
+
+    u, du_dt = directional_derivative(forward, (x, t), (v, torch.ones_like(t)), flash=flash)
     return u.to(x.dtype), du_dt.to(x.dtype)
 
 

@@ -34,6 +34,8 @@ class Precision:
 
     def __call__(self, network: nn.Module, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         """Compute F_θ(x, t, s, labels), shaped like x."""
+        if s is t:  # compiled code is specific to which of its inputs are one tensor
+            s = t.clone()
         with self.context(x.device):
             return network(x, t, s, labels).to(x.dtype)
 

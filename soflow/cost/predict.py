@@ -53,11 +53,14 @@ class Prediction:
         return sum(max(flops / peak, moved / bandwidth) for _, flops, moved in self.operations)
 
 
-def predict(config: RunConfig) -> Prediction:
+def predict(config: RunConfig, after: int = 1) -> Prediction:
     """Predict the cost of a step on one worker, without computation and almost without memory.
 
     With several workers, the cost per worker is that of its share of the batch, plus all-reduce buffers as large as the
     weights.
+
+    Args:
+        after: optimizer steps before it.
     """
     counter = OperationCounter()
     # Code that depends on pixel values cannot run on meta tensors; its cost is negligible compared to the network.
@@ -66,7 +69,7 @@ def predict(config: RunConfig) -> Prediction:
     trainer.take_step()  # creates the optimizer's moments
     trainer.optimizer.zero_grad()
     counter.track(*trainer.persistent_tensors())
-    persistent_bytes = counter.live_bytes
+    persistent_bytes, trainer.step = counter.live_bytes, after
     with recorded_by(counter), counter:
         trainer.take_step()
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())

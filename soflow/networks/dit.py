@@ -9,9 +9,10 @@ import math
 
 import torch
 from timm.layers import Mlp, PatchEmbed
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from soflow.networks.attention import SelfAttention, TanhGELU
 
 NUM_FREQUENCIES = 128
 
@@ -109,9 +110,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.attn = SelfAttention(width, num_heads=heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(width, 4 * width, act_layer=TanhGELU)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:

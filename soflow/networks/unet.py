@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from soflow.conditioning import split
 from soflow.data.augmentation import NUM_PARAMETERS
+from soflow.networks.attention import attend
 
 MAX_POSITIONS = 10000
 NEAR_ZERO = 1e-5  # initial gain of the last layer of each residual branch and of the output layer; 0 blocks gradients
@@ -185,7 +186,7 @@ class Attention(nn.Module):
         # [B, 1 head, pixels, 3 · width]; fused kernels require contiguous channels.
         joint = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].contiguous()
         query, key, value = joint.chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attend(query, key, value)
         return SKIP_SCALE * (x + self.project(attended[:, 0].transpose(1, 2).reshape(x.shape)))
 
 

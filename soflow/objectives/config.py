@@ -24,6 +24,11 @@ class ObjectiveFields(Section):
         """The quantity that follows training progress k/K, so that more steps change all before; None if none does."""
         return None
 
+    @property
+    def arithmetic_varies(self) -> bool:
+        """True if the operations of a step depend on training progress."""
+        return False
+
 
 class InterpolantFields(Section):
     interpolant: Literal["linear", "trigonometric"] = "linear"
@@ -109,6 +114,9 @@ class MeanFlowFields(WeightFields, ObjectiveFields):
     """Computation of du/dt: with_gradient = in one call with u, separate = in a separate call without gradient,
     subset = in a separate call for the samples with r < t only, finite_difference = for these samples from two network
     calls, approximately."""
+    jvp_attention: Literal["math", "flash"] = "math"
+    """Attention in the Jacobian-vector product: math = torch's unfused kernel, flash = the fused kernel of
+    jvp_flash_attention, on CUDA only, not compiled."""
     finite_difference_step: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     """h of the finite difference between t + h and t - h. Default: the cube root of the distance from 1 to the next
     number in training.quotient_precision: 0.0049 in fp32."""
@@ -124,6 +132,12 @@ class MeanFlowFields(WeightFields, ObjectiveFields):
     """Means of the two logit-normal draws; the larger draw is t, the smaller r."""
     time_std: tuple[Positive, Positive] = (1.0, 1.0)
     """Standard deviations of the two logit-normal draws."""
+
+    @model_validator(mode="after")
+    def _attention_is_used(self) -> MeanFlowFields:
+        if self.jvp == "finite_difference" and self.jvp_attention == "flash":
+            raise ValueError("jvp_attention = flash: must be math with jvp = finite_difference, which has no product")
+        return self
 
     @model_validator(mode="after")
     def _guidance_is_possible(self) -> MeanFlowFields:
@@ -185,6 +199,10 @@ class AlphaFlowConfig(MeanFlowFields):
     @property
     def progress_schedule(self) -> str | None:
         return "alpha(k)"
+
+    @property
+    def arithmetic_varies(self) -> bool:
+        return True
 
 
 class ShortcutConfig(ObjectiveFields):

@@ -30,11 +30,11 @@ class MeanFlow(Objective):
     interpolant = INTERPOLANTS["linear"]
     parameterization = PARAMETERIZATIONS["euler"]
     default_sampler = "compose"  # as its authors, and those of improved MeanFlow and α-Flow, sample in two steps
-    attention = "fused where available, math in the Jacobian-vector product"
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         config = self.config
+        self.attention = f"fused where available, {config.jvp_attention} in the Jacobian-vector product"
         self.guided = self.conditional and (config.guidance_omega, config.guidance_kappa) != (1.0, 0.0)
 
     def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
@@ -158,12 +158,13 @@ class MeanFlow(Objective):
         inputs, eager = (x_t, v, t, s, labels), getattr(network, "_orig_mod", network)
         with self.forward.context(x_t.device):  # outside, as compiled code cannot switch precision
             if eager is network:
-                return total_derivative(network, *inputs)
+                return total_derivative(network, *inputs, flash=self.config.jvp_attention == "flash")
             # Copies, as forward-mode derivatives of parts of a tensor cannot be compiled.
             return compiled_total_derivative()(eager, *(values.clone() for values in inputs))
 
     def approximates_derivative(self, network: nn.Module) -> bool:
-        return self.config.jvp == "finite_difference" or hasattr(network, "_orig_mod")
+        approximate = self.config.jvp == "finite_difference" or self.config.jvp_attention == "flash"
+        return approximate or hasattr(network, "_orig_mod")
 
     def derivative_error(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> float:
         """Measure ‖du/dt − exact‖ / ‖exact‖ along v_t, where exact is the eager product in float32.

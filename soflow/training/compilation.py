@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
@@ -17,6 +20,51 @@ from soflow.objectives.config import MeanFlowFields
 from soflow.randomness import generator
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Compilations:
+    """Compilations and their total duration; a function's backward pass may be one of its own."""
+
+    count: int = 0
+    seconds: float = 0.0
+    _began: float = 0.0
+
+    def begin(self, *trigger: object) -> None:
+        self.count, self._began = self.count + 1, time.perf_counter()
+
+    def end(self, *trigger: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+@functools.cache
+def _of_this_process() -> Compilations:
+    from torch._dynamo.callback import on_compile_end, on_compile_start  # slow to import
+
+    result = Compilations()
+    on_compile_start(result.begin)
+    on_compile_end(result.end)
+    return result
+
+
+class CompileClock:
+    """Counts the compilations of this process from now on; none if `compiles` is False."""
+
+    def __init__(self, compiles: bool):
+        self._compiles = compiles
+        self._now = _of_this_process() if compiles else Compilations()
+        self._before = replace(self._now)
+
+    @property
+    def seconds(self) -> float:
+        return self._now.seconds - self._before.seconds
+
+    def metrics(self) -> dict[str, float]:
+        """Return number and seconds, if this run compiles."""
+        if not self._compiles:
+            return {}
+        return {"compile/count": self._now.count - self._before.count, "time/compile_s": self.seconds}
+
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "bf16": 0.15}
 """Largest relative error of a compiled derivative against the eager one in float32, by precision: ten times or more the
@@ -36,7 +84,15 @@ def compiled(network: nn.Module, config: RunConfig, device: torch.device) -> nn.
         return network
     if config.network.dropout:
         torch._inductor.config.fallback_random = True  # otherwise each compiled function has masks of its own
-    return torch.compile(network)  # type: ignore[return-value]  # it returns a module
+    result: nn.Module = torch.compile(network)  # type: ignore[assignment]  # it returns a module
+    result.register_forward_pre_hook(_of_any_batch_size)
+    return result
+
+
+def _of_any_batch_size(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Let the code compiled for these inputs [B, ...] serve all batch sizes: they differ by call, step and trial."""
+    for tensor in inputs:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 @functools.cache
@@ -47,6 +103,23 @@ def _compiler_problem(device: torch.device) -> str:
     except Exception as error:  # of torch, of the compiler, of the file system
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return ""
+
+
+def check_flash_attention(config: RunConfig, device: torch.device) -> None:
+    """Refuse the fused kernel of the Jacobian-vector product where it cannot run.
+
+    Raises:
+        ConfigError: without CUDA or without the package.
+    """
+    if not isinstance(config.objective, MeanFlowFields) or config.objective.jvp_attention != "flash":
+        return
+    if device.type == "cpu":
+        raise ConfigError("objective.jvp_attention = flash: needs a CUDA device; set it to math")
+    if not importlib.util.find_spec("jvp_flash_attention"):
+        raise ConfigError(
+            "objective.jvp_attention = flash: needs the package jvp_flash_attention; "
+            "install it with `pip install soflow[flash]` or set it to math"
+        )
 
 
 def check_derivative(error: float, config: RunConfig) -> None:
@@ -61,8 +134,13 @@ def check_derivative(error: float, config: RunConfig) -> None:
         tolerance = DIFFERENCE_TOLERANCE
         remedy = "choose another step, training.quotient_precision = fp32, or objective.jvp = subset"
     else:
-        field, tolerance = "training.compile = True", TOLERANCE[config.training.precision]
-        remedy = "set it to false"
+        flash = isinstance(objective, MeanFlowFields) and objective.jvp_attention == "flash"
+        field, remedy = (
+            ("objective.jvp_attention = flash", "set it to math")
+            if flash
+            else ("training.compile = True", "set it to false")
+        )
+        tolerance = TOLERANCE[config.training.precision]
     if not error <= tolerance:
         raise ConfigError(
             f"{field}: du/dt differs from the exact derivative by {error:.2g}, relative to its norm, more than the "

@@ -27,7 +27,13 @@ from soflow.profiling.memory import AllocationPeak, PeakResidentMemory, bytes_of
 from soflow.profiling.phases import phase
 from soflow.randomness import generator
 from soflow.training.build import build_network, build_objective, build_optimizer
-from soflow.training.compilation import check_derivative, compiled, disturbed
+from soflow.training.compilation import (
+    CompileClock,
+    check_derivative,
+    check_flash_attention,
+    compiled,
+    disturbed,
+)
 from soflow.training.curve import TermTotals
 from soflow.training.ema import MovingAverage
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
@@ -65,7 +71,8 @@ class Trainer:
         step: number of optimizer steps done.
         curve: points of the last `advance` at every log_every-th step: names to values, means since the point before.
         network, ema: trained weights and their moving average (ema.module, in the configured dtype).
-        train_s: seconds spent in optimizer steps since the start of the run, including before resuming.
+        train_s: seconds spent in optimizer steps since the start of the run, including before resuming; without
+            compilation.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Trainer:
     ):
         self.config, self.source, self.device = config, source, device
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
+        check_flash_attention(config, device)
         with device if device.type == "meta" else nullcontext():  # skips the initialization of meta weights
             self.network = build_network(config, source.num_classes).to(device)
         self.objective = build_objective(config, source.num_classes)
@@ -91,6 +99,7 @@ class Trainer:
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
+        self._compile_clock = CompileClock(config.training.compile)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._clock, self._process = StepClock(device), PeakResidentMemory()
         if device.type != "meta" and self.approximates_derivative:
@@ -133,7 +142,7 @@ class Trainer:
         self._process.reset()
         totals, gradients = TermTotals(), list[Tensor]()
         first_bad = torch.full((), NEVER, device=self.device)
-        begin = time.perf_counter()
+        begin, compile_s = time.perf_counter(), self._compile_clock.seconds
         memory, persistent_bytes = AllocationPeak(self.device), 0
         for step in range(steps):
             self._clock.start_step()
@@ -150,21 +159,25 @@ class Trainer:
             if self.step % self.config.training.log_every == 0:
                 totals.mark(self.step)
         self._clock.stop()
-        self.train_s += time.perf_counter() - begin
+        self.train_s += time.perf_counter() - begin - (self._compile_clock.seconds - compile_s)
         self._check_finite(first_bad)
         norms = torch.stack(gradients)
         self.curve = totals.curve(self._reduce, norms, self.step - steps)
         for step, values in self.curve:
             values["train/learning_rate"] = self._learning_rate(step - 1)
-        return totals.means(self._reduce) | {
-            "gradient/norm": norms.median().item(),
-            "gradient/spike": (norms.max() / norms.median()).item(),
-            "time/step_ms": self._clock.median_ms(),
-            "time/train_s": self.train_s,
-            "throughput/images_per_s": self.config.training.batch_size * 1e3 / self._clock.median_ms(),
-            "memory/peak_mib": (persistent_bytes + memory.peak_bytes) / 2**20,
-            "memory/process_mib": self._process.mib(),
-        }
+        return (
+            totals.means(self._reduce)
+            | {
+                "gradient/norm": norms.median().item(),
+                "gradient/spike": (norms.max() / norms.median()).item(),
+                "time/step_ms": self._clock.median_ms(),
+                "time/train_s": self.train_s,
+                "throughput/images_per_s": self.config.training.batch_size * 1e3 / self._clock.median_ms(),
+                "memory/peak_mib": (persistent_bytes + memory.peak_bytes) / 2**20,
+                "memory/process_mib": self._process.mib(),
+            }
+            | self._compile_clock.metrics()
+        )
 
     def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Take one optimizer step; return its loss and the objective's per-sample terms, on the device."""

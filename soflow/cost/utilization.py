@@ -1,0 +1,40 @@
+"""Arithmetic that a training run achieves: FLOP/s of its optimizer steps, and their share of the devices' peak."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from soflow.config import RunConfig
+from soflow.config_base import PrecisionName
+from soflow.cost.accelerators import product_rate, published
+from soflow.cost.predict import predict
+
+
+class Utilization:
+    """FLOP/s of a run on `world_size` workers with a device each.
+
+    FLOPs are those of the eager step's matrix products, convolutions and attention, counted without computation:
+    compiled steps, whose kernels cannot be counted, compute the same.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, world_size: int):
+        self.config, self.device, self.world_size = config, device, world_size
+        self._flops: int | None = None
+
+    def metrics(self, step: int, step_ms: float) -> dict[str, float]:
+        """Return FLOP/s and their share of the peak for steps of `step_ms` milliseconds up to `step`."""
+        if self._flops is None or self.config.objective.arithmetic_varies:
+            self._flops = predict(self.config, step - 1).flops
+        rate = self._flops / step_ms * 1e3
+        peak = peak_flops_per_s(self.device, self.config.training.precision) * self.world_size
+        return {"throughput/gflop_per_s": rate / 1e9, "throughput/peak_share": rate / peak}
+
+
+@functools.cache
+def peak_flops_per_s(device: torch.device, precision: PrecisionName) -> float:
+    """Return the peak FLOP/s of a device: the data sheet's if known, else those of large products, measured once."""
+    if device.type == "cuda" and (accelerator := published(torch.cuda.get_device_name(device))):
+        return accelerator.flops_per_s[precision]
+    return product_rate(device, precision)
