@@ -9,7 +9,7 @@ from rich.table import Table
 
 from soflow.profiling.phases import PHASES
 
-SETTINGS = ["network", "batch", "guidance", "attention", "precision", "compiled"]
+SETTINGS = ["network", "batch", "guidance", "attention", "precision"]
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
@@ -32,7 +32,7 @@ def short_table(costs: pd.DataFrame) -> Table:
         for i, row in enumerate(cell.to_dict("records")):
             result.add_row(
                 _name(settings) if i == 0 else "",
-                row["variant"],
+                _variant(row),
                 _number(row["time/step_ms"]),
                 _ratio(row, "time/to_flow_matching"),
                 _ratio(row, "time/soflow_to_this"),
@@ -40,6 +40,18 @@ def short_table(costs: pd.DataFrame) -> Table:
                 f"{row['memory/to_flow_matching']:.2f}",
             )
         result.add_section()
+    return result
+
+
+def sentences(costs: pd.DataFrame) -> list[str]:
+    """State for each setting how much of the fastest MeanFlow's time SoFlow takes: eager, compiled, and overall."""
+    result = []
+    for row in costs[costs["variant"] == "soflow"].to_dict("records"):
+        setting = f"{_name(tuple(row[name] for name in SETTINGS))}, {'compiled' if row['compiled'] else 'eager'}"
+        for name, of_all in (("best_meanflow", ""), ("best_meanflow_of_all", ", of all")):
+            if isinstance(best := row.get(name), str):
+                share = _ratio(row, f"time/to_{name}")
+                result.append(f"{setting}: SoFlow's step takes {share} of that of the fastest MeanFlow{of_all}, {best}")
     return result
 
 
@@ -59,10 +71,11 @@ def _bars(costs: pd.DataFrame, column: str, ratio: str, label: str, path: Path) 
     figure, axes = _axes(costs)
     for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
         values = cell[column]
-        bars = axis.bar(cell["variant"], values, color=COLORS[: len(cell)])
+        names = [_variant(row) for row in cell.to_dict("records")]
+        bars = axis.bar(names, values, color=_colors(cell))
         if f"{column}_low" in cell:
             spread = [values - cell[f"{column}_low"], cell[f"{column}_high"] - values]
-            axis.errorbar(cell["variant"], values, yerr=spread, fmt="none", ecolor="black", capsize=3)
+            axis.errorbar(names, values, yerr=spread, fmt="none", ecolor="black", capsize=3)
         labels = [f"{_number(value)}\n{times:.2f}×" for value, times in zip(values, cell[ratio], strict=True)]
         axis.bar_label(bars, labels, label_type="center", color="white", fontweight="bold")
         axis.set(title=_name(settings), ylabel=label)
@@ -75,7 +88,7 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
         bottom = 0 * cell["time/step_ms"]
         for name, color in zip((*PHASES, "other"), COLORS, strict=False):
             values = cell[f"time/{name}_ms"]
-            axis.bar(cell["variant"], values, bottom=bottom, color=color, label=name)
+            axis.bar([_variant(row) for row in cell.to_dict("records")], values, bottom=bottom, color=color, label=name)
             bottom = bottom + values
         axis.set(title=_name(settings), ylabel="milliseconds per step", ylim=(0, 1.1 * bottom.max()))
     handles, labels = axes[0].get_legend_handles_labels()
@@ -103,10 +116,20 @@ def _save(figure, axes, path: Path) -> None:
     figure.savefig(path)
 
 
+def _variant(row: dict) -> str:
+    return f"{row['variant']}, compiled" if row["compiled"] else row["variant"]
+
+
+def _colors(cell: pd.DataFrame) -> list[str]:
+    """Give each variant a color, eager or compiled."""
+    colors = dict(zip(dict.fromkeys(cell["variant"]), COLORS, strict=False))
+    return [colors[variant] for variant in cell["variant"]]
+
+
 def _name(settings: tuple) -> str:
-    network, batch, guidance, attention, precision, compiled = settings
+    network, batch, guidance, attention, precision = settings
     words = [network, f"batch {batch}", "guided" if guidance else "no guidance", precision]
-    return ", ".join(words + (["math attention"] if attention == "math" else []) + (["compiled"] if compiled else []))
+    return ", ".join(words + (["math attention"] if attention == "math" else []))
 
 
 def _number(value: float) -> str:

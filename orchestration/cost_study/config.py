@@ -23,12 +23,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meanflow_b": {"name": "meanflow", "jvp": "separate", **_MEANFLOW},
     "meanflow_c": {"name": "meanflow", "jvp": "subset", **_MEANFLOW},
     "meanflow_d": {"name": "meanflow", "jvp": "finite_difference", **_MEANFLOW},
+    "improved_meanflow": {"name": "improved_meanflow", **_MEANFLOW},
+    "alpha_flow": {"name": "alpha_flow", **_MEANFLOW, "anneal_temperature": 1e-3},
+    "shortcut": {"name": "shortcut", "flow_matching_fraction": 0.75, "smallest_steps": 128},
 }
-"""Objectives with the published settings for ImageNet; MeanFlow with its forms of Jacobian-vector product."""
+"""Objectives with the published settings for ImageNet; MeanFlow with its forms of Jacobian-vector product. α-Flow in
+its transition, with α = 0.5; before, it costs as much as flow matching, and afterwards as MeanFlow."""
+BEST = "meanflow"
+"""Prefix of the variants of which the fastest is the one to beat."""
+_UNGUIDED_MEANFLOW = {"guidance_omega": 1.0, "guidance_kappa": 0.0}
 UNGUIDED = {
     "flow_matching": {"guidance_strength": 1.0},
     "soflow": {"guidance_strength": 1.0},
-    "meanflow": {"guidance_omega": 1.0, "guidance_kappa": 0.0},
+    "meanflow": _UNGUIDED_MEANFLOW,
+    "improved_meanflow": _UNGUIDED_MEANFLOW,
+    "alpha_flow": _UNGUIDED_MEANFLOW,
+    "shortcut": {"guidance_strength": 1.0},
 }
 REFERENCE = "flow_matching"
 """Variant that all others are compared with, without guidance."""
@@ -37,10 +47,10 @@ REFERENCE = "flow_matching"
 class CostStudyConfig(LaunchConfig):
     """Comparison of the costs of optimizer steps, on random data of the data set's shape."""
 
-    variants: tuple[str, ...] = ("soflow", "meanflow_a", "meanflow_b", "meanflow_c")
+    variants: tuple[str, ...] = ("soflow", "meanflow_a", "meanflow_b", "meanflow_c", "meanflow_d")
     """Objectives to compare with unguided flow matching: flow_matching, soflow, meanflow_a (Jacobian-vector product and
     loss in one call), meanflow_b (Jacobian-vector product in a separate call), meanflow_c (separate call, only where
-    r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t)."""
+    r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t), improved_meanflow, alpha_flow, shortcut."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
     """Networks by name."""
     batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)
@@ -52,7 +62,7 @@ class CostStudyConfig(LaunchConfig):
     precisions: tuple[PrecisionName, ...] = ("fp32",)
     """Precision of all network calls except those of a finite difference."""
     compiled: tuple[bool, ...] = (False,)
-    """torch.compile, on or off."""
+    """torch.compile, on or off; `False True` compares compiled with eager steps as well."""
     resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))
     rounds: Count = 7
     """Measurements of every variant; the variants alternate, so that drift of the machine affects all equally."""
@@ -74,16 +84,15 @@ class Cell:
     guidance: bool
     attention: str
     precision: str
-    compiled: bool
 
 
 def cells(config: CostStudyConfig) -> list[Cell]:
     """List all combinations of the configured settings."""
-    settings = (config.networks, config.batches, config.guidance, config.attentions, config.precisions, config.compiled)
+    settings = (config.networks, config.batches, config.guidance, config.attentions, config.precisions)
     return [Cell(*values) for values in itertools.product(*settings)]
 
 
-def run_values(config: CostStudyConfig, cell: Cell, variant: str, guided: bool) -> dict[str, Any]:
+def run_values(config: CostStudyConfig, cell: Cell, variant: str, guided: bool, compiled: bool) -> dict[str, Any]:
     """Return the training run of a variant in a cell, as nested dictionaries.
 
     Raises:
@@ -97,7 +106,7 @@ def run_values(config: CostStudyConfig, cell: Cell, variant: str, guided: bool) 
         "network.name": cell.network,
         "training.batch_size": cell.batch,
         "training.precision": cell.precision,
-        "training.compile": cell.compiled,
+        "training.compile": compiled,
         "training.total_steps": 10**6,  # any large number: the cost does not depend on r(k, K)
     }
     return to_dict(parse(override(to_dict(config.run), changes)))

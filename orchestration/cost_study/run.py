@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, ResourcesConfig
-from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, cells, run_values
+from orchestration.cost_study.config import BEST, REFERENCE, Cell, CostStudyConfig, cells, run_values
 from orchestration.storage import check_storage, new_folder
 from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
@@ -33,12 +33,27 @@ CONFIG_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
 FIGURES = ("time", "memory", "flops")
 
 
+@dataclass(frozen=True)
+class Process:
+    """What one process measures in every cell."""
+
+    variant: str
+    guided: bool
+    """Guided where the cell is."""
+    compiled: bool
+
+    @property
+    def name(self) -> str:
+        guided = self.variant == REFERENCE and self.guided
+        return self.variant + (" guided" if guided else "") + (" compiled" if self.compiled else "")
+
+
 @dataclass
 class VariantCost:
     """Costs of a variant in a cell: `figures` of one step, and the times of all measured steps by round."""
 
     cell: Cell
-    variant: str
+    process: Process
     figures: dict[str, Any]
     rounds: list[list[dict[str, float]]] = field(default_factory=list)
 
@@ -63,16 +78,13 @@ def run_cost_study(config: CostStudyConfig) -> str:
     Raises:
         ConfigError, TrackingError: in one line, before anything starts.
     """
-    plan = cells(config)
+    plan, processes = cells(config), _processes(config)
     for cell in plan:
-        for variant in config.variants:
-            run_values(config, cell, variant, cell.guidance)
+        for process in processes:
+            _values(config, cell, process)
     folder = new_folder(config).absolute()
     check_storage(config.storage)
     check_tracking(config.resolved_tracking_uri)
-    names = [REFERENCE, *(variant for variant in config.variants if variant != REFERENCE)]
-    if REFERENCE in config.variants and True in config.guidance:
-        names.append(f"{REFERENCE} guided")
     measured: list[VariantCost] = []
     status = "FINISHED"
     # The processes of all variants start at once. Ray warns above this limit.
@@ -80,9 +92,9 @@ def run_cost_study(config: CostStudyConfig) -> str:
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / CONFIG_FILE, to_yaml(config))
-        print(f"cost study {folder.name}: {len(plan)} settings of {len(names)} variants, in {folder}", flush=True)
+        print(f"cost study {folder.name}: {len(plan)} settings of {len(processes)} variants, in {folder}", flush=True)
         try:
-            for cell_results in _measure(config, plan, names, resources, folder):
+            for cell_results in _measure(config, plan, processes, resources, folder):
                 measured += cell_results
         except KeyboardInterrupt:
             status = "KILLED"
@@ -94,33 +106,45 @@ def run_cost_study(config: CostStudyConfig) -> str:
     return status
 
 
-def _measure(config: CostStudyConfig, plan: list[Cell], names: list[str], resources: ResourcesConfig, folder: Path):
-    """Yield the results of each cell, from one process per variant that is reused for all cells."""
+def _processes(config: CostStudyConfig) -> list[Process]:
+    """List what to measure in every cell, unguided flow matching first."""
+    kinds = [(REFERENCE, False), *((variant, True) for variant in config.variants if variant != REFERENCE)]
+    if REFERENCE in config.variants and True in config.guidance:
+        kinds.append((REFERENCE, True))
+    return [Process(*kind, compiled) for kind in kinds for compiled in dict.fromkeys(config.compiled)]
+
+
+def _values(config: CostStudyConfig, cell: Cell, process: Process) -> dict[str, Any]:
+    return run_values(config, cell, process.variant, cell.guidance and process.guided, process.compiled)
+
+
+def _measure(
+    config: CostStudyConfig, plan: list[Cell], processes: list[Process], resources: ResourcesConfig, folder: Path
+):
+    """Yield the results of each cell, from processes that are reused for all cells."""
     from orchestration.cost_study.worker import CostWorker, Prepare, Time
     from orchestration.workers.group import WorkerGroup
 
     # Only one process computes at a time, with all threads of a worker; each reserves a share of the worker's CPUs.
-    share = 1 / len(names)
-    groups = {name: WorkerGroup(resources, folder, name.replace(" ", "-"), CostWorker, share) for name in names}
+    share = 1 / len(processes)
+    groups = {
+        process: WorkerGroup(resources, folder, process.name.replace(" ", "-"), CostWorker, share)
+        for process in processes
+    }
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as progress:
-            task = progress.add_task("starting", total=len(plan) * (config.rounds + 1))
+            task = progress.add_task("starting", total=len(plan) * (config.rounds + len(processes)))
             for cell in plan:
                 progress.update(task, description=f"{cell.network}, batch {cell.batch}")
                 results = []
-                for name in names:
-                    guided = cell.guidance and name != REFERENCE
-                    values = run_values(config, cell, name.split()[0], guided)
-                    results.append(
-                        VariantCost(
-                            cell, name, _ask(groups[name], Prepare(values, cell.attention, config.memory_gib * 2**30))
-                        )
-                    )
-                progress.advance(task)
+                for process in processes:
+                    request = Prepare(_values(config, cell, process), cell.attention, config.memory_gib * 2**30)
+                    results.append(VariantCost(cell, process, _ask(groups[process], request)))
+                    progress.advance(task)
                 for _ in range(config.rounds):
                     for result in results:
-                        result.rounds.append(_ask(groups[result.variant], Time(config.turn_s)))
+                        result.rounds.append(_ask(groups[result.process], Time(config.turn_s)))
                     progress.advance(task)
                 yield results
     finally:
@@ -142,40 +166,60 @@ def _ask(group: WorkerGroup, request: Any) -> Any:
 
 def table(measured: list[VariantCost]) -> pd.DataFrame:
     """Make a table with a row per cell and variant: times, ratios with intervals, memory and operations."""
-    rows = []
-    for result in measured:
-        peers = {other.variant: other for other in measured if other.cell == result.cell}
-        times = result.round_ms()
-        row = {
-            **vars(result.cell),
-            "variant": result.variant,
-            "rounds": len(times),
-            "time/step_ms": statistics.median(times),
-            **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
-            **{f"time/{name}_ms": value for name, value in result.phase_ms().items()},
-            **ratio("time/to_flow_matching", times, peers[REFERENCE].round_ms()),
-        }
-        if "soflow" in peers:
-            row |= ratio("time/soflow_to_this", peers["soflow"].round_ms(), times)
-            row["memory/soflow_to_this"] = peers["soflow"].figures["peak_bytes"] / result.figures["peak_bytes"]
-        figures = result.figures
+    return pd.DataFrame(
+        [_row(result, [other for other in measured if other.cell == result.cell]) for result in measured]
+    )
+
+
+def _row(result: VariantCost, cell: list[VariantCost]) -> dict[str, Any]:
+    """Make the row of a result among those of its cell."""
+    alike = [other for other in cell if other.process.compiled == result.process.compiled]
+    reference = alike[0]
+    times = result.round_ms()
+    row = {
+        **vars(result.cell),
+        "variant": result.process.name.removesuffix(" compiled"),
+        "compiled": result.process.compiled,
+        "rounds": len(times),
+        "time/step_ms": statistics.median(times),
+        **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
+        **{f"time/{name}_ms": value for name, value in result.phase_ms().items()},
+        **ratio("time/to_flow_matching", times, reference.round_ms()),
+    }
+    if soflow := _fastest(alike, "soflow"):
+        row |= ratio("time/soflow_to_this", soflow.round_ms(), times)
+        row["memory/soflow_to_this"] = soflow.figures["peak_bytes"] / result.figures["peak_bytes"]
+    if result is soflow and (best := _fastest(alike, BEST)):
+        row |= ratio("time/to_best_meanflow", times, best.round_ms()) | {"best_meanflow": best.process.name}
+        if len(alike) < len(cell) and result is _fastest(cell, "soflow") and (best := _fastest(cell, BEST)):
+            row |= ratio("time/to_best_meanflow_of_all", times, best.round_ms())
+            row["best_meanflow_of_all"] = best.process.name
+    if eager := [other for other in cell if result.process == replace(other.process, compiled=True)]:
+        row |= ratio("time/eager_to_this", eager[0].round_ms(), times)
+    figures = result.figures
+    row |= {
+        "time/compile_s": figures["compile_s"],
+        "memory/peak_mib": figures["peak_bytes"] / 2**20,
+        "memory/held_mib": figures["held_bytes"] / 2**20,
+        "memory/process_peak_mib": figures["process_peak_mib"],
+        "memory/largest_batch": figures["largest_batch"],
+        "memory/to_flow_matching": figures["peak_bytes"] / reference.figures["peak_bytes"],
+        "parameters": figures["parameters"],
+    }
+    if figures["flops"] is not None:
+        total = sum(figures["flops"].values())
         row |= {
-            "memory/peak_mib": figures["peak_bytes"] / 2**20,
-            "memory/held_mib": figures["held_bytes"] / 2**20,
-            "memory/process_peak_mib": figures["process_peak_mib"],
-            "memory/largest_batch": figures["largest_batch"],
-            "memory/to_flow_matching": figures["peak_bytes"] / peers[REFERENCE].figures["peak_bytes"],
-            "parameters": figures["parameters"],
+            "memory/saved_mib": figures["saved_bytes"] / 2**20,
+            "flops/step": total,
+            "flops/to_flow_matching": total / sum(reference.figures["flops"].values()),
         }
-        if figures["flops"] is not None:
-            total = sum(figures["flops"].values())
-            row |= {
-                "memory/saved_mib": figures["saved_bytes"] / 2**20,
-                "flops/step": total,
-                "flops/to_flow_matching": total / sum(peers[REFERENCE].figures["flops"].values()),
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return row
+
+
+def _fastest(results: list[VariantCost], kind: str) -> VariantCost | None:
+    """Return the result of this kind with the smallest median time; None without any."""
+    found = [result for result in results if result.process.variant.startswith(kind)]
+    return min(found, key=lambda result: statistics.median(result.round_ms())) if found else None
 
 
 def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
@@ -191,17 +235,24 @@ def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, fl
 
 def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> None:
     """Write tables and charts to the folder, and print the short table."""
-    from orchestration.cost_study.charts import draw_charts, short_table
+    from orchestration.cost_study.charts import draw_charts, sentences, short_table
 
     write_atomic(folder / COSTS_FILE, costs.to_csv(index=False))
     steps = [
-        {**vars(result.cell), "variant": result.variant, "round": number, **step}
+        {
+            **vars(result.cell),
+            "variant": result.process.variant,
+            "compiled": result.process.compiled,
+            "round": number,
+            **step,
+        }
         for result in measured
         for number, steps in enumerate(result.rounds)
         for step in steps
     ]
     write_atomic(folder / ROUNDS_FILE, pd.DataFrame(steps).to_csv(index=False))
     table_console().print(short_table(costs))
+    print("\n".join(sentences(costs)))
     charts = draw_charts(costs, folder)
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
 
@@ -219,7 +270,8 @@ def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str
         figures = {name: value for name, value in row.items() if "/" in name and name.split("/")[0] in FIGURES}
         params = {name: value for name, value in row.items() if name not in figures}
         child_tags = tags | {KIND: STEP_COST_KIND, OBJECTIVE: row["variant"]}
-        tracker.start_run(key, f"{row['variant']}, {row['network']}, {row['batch']}", params, child_tags, folder.name)
+        name = f"{row['variant']}{', compiled' if row['compiled'] else ''}, {row['network']}, {row['batch']}"
+        tracker.start_run(key, name, params, child_tags, folder.name)
         tracker.log_metrics(key, {name: value for name, value in figures.items() if value == value}, step=0)
         tracker.end_run(key, "FINISHED")
     tracker.end_run(folder.name, status)

@@ -57,10 +57,12 @@ class CostWorker:
         from soflow.cost.predict import memory_by_batch
         from soflow.cost.synthetic import synthetic_source
         from soflow.profiling.memory import PeakResidentMemory, bytes_of
+        from soflow.training.compilation import CompileClock
         from soflow.training.trainer import Trainer
 
         self._trainer = None  # frees its memory first
         config = parse(request.config)
+        clock = CompileClock(config.training.compile)
         self._trainer = trainer = Trainer(config, synthetic_source(config.dataset), self.device)
         time_steps(trainer, WARMUP_STEPS)
         peak = max(peak_bytes(trainer) for _ in range(2))  # the first call may miss memory that it frees itself
@@ -70,6 +72,7 @@ class CostWorker:
         # Operations of a compiled network are fused and cannot be counted.
         arithmetic = None if config.training.compile else count_step(trainer)
         return {
+            "compile_s": clock.seconds,
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
             "flops": arithmetic and arithmetic.flops,
             "saved_bytes": arithmetic and arithmetic.saved_bytes,

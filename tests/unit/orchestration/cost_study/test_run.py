@@ -30,7 +30,13 @@ def test_the_interval_covers_the_median_as_often_as_the_table_states():
     covered = sum(each["x_low"] <= 1 <= each["x_high"] for each in found) / studies
     stated = median_coverage(7)
     assert covered == pytest.approx(stated, abs=4 * (stated * (1 - stated) / studies) ** 0.5)
-    row = dict.fromkeys(SETTINGS, False) | {"network": "DiT", "batch": 8, "precision": "fp32", "variant": "soflow"}
+    row = dict.fromkeys(SETTINGS, False) | {
+        "compiled": False,
+        "network": "DiT",
+        "batch": 8,
+        "precision": "fp32",
+        "variant": "soflow",
+    }
     row |= {"rounds": 7, "time/step_ms": 9.0, "memory/peak_mib": 9.0, "memory/to_flow_matching": 1.0}
     shown = io.StringIO()
     Console(file=shown, width=200).print(short_table(pd.DataFrame([row])))
