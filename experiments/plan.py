@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from orchestration.terminal.format import table_console
 from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
-from soflow.cost.predict import Prediction, predict
+from soflow.cost.predict import SLOWDOWN, Prediction, predict
 
 CLUSTER = "H100"
 
@@ -49,12 +50,12 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     table = Table(
         "run", "objective", "network", "data", "steps × batch", "seeds", "step", f"{unit} each", unit, "memory"
     )
-    total = 0.0
+    least = most = 0.0
     for name, (run, seeds) in runs.items():
         cost = costs[name]
-        step_s = cost.roofline_s(accelerator, run.training.precision)
-        duration = step_s * run.training.total_steps * workers / seconds
-        total += duration * seeds
+        step_s = cost.range_s(accelerator, run.training.precision)
+        durations = [bound * run.training.total_steps * workers / seconds for bound in step_s]
+        least, most = (total + seeds * duration for total, duration in zip((least, most), durations, strict=True))
         table.add_row(
             name,
             run.objective.name,
@@ -62,9 +63,9 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
             run.dataset.name,
             f"{run.training.total_steps:,} × {run.training.batch_size}",
             str(seeds),
-            f"{step_s * 1e3:.3g} ms",
-            f"{duration:.3g}",
-            f"{duration * seeds:.3g}",
+            f"{_range(1e3 * bound for bound in step_s)} ms",
+            _range(durations),
+            _range(seeds * duration for duration in durations),
             f"{cost.peak_bytes / 2**30:.2f} GiB",
         )
     console = table_console()
@@ -74,12 +75,17 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
         memory = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
         console.print(f"A step of {largest} fits into the {memory} with {num_workers} or more.", highlight=False)
     for line in (
-        f"{sum(seeds for _, seeds in runs.values())} training runs, at least {total:.3g} {device} {unit} of training "
-        f"on {num_workers} each, if every kernel runs at the peak rate of arithmetic or memory, without evaluation.",
+        f"{sum(seeds for _, seeds in runs.values())} training runs, {_range((least, most))} {device} {unit} of "
+        f"training on {num_workers} each, without evaluation: from every kernel at the peak rate of arithmetic or "
+        f"memory to {SLOWDOWN:g} times as long, as the slowest steps measured.",
         "Memory is the peak of all tensors of one worker.",
         f"launch: {cluster_command(config, arguments, workers)}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _range(bounds: Iterable[float]) -> str:
+    return "–".join(f"{bound:.3g}" for bound in bounds)
 
 
 def this_machine() -> Accelerator:

@@ -1,8 +1,9 @@
 """How much time and memory does a training step take on other hardware? Predicts both without running a step.
 
-A step runs on meta tensors while operations and bytes are counted. Two lower bounds of its time follow: the matrix
-products at the accelerator's peak rate, and all kernels at the peak rate of arithmetic or memory, whichever limits
-them. Memory is the peak of all tensors on one accelerator; the largest batch that fits is predicted as well.
+A step runs on meta tensors while operations and bytes are counted. "products" is the time of the matrix products at the
+accelerator's peak rate, which no step undercuts. "step" is the range to expect: from all kernels at the peak rate of
+arithmetic or memory, whichever limits them, to 2.5 times that, as the slowest step measured. Memory is the peak of all
+tensors on one accelerator; the largest batch that fits is predicted as well.
 
 $ python experiments/predict_cost.py
 $ python experiments/predict_cost.py soflow-imagenet256-xl2 --accelerators H100 H200 --num-workers 8
@@ -111,7 +112,7 @@ def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int)
             "accelerator": accelerator_name if num_workers == 1 else f"{num_workers} × {accelerator_name}",
             "flops": prediction.flops * num_workers,
             "products_s": prediction.arithmetic_s(accelerator, precision),
-            "kernels_s": prediction.roofline_s(accelerator, precision),
+            **dict(zip(("least_s", "most_s"), prediction.range_s(accelerator, precision), strict=True)),
             "peak_bytes": prediction.peak_bytes,
             "fits": prediction.peak_bytes <= accelerator.memory_bytes,
             "largest_batch": memory.largest_batch(accelerator.memory_bytes) * num_workers,
@@ -123,9 +124,7 @@ def _predict(name: str, config: RunConfig, accelerators: dict, num_workers: int)
 def _show(rows: list[dict]) -> None:
     from rich.table import Table
 
-    table = Table(
-        "run", "parameters", "batch", "accelerator", "TFLOP", "products", "kernels", "memory", "largest batch"
-    )
+    table = Table("run", "parameters", "batch", "accelerator", "TFLOP", "products", "step", "memory", "largest batch")
     for previous, row in zip([None, *rows], rows, strict=False):
         first = previous is None or previous["run"] != row["run"]
         table.add_row(
@@ -135,7 +134,7 @@ def _show(rows: list[dict]) -> None:
             f"{row['accelerator']}, {row['precision']}",
             f"{row['flops'] / 1e12:.3g}",
             f"≥ {row['products_s'] * 1e3:.3g} ms",
-            f"{row['kernels_s'] * 1e3:.3g} ms",
+            f"{row['least_s'] * 1e3:.3g}–{row['most_s'] * 1e3:.3g} ms",
             f"{row['peak_bytes'] / 2**30:.1f} GiB" + ("" if row["fits"] else " ✗"),
             str(row["largest_batch"]),
         )

@@ -8,14 +8,32 @@ precisions, one for the calls of a finite difference and one for all other calls
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from soflow.config_base import PrecisionName
 
 EPSILON = {"fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
+
+
+class _MetaAutocast(TorchFunctionMode):
+    """Autocast to bfloat16 for meta tensors, which torch's does not know: the operations that the backbones use."""
+
+    LOWER = (F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    FULL = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        dtype = torch.bfloat16 if func in self.LOWER else torch.float32 if func in self.FULL else None
+        if dtype:
+            args = [
+                value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in args
+            ]
+        return func(*args, **(kwargs or {}))
 
 
 class Precision:
@@ -63,8 +81,9 @@ class Precision:
     @contextmanager
     def context(self, device: torch.device) -> Iterator[None]:
         """Run matrix products and convolutions inside the block in this precision."""
-        if device.type == "meta":  # meta tensors have no precision
-            yield
+        if device.type == "meta":
+            with _MetaAutocast() if self.name == "bf16" else nullcontext():
+                yield
             return
         with _tensor_float_32(self.name == "tf32"), torch.autocast(device.type, torch.bfloat16, self.name == "bf16"):
             yield

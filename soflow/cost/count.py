@@ -6,7 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,18 @@ FORMULAS = flop_registry | {
 }
 
 
+class Operation(NamedTuple):
+    """What one kernel does."""
+
+    phase: str
+    """Phase of the step (soflow.profiling.phases); "" outside all phases."""
+    flops: int
+    moved_bytes: int
+    """Bytes read and written."""
+    bf16: bool
+    """True if it multiplies bfloat16 numbers."""
+
+
 class OperationCounter(TorchDispatchMode):
     """Dispatch mode that counts floating-point operations (FLOPs), by torch's formulas, and bytes of live tensors.
 
@@ -31,14 +43,14 @@ class OperationCounter(TorchDispatchMode):
     The mode is also a recorder of phases (soflow.profiling.phases). Register tensors that exist before with `track`.
 
     Attributes:
-        operations: for every kernel its phase ("" outside all phases), FLOPs, and bytes read and written.
+        operations: every kernel's.
         live_bytes: bytes of all live tensors.
         peak_bytes: maximum of live_bytes since the start or the last `reset_peak`.
     """
 
     def __init__(self):
         super().__init__()
-        self.operations: list[tuple[str, int, int]] = []
+        self.operations: list[Operation] = []
         self.live_bytes = self.peak_bytes = 0
         self._phase = ""
         self._storages: dict[int, int] = {}
@@ -48,8 +60,8 @@ class OperationCounter(TorchDispatchMode):
     def flops(self) -> dict[str, int]:
         """FLOPs by phase."""
         total: Counter[str] = Counter()
-        for name, flops, _ in self.operations:
-            total[name] += flops
+        for operation in self.operations:
+            total[operation.phase] += operation.flops
         return {name: flops for name, flops in total.items() if flops}
 
     @contextmanager
@@ -98,7 +110,8 @@ class OperationCounter(TorchDispatchMode):
             inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             moved = sum(value.numel() * value.element_size() for value in (*inputs, *results))
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            self.operations.append((self._phase, flops, moved))
+            bf16 = any(value.dtype == torch.bfloat16 for value in inputs)
+            self.operations.append(Operation(self._phase, flops, moved, bf16))
         return result
 
     def _is_structural_zero(self, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 The dry run executes the trainer's real step, so any objective and network is supported. Memory counts all live tensors:
 weights, their moving average, optimizer moments, gradients and activations. Temporary buffers inside kernels and
-allocator overhead are not included. bf16 is predicted as fp32, an upper bound on memory.
+allocator overhead are not included.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import torch
 
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import Accelerator
-from soflow.cost.count import OperationCounter
+from soflow.cost.count import Operation, OperationCounter
 from soflow.cost.synthetic import synthetic_source
 from soflow.profiling.phases import recorded_by
 from soflow.training.trainer import Trainer
 
 META = torch.device("meta")
+SLOWDOWN = 2.5
+"""Time of the slowest measured step over its roofline estimate: 1.3 to 2.5 on CPUs (docs/cost.md). The published
+throughputs of XL/2 in bf16 on A100 and H800 are 1.3 to 2.3 times the estimate's."""
 TOLERANCE = 0.01
 """Relative tolerance for two slopes of memory per sample to count as equal."""
 
@@ -28,8 +31,7 @@ class Prediction:
     """Predicted cost of one optimizer step of one worker."""
 
     parameters: int
-    operations: tuple[tuple[str, int, int], ...]
-    """For every kernel its phase (soflow.profiling.phases), FLOPs, and bytes read and written."""
+    operations: tuple[Operation, ...]
     persistent_bytes: int
     """Bytes of the tensors kept between steps."""
     peak_bytes: int
@@ -38,19 +40,35 @@ class Prediction:
     @property
     def flops(self) -> int:
         """FLOPs of a step."""
-        return sum(flops for _, flops, _ in self.operations)
+        return sum(operation.flops for operation in self.operations)
 
     def arithmetic_s(self, accelerator: Accelerator, precision: str) -> float:
         """Compute the seconds of the FLOPs at the accelerator's peak: a lower bound of the step time."""
-        return self.flops / accelerator.flops_per_s[precision]
+        return sum(operation.flops / _peak(operation, accelerator, precision) for operation in self.operations)
 
     def roofline_s(self, accelerator: Accelerator, precision: str) -> float:
         """Compute the roofline estimate in seconds: every kernel at its compute or memory-bandwidth limit.
 
         This is a lower bound for a step without fused kernels; a compiled step moves fewer bytes.
         """
-        peak, bandwidth = accelerator.flops_per_s[precision], accelerator.bytes_per_s
-        return sum(max(flops / peak, moved / bandwidth) for _, flops, moved in self.operations)
+        return sum(
+            max(
+                operation.flops / _peak(operation, accelerator, precision),
+                operation.moved_bytes / accelerator.bytes_per_s,
+            )
+            for operation in self.operations
+        )
+
+    def range_s(self, accelerator: Accelerator, precision: str) -> tuple[float, float]:
+        """Compute the least and the most seconds to expect: the roofline estimate, and SLOWDOWN times it."""
+        least = self.roofline_s(accelerator, precision)
+        return least, SLOWDOWN * least
+
+
+def _peak(operation: Operation, accelerator: Accelerator, precision: str) -> float:
+    """Return the peak FLOP/s of an operation in a step of this precision, whose other operations may be in fp32."""
+    mixed = precision == "bf16" and not operation.bf16
+    return accelerator.flops_per_s["fp32" if mixed else precision]
 
 
 def predict(config: RunConfig, after: int = 1) -> Prediction:

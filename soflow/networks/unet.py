@@ -208,9 +208,19 @@ class Resample(nn.Module):
         return self.convolve(x, kernel, stride=2, padding=self.padding, groups=channels)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group norm in the precision of its weights, also under autocast.
+
+    CUDA's autocast does so itself. On a CPU, the forward-mode derivative would have another dtype than the value.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def group_norm(channels: int) -> GroupNorm:
     """Build a group norm with 32 groups, or fewer so that a group has at least 4 channels."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    return GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 def positional(time: Tensor, size: int) -> Tensor:
