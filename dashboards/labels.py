@@ -6,7 +6,7 @@ import math
 import re
 
 from orchestration.terminal.format import format_value
-from orchestration.tracking.schema import PEAK_MIB, STEP_MS, TRAIN_S
+from orchestration.tracking.schema import PEAK_MIB, PEAK_SHARE, STEP_MS, TRAIN_S
 
 LONGEST_TEXT = 60
 """Characters of a value that tables, sentences and figures show."""
@@ -17,6 +17,7 @@ TITLES = {
     TRAIN_S: "training time [s]",
     STEP_MS: "time per step [ms]",
     PEAK_MIB: "peak memory [MiB]",
+    PEAK_SHARE: "share of peak FLOP/s",
     "wall_s": "wall-clock time [s]",
 }
 

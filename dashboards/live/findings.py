@@ -8,11 +8,12 @@ from collections import Counter
 
 import pandas as pd
 
+from dashboards.labels import title
 from dashboards.live.reader import Snapshot, Trial
 from dashboards.reading.mlflow_runs import differing_params, goals_of
 from orchestration.terminal.format import short_name
 from orchestration.terminal.progress import OVER, TIMED, time_left_s
-from orchestration.tracking.schema import FAILURE, FID_PROTOCOL, FINAL, GIT_COMMIT, PEAK_MIB, TRAIN_S
+from orchestration.tracking.schema import FAILURE, FID_PROTOCOL, FINAL, GIT_COMMIT, PEAK_MIB, PEAK_SHARE, TRAIN_S
 
 ENVIRONMENT = ("device", "dtype", "attention", "workers", "threads", "micro_batch", "memory_measure", FID_PROTOCOL[0])
 """Tags about how trials run, besides those of hardware and versions."""
@@ -133,6 +134,7 @@ def table(snapshot: Snapshot) -> pd.DataFrame:
             **{short_name(path): _display(trial.params.get(path)) for path in paths},
             "training [s]": _rounded(trial.value(TRAIN_S)),
             "peak memory [MiB]": _rounded(trial.value(PEAK_MIB)),
+            title(PEAK_SHARE): _rounded(trial.value(PEAK_SHARE)),
             "reason": trial.tags.get(FAILURE, ""),
         }
         for trial in snapshot.trials

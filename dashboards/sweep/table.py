@@ -10,9 +10,9 @@ from dashboards.labels import display, shorten, title
 from dashboards.reading.sweep_data import SweepData
 from dashboards.sweep.findings import Findings
 from orchestration.terminal.format import short_name
-from orchestration.tracking.schema import FID, PEAK_MIB, TRAIN_S
+from orchestration.tracking.schema import FID, PEAK_MIB, PEAK_SHARE, TRAIN_S
 
-METRICS = (FID, "class_consistency", TRAIN_S, PEAK_MIB)
+METRICS = (FID, "class_consistency", TRAIN_S, PEAK_MIB, PEAK_SHARE)
 """Metric columns if reported, besides the goals, the constraints and FID at other NFE."""
 LONGEST_REASON = 300
 HEADINGS = {TRAIN_S: "training [s]", PEAK_MIB: "peak memory [MiB]", "wall_s": "wall-clock [s]"}

@@ -52,6 +52,8 @@ IMAGES = "images"
 # Metrics that reports and figures use by name.
 FID, FID_FLOOR = "fid", "fid_floor"
 TRAIN_S, STEP_MS, PEAK_MIB = "time/train_s", "time/step_ms", "memory/peak_mib"
+PEAK_SHARE = "throughput/peak_share"
+"""Achieved FLOP/s of the optimizer steps over the device's peak."""
 CONSISTENCY_LOSS = "loss/consistency"
 TRUE_DISTANCE, TRUE_VIOLATION = "diagnostics/true_distance/rms", "diagnostics/true_distance/violation"
 FLOW_DISTANCE, ODE_VIOLATION = "diagnostics/flow_distance/rms", "diagnostics/ode_violation/mean"

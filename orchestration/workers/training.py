@@ -23,7 +23,6 @@ from soflow.config import RunConfig
 if TYPE_CHECKING:
     import torch
 
-    from soflow.cost.utilization import Utilization
     from soflow.data.base import DataSource
     from soflow.evaluation.fidelity import Evaluator
     from soflow.training.run import TrainingRun
@@ -50,7 +49,6 @@ class TrainingWorker:
         self._evaluators: dict[str, Evaluator] = {}
         self._request: Request | None = None
         self._run: TrainingRun | None = None
-        self._utilization: Utilization | None = None
         self._answered_at: float | None = None
 
     def serve(self, request: Request) -> Answer:
@@ -79,9 +77,7 @@ class TrainingWorker:
             self._answered_at = time.perf_counter()
         if report is None:
             return Answer(run.trainer.step)
-        assert self._utilization is not None  # made with the run
-        achieved = self._utilization.metrics(report.step, report.metrics["time/step_ms"])
-        return Answer(report.step, replace(report, metrics=report.metrics | waited | achieved))
+        return Answer(report.step, replace(report, metrics=report.metrics | waited))
 
     def _prepare(self, request: Request) -> tuple[TrainingRun, bool]:
         """Make the request's run the current one, at its start; return it, and True if it is a new run."""
@@ -104,8 +100,9 @@ class TrainingWorker:
             self.rank,
             self.world_size,
             request.micro_batches,
+            Utilization(config, self.device, self.world_size).metrics,
         )
-        self._request, self._utilization = request, Utilization(config, self.device, self.world_size)
+        self._request = request
         return self._run, request.start == 0
 
     def _source(self, config: RunConfig) -> DataSource:

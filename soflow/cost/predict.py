@@ -82,7 +82,9 @@ def predict(config: RunConfig, after: int = 1) -> Prediction:
     """
     counter = OperationCounter()
     # Code that depends on pixel values cannot run on meta tensors; its cost is negligible compared to the network.
-    config = parse(override(to_dict(config), {"dataset.loading_processes": 0, "dataset.augmentation": 0}))
+    without = {"dataset.loading_processes": 0, "dataset.augmentation": 0}
+    two = {"training.total_steps": max(2, config.training.total_steps)}
+    config = parse(override(to_dict(config), without | two))
     trainer = Trainer(config, synthetic_source(config.dataset), META)
     trainer.take_step()  # creates the optimizer's moments
     trainer.optimizer.zero_grad()

@@ -7,6 +7,7 @@ import torch
 SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN without memory for its code
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )

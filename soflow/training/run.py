@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class TrainingRun:
         start: last reported step, 0 for a new run. The run resumes from the newest readable checkpoint up to this step,
             which may be an earlier one.
         evaluator: evaluator of the configured data and features, for the same rank and number of workers.
+        utilization: metrics of the steps up to one, from its number and their median milliseconds.
 
     Raises:
         CheckpointError: if the checkpoint to start from is of another configuration.
@@ -61,8 +62,10 @@ class TrainingRun:
         rank: int = 0,
         world_size: int = 1,
         micro_batches: int = 1,
+        utilization: Callable[[int, float], dict[str, float]] = lambda step, step_ms: {},
     ):
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
+        self._utilization = utilization
         self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
         if start:
             self._restore(start)
@@ -82,6 +85,7 @@ class TrainingRun:
         """
         trainer = self.trainer
         metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
+        metrics |= self._utilization(trainer.step, metrics["time/step_ms"])
         if trainer.approximates_derivative:
             metrics["jvp/relative_error"] = trainer.derivative_error()
         network, began = trainer.averaged_network(), time.perf_counter()

@@ -168,6 +168,13 @@ def test_memory_grows_evenly_with_the_batch(batch):
     assert memory.largest_batch(0) == 0
 
 
+def test_the_step_of_a_run_of_one_step_is_predicted():
+    one, two = (
+        predict(parse(override(to_dict(run_config("soflow")), {"training.total_steps": steps}))) for steps in (1, 2)
+    )
+    assert one.flops == two.flops
+
+
 def test_gradient_checkpointing_is_predicted_to_save_memory():
     plain, saving = (predict(run_config("soflow", "DiT-XS/2", 64, on)) for on in (False, True))
     assert saving.peak_bytes < 0.8 * plain.peak_bytes
