@@ -62,7 +62,9 @@ class FakeCuda(TorchDispatchMode):
         return value
 
     def _number(self, dtype: torch.dtype) -> bool | int | float:
-        return self.number if dtype.is_floating_point else bool(self.number) if dtype == torch.bool else int(self.number)
+        return (
+            self.number if dtype.is_floating_point else bool(self.number) if dtype == torch.bool else int(self.number)
+        )
 
     def _rows(self, func, index: Tensor | None) -> Tensor | None:
         """Replace a mask by the indices of its true rows; of one on the device, whose content is unknown, by all."""

@@ -15,10 +15,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, REPOSITORY, tiny_config
+from helpers import CPU, NUM_CLASSES, REPOSITORY, tiny_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from soflow import codecs
 from soflow.codecs.latents import Latents, load_vae, moments
 from soflow.config import RunConfig, parse
 from soflow.cost.synthetic import synthetic_source
@@ -37,6 +38,7 @@ from soflow.objectives.distillation import Distillation
 from soflow.objectives.registry import OBJECTIVES
 from soflow.objectives.soflow import SoFlow
 from soflow.randomness import generator
+from soflow.training.build import build_network, build_objective
 from soflow.training.grids import draw_grid, real_grid
 from soflow.training.run import TrainingRun
 from soflow.training.teacher import load_teacher
@@ -55,6 +57,11 @@ NETWORKS = {
 }
 """The registry's two kinds of networks with fewer layers, as every operation takes its time here."""
 PRECISIONS = ("fp32", "bf16")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found"),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),  # by torch, in a copy of a module
+]
+
 PACKAGES = ("soflow", "orchestration", "dashboards", "experiments")
 SAMPLERS = ("renoise", "compose", "heun")
 JVP_FORMS = get_args(MeanFlowFields.model_fields["jvp"].annotation)
@@ -164,13 +171,14 @@ def test_weights_are_updated_on_one_device():
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampling_runs_on_one_device(sampler, name):
+    config = tiny_config(name, network={"name": "DiT"}, evaluation={"num_samples": 8})
+    objective, codec = build_objective(config, NUM_CLASSES), codecs.build(config.dataset, CUDA)
     with fake_cuda():
-        trainer = trainer_of(next(form for form in FORMS if form.startswith(name)), {"network": {"name": "DiT"}})
-        network = trainer.averaged_network()
-        parts = (trainer.config, 2, sampler, Workers(CUDA), [1] * 10)
-        for batch in generate(trainer.objective, network, trainer.codec, *parts):
-            assert {batch.places.device, batch.images.device, batch.labels.device} == {CUDA}
-            assert (batch.images.shape[1:], batch.images.dtype) == ((1, 8, 8), torch.uint8)
+        network = build_network(config, NUM_CLASSES).to(CUDA).eval()
+        parts = (config, 2, sampler, Workers(CUDA), [1] * NUM_CLASSES)
+        (batch,) = generate(objective, network, codec, *parts)
+    assert {batch.places.device, batch.images.device, batch.labels.device} == {CUDA}
+    assert (batch.images.shape, batch.images.dtype) == ((8, 1, 8, 8), torch.uint8)
 
 
 def test_sample_grids_are_drawn_on_one_device():
@@ -187,7 +195,7 @@ def test_feature_statistics_are_computed_on_one_device(features, tmp_path):
     source = {"digits-cnn": "digits", "fashion-cnn": "fashion_mnist"}[features]
     config = parse({"dataset": {"name": source}, "evaluation": {"precision_recall": True, "inception_score": True}})
     images = synthetic_source(config.dataset)
-    with fake_cuda():
+    with fake_cuda(number=64.0):  # also of the images counted
         evaluator = Evaluator(images, config, CUDA, tmp_path)
         stored, labels = (torch.from_numpy(values).to(CUDA) for values in images.batch(np.arange(64)))
         found = evaluator.evaluate([Batch(torch.arange(64, device=CUDA), stored, labels)])
@@ -261,7 +269,7 @@ class ReadsTheLoss(SoFlow):
 def step_of(kind: type[SoFlow]) -> FakeCuda:
     with fake_cuda() as mode:
         trainer = trainer_of("soflow", {"network": {"name": "DiT"}})
-        objective = kind(trainer.config.objective, 10, True)
+        objective = kind(trainer.config.objective, NUM_CLASSES, True)
         trainer.module.objective = objective
         trainer.module(*trainer._batch(), trainer._draws()[0])
     return mode
