@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ def largest_that_fits(row: Row, device: str, batch: int) -> list[Figure]:
     except (RuntimeError, MemoryError) as error:
         if batch == 2 or not (isinstance(error, StepOutOfMemory) or is_out_of_memory(error)):
             raise
+    gc.collect()  # the trainer is part of cycles
     torch.cuda.empty_cache()
     return largest_that_fits(row, device, batch // 2)
 
