@@ -29,8 +29,8 @@ NETWORKS = ("DiT-XXS/4", "U-Net-XS")
 NFE = 2
 DISTURBANCE = 0.05
 """Standard deviation of the change of the weights: those of a new network are zero in places, and so are gradients."""
-PROGRESS = 0.5
-"""Share of the training done: α-Flow's finite difference is then in use."""
+ANNEALING = "alpha_flow, annealing"
+"""α-Flow in the middle of a training, with a finite difference; at the end it has MeanFlow's product."""
 UNITS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 """Unit roundoff."""
 FACTOR = 8
@@ -77,15 +77,16 @@ def agreement(device: torch.device, networks: Iterable[str] = NETWORKS) -> list[
     """
     figures = []
     for form, fields in forms().items():
-        cases = [case_of(fields, network) for network in networks]
+        cases = [case_of(fields, network, 0.5 if form == ANNEALING else 1.0) for network in networks]
+        found = [errors(case, device) for case in cases]
         for dtype in UNITS:
-            worst = max(error for case in cases for error in errors(case, device, dtype))
+            worst = max(case_errors[dtype] for case_errors in found)
             figures.append(Figure(f"{form}, {str(dtype).removeprefix('torch.')}", worst, FACTOR))
     return figures
 
 
 def forms() -> dict[str, dict[str, str]]:
-    """Return the fields of every objective, with every form of the Jacobian-vector product if it has one."""
+    """Return the fields of every objective, with every form of its Jacobian-vector product, and of ANNEALING."""
     jvps = get_args(MeanFlowFields.model_fields["jvp"].annotation)
     found: dict[str, dict[str, str]] = {}
     for name, spec in OBJECTIVES.items():
@@ -93,18 +94,18 @@ def forms() -> dict[str, dict[str, str]]:
             found |= {f"{name}, {jvp}": {"name": name, "jvp": jvp} for jvp in jvps}
         else:
             found[name] = {"name": name}
-    return found
+    return found | {ANNEALING: {"name": "alpha_flow"}}
 
 
-def errors(case: Case, device: torch.device, dtype: torch.dtype) -> list[float]:
-    """Compute the errors of a device's results, in units of the expected ones."""
+def errors(case: Case, device: torch.device) -> dict[torch.dtype, float]:
+    """Compute the largest error of a device's results by dtype, in units of the expected ones."""
     exact, rounded = case.results(CPU, torch.float64), case.results(CPU, torch.float32)
-    found = case.results(device, dtype)
-    ratio = UNITS[dtype] / UNITS[torch.float32]
-    return [
-        relative(found[name], exact[name]) / max(ratio * relative(rounded[name], exact[name]), UNITS[dtype])
-        for name in exact
-    ]
+    expected = {name: relative(rounded[name], exact[name]) / UNITS[torch.float32] for name in exact}
+    return {
+        dtype: max(relative(value, exact[name]) / (unit * max(expected[name], 1)) for name, value in found.items())
+        for dtype, unit in UNITS.items()
+        for found in [case.results(device, dtype)]
+    }
 
 
 def relative(value: Tensor, exact: Tensor) -> float:
@@ -112,15 +113,15 @@ def relative(value: Tensor, exact: Tensor) -> float:
     return ((value - exact).norm() / exact.norm()).item()
 
 
-def case_of(fields: dict[str, str], network: str) -> Case:
-    """Make a case with random weights, data and labels on 8x8 images."""
+def case_of(fields: dict[str, str], network: str, progress: float = 1.0) -> Case:
+    """Make a case with random weights, data and labels on 8x8 images, at a share `progress` of the training."""
     config = parse({"network": {"name": network}, "objective": fields})
     random = generator("cpu", 0, "agreement")
     weights = build_network(config, NUM_CLASSES).requires_grad_()
     disturb(weights, random)
     data = torch.rand(BATCH, *config.dataset.sample_shape, generator=random) * 2 - 1
     labels = torch.randint(NUM_CLASSES, (BATCH,), generator=random)
-    draws = objective_for(config, weights).draw(normal(tuple(data.shape), random), PROGRESS, random)
+    draws = objective_for(config, weights).draw(normal(tuple(data.shape), random), progress, random)
     return Case(config, weights, data, labels, draws)
 
 

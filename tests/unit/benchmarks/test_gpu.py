@@ -50,10 +50,9 @@ class OneTermWrong(Case):
         return case.results(device, dtype)
 
 
-@pytest.mark.parametrize("dtype", agreement.UNITS)
-def test_a_wrong_device_is_noticed(dtype):
+def test_a_wrong_device_is_noticed():
     case = OneTermWrong(**vars(case_of({"name": "soflow"}, "DiT-XXS/4")))
-    assert max(errors(case, SAME_DEVICE, dtype)) > FACTOR
+    assert min(errors(case, SAME_DEVICE).values()) > FACTOR
 
 
 def test_resuming_loses_nothing():
