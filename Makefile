@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep claims test quick soak lint ui
+.PHONY: sweep claims test quick soak lint ui gpu
 
 sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
@@ -30,6 +30,9 @@ lint: $(READY)
 
 ui: $(READY)  ## progress of sweeps, and MLflow's comparison of runs; it prints two addresses to open
 	$(BIN)/python -m dashboards.ui $(ARGS)
+
+gpu: $(READY)  ## checks and timings on a machine with CUDA, written to docs/gpu.md: at most 8 minutes; exit code 2 without CUDA
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # Set up again when the requirements change; an interrupted installation is continued.
 $(READY): pyproject.toml
