@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import statistics
 from dataclasses import dataclass
 
@@ -54,8 +55,14 @@ LABELS = {
     "soflow": "SoFlow",
     "meanflow_c": "MeanFlow",
     "meanflow_d": "MeanFlow by finite difference",
+    "meanflow_flash": "MeanFlow with fused attention",
 }
-EAGER = [Row(network, variant) for network in BATCHES for variant in LABELS]
+EAGER = [
+    Row(network, variant)
+    for network in BATCHES
+    for variant in LABELS
+    if variant != "meanflow_flash" or importlib.util.find_spec("jvp_flash_attention")
+]
 COMPILED = [Row(network, variant, True) for network in BATCHES for variant in ("flow_matching", "soflow", "meanflow_c")]
 ROWS = EAGER + COMPILED
 """Rows in the order in which they are measured: compilation takes long, and the time may run out."""

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meanflow_b": {"name": "meanflow", "jvp": "separate", **_MEANFLOW},
     "meanflow_c": {"name": "meanflow", "jvp": "subset", **_MEANFLOW},
     "meanflow_d": {"name": "meanflow", "jvp": "finite_difference", **_MEANFLOW},
+    "meanflow_flash": {"name": "meanflow", "jvp": "subset", "jvp_attention": "flash", **_MEANFLOW},
     "improved_meanflow": {"name": "improved_meanflow", **_MEANFLOW},
     "alpha_flow": {"name": "alpha_flow", **_MEANFLOW, "anneal_temperature": 1e-3},
     "shortcut": {"name": "shortcut", "flow_matching_fraction": 0.75, "smallest_steps": 128},
@@ -50,7 +51,8 @@ class CostStudyConfig(LaunchConfig):
     variants: tuple[str, ...] = ("soflow", "meanflow_a", "meanflow_b", "meanflow_c", "meanflow_d")
     """Objectives to compare with unguided flow matching: flow_matching, soflow, meanflow_a (Jacobian-vector product and
     loss in one call), meanflow_b (Jacobian-vector product in a separate call), meanflow_c (separate call, only where
-    r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t), improved_meanflow, alpha_flow, shortcut."""
+    r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t), meanflow_flash (c with fused attention, on
+    CUDA), improved_meanflow, alpha_flow, shortcut."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
     """Networks by name."""
     batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)

@@ -129,6 +129,7 @@ def test_every_file_of_a_registry_is_registered():
         "loading",
         "manifest",
         "weighting",
+        "attention",
         "reference",
     }
     for registry, registered in REGISTERED.items():
