@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestration.config import ResourcesConfig
 from orchestration.workers.mailbox import OUT_OF_MEMORY, RESTARTS, Mailbox
 from orchestration.workers.placement import free_placement_groups
+from orchestration.workers.start_limit import StartLimit, start_limit_s
 
 JOIN_S = 15.0
 """Time limit for the workers to exit by themselves when the group closes."""
@@ -140,7 +141,7 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
         run_config=RunConfig(
             name=name,
             storage_path=str(folder / "workers"),
-            callbacks=[LossReport(mailbox)],
+            callbacks=[LossReport(mailbox), StartLimit(start_limit_s())],
             # Unlimited here: the mailbox counts losses per request, Ray Train only per group.
             failure_config=FailureConfig(max_failures=-1),
         ),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SCENARIO = Path(__file__).with_name("group_scenario.py")
 
@@ -22,6 +27,19 @@ def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(c
     assert seen["lost"]["sum"] == 3
     assert seen["lost"]["pid"] != seen["first"]["pid"]
     assert seen["after lost"] == seen["lost"]
+
+
+@pytest.mark.soak
+def test_workers_that_hang_while_they_start_are_replaced(cluster, tmp_path):
+    limits = {f"RAY_TRAIN_WORKER_{name}_TIMEOUT_S": "15" for name in ("GROUP_START", "HEALTH_CHECK")}
+    command = [sys.executable, SCENARIO, cluster.address, tmp_path]
+    ran = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | limits)
+    stopped = cluster.kill("ray::RayTrainWorker", random.choice, signal.SIGSTOP)
+    output, _ = ran.communicate(timeout=240)
+    assert ran.returncode == 0
+    first = json.loads(output.splitlines()[-1])["first"]
+    assert first["sum"] == 3
+    assert first["pid"] != stopped
 
 
 HOLDERS = """

@@ -80,3 +80,29 @@ def test_without_a_compiler_training_runs_eagerly(digits, monkeypatch, caplog):
     assert not training.approximates_derivative
     assert not training.compiled
     assert "training.compile = True: the compiler does not work (no C++ compiler)" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_change_of_lambda_batch_or_labels_compiles_nothing_again(digits):
+    """Sizes that differ by step, call and trial are compiled once: with gradient, without, and the backward pass."""
+    found = []
+    for share, batch, drop in ((0.3, 24, 0.1), (0.6, 24, 0.4), (0.45, 17, 0.1)):
+        sections = {
+            "objective": {"flow_matching_fraction": share, "label_drop": drop},
+            "network": {"name": "DiT-XXS/2"},  # compiled in no other test
+            "training": {"batch_size": batch, "compile": True},
+        }
+        found.append(Trainer(tiny_config("soflow", **sections), digits, CPU).advance(4))
+    counts = [metrics["compile/count"] for metrics in found]
+    assert 2 <= counts[0] <= 3
+    assert counts[1:] == [0, 0]
+    assert found[0]["time/train_s"] < found[0]["time/compile_s"]  # four tiny steps: compilation is not part of them
+
+
+def test_without_compilation_none_is_reported(digits):
+    assert not any("compile" in name for name in trainer(digits).advance(1))
+
+
+def test_fused_attention_is_refused_without_cuda(digits):
+    with pytest.raises(ConfigError, match=r"objective.jvp_attention = flash: needs a CUDA device; set it to math"):
+        trainer(digits, objective={"jvp_attention": "flash"})
