@@ -54,7 +54,7 @@ class Protocol:
 
 def is_quality(metric: str) -> bool:
     """Check whether a metric depends on the protocol."""
-    return re.match(r"(fid|kid|class_consistency)", metric) is not None
+    return re.match(r"(fid|kid|class_consistency|precision|recall|inception_score)", metric) is not None
 
 
 def find_protocols(data: SweepData) -> list[Protocol]:
