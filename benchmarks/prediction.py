@@ -58,8 +58,8 @@ def main() -> None:
             ratios = (
                 sum(arithmetic.flops.values()) / prediction.flops,
                 peak_bytes(trainer) / prediction.peak_bytes,
-                step_s / prediction.arithmetic_s(here, "fp32"),
-                step_s / prediction.roofline_s(here, "fp32"),
+                step_s / prediction.arithmetic_s(here),
+                step_s / prediction.roofline_s(here),
             )
             print(f"{network:9} {objective:15}" + "".join(f"{ratio:14.3f}" for ratio in ratios))
 

@@ -53,7 +53,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     least = most = 0.0
     for name, (run, seeds) in runs.items():
         cost = costs[name]
-        step_s = cost.range_s(accelerator, run.training.precision)
+        step_s = cost.range_s(accelerator)
         durations = [bound * run.training.total_steps * workers / seconds for bound in step_s]
         least, most = (total + seeds * duration for total, duration in zip((least, most), durations, strict=True))
         table.add_row(

@@ -16,8 +16,9 @@ from soflow.networks.attention import flash_attention
 # torch warns, in the first derivative of a process, of its own use of a deprecated function.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
-BATCH_SIZES = 64
-"""Batch sizes for which a process compiles derivatives before it computes further ones eagerly."""
+COMPILATIONS = 64
+"""Forms of a function (networks, precisions, batch sizes of derivatives) that a process compiles before it computes
+further ones eagerly."""
 
 
 def directional_derivative(
@@ -60,7 +61,7 @@ def compiled_total_derivative() -> Callable[..., tuple[Tensor, Tensor]]:
     Each batch size is compiled apart: torch cannot compile forward-mode derivatives for sizes that vary, and a failed
     attempt leaves its forward mode unusable in this process.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, BATCH_SIZES)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
     return torch.compile(total_derivative, dynamic=False)
 
 

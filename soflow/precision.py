@@ -7,7 +7,7 @@ precisions, one for the calls of a finite difference and one for all other calls
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,14 +18,35 @@ from torch.overrides import TorchFunctionMode
 
 from soflow.config_base import PrecisionName
 
+_counted: PrecisionName = "fp32"
+"""Precision of the operations on meta tensors, which have none themselves."""
+
+
+def counted_precision(inputs: Iterable[Tensor]) -> PrecisionName:
+    """Return the precision of an operation on meta tensors, for predictions of its time."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in inputs):
+        return "bf16"
+    return "fp32" if _counted == "bf16" else _counted
+
+
+@contextmanager
+def _counted_in(name: PrecisionName) -> Iterator[None]:
+    global _counted
+    before, _counted = _counted, name
+    try:
+        yield
+    finally:
+        _counted = before
+
+
 EPSILON = {"fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
 
 
 class _MetaAutocast(TorchFunctionMode):
     """Autocast to bfloat16 for meta tensors, which torch's does not know: the operations that the backbones use."""
 
-    LOWER = (F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__)
-    FULL = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax)
+    LOWER = (F.linear, F.conv2d, F.conv_transpose2d, F.scaled_dot_product_attention)
+    FULL = (F.layer_norm, F.group_norm)
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         dtype = torch.bfloat16 if func in self.LOWER else torch.float32 if func in self.FULL else None
@@ -62,27 +83,28 @@ class Precision:
 
         The backward pass reaches a call's output before the rest of the call, and later calls before earlier ones.
         """
-        if output.requires_grad and output.device.type != "meta":
+        if output.requires_grad:
             output.register_hook(self._switch)
         return output
 
     def _switch(self, gradient: Tensor) -> None:
-        _allow_tensor_float_32(self.name == "tf32")
+        global _counted
+        if gradient.device.type == "meta":
+            _counted = self.name
+        else:
+            _allow_tensor_float_32(self.name == "tf32")
 
     @contextmanager
     def backward(self, device: torch.device) -> Iterator[None]:
         """Run the backward pass inside the block in this precision; bfloat16 is part of the graph already."""
-        if device.type == "meta":
-            yield
-            return
-        with _tensor_float_32(self.name == "tf32"):
+        with _counted_in(self.name) if device.type == "meta" else _tensor_float_32(self.name == "tf32"):
             yield
 
     @contextmanager
     def context(self, device: torch.device) -> Iterator[None]:
         """Run matrix products and convolutions inside the block in this precision."""
         if device.type == "meta":
-            with _MetaAutocast() if self.name == "bf16" else nullcontext():
+            with _counted_in(self.name), _MetaAutocast() if self.name == "bf16" else nullcontext():
                 yield
             return
         with _tensor_float_32(self.name == "tf32"), torch.autocast(device.type, torch.bfloat16, self.name == "bf16"):

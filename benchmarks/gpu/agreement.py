@@ -80,7 +80,7 @@ def agreement(device: torch.device, networks: Iterable[str] = NETWORKS) -> list[
         cases = [case_of(fields, network, 0.5 if form == ANNEALING else 1.0) for network in networks]
         found = [errors(case, device) for case in cases]
         for dtype in UNITS:
-            worst = max(case_errors[dtype] for case_errors in found)
+            worst = largest(case_errors[dtype] for case_errors in found)
             figures.append(Figure(f"{form}, {str(dtype).removeprefix('torch.')}", worst, FACTOR))
     return figures
 
@@ -102,7 +102,7 @@ def errors(case: Case, device: torch.device) -> dict[torch.dtype, float]:
     exact, rounded = case.results(CPU, torch.float64), case.results(CPU, torch.float32)
     expected = {name: relative(rounded[name], exact[name]) / UNITS[torch.float32] for name in exact}
     return {
-        dtype: max(relative(value, exact[name]) / (unit * max(expected[name], 1)) for name, value in found.items())
+        dtype: largest(relative(value, exact[name]) / (unit * max(expected[name], 1)) for name, value in found.items())
         for dtype, unit in UNITS.items()
         for found in [case.results(device, dtype)]
     }
@@ -142,3 +142,8 @@ def objective_for(config: RunConfig, network: nn.Module) -> Objective:
         flow = build_objective(parse({"objective": {"name": "flow_matching"}}), NUM_CLASSES)
         objective.teacher = Teacher(flow, taught)
     return objective
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the maximum, NaN if one value is NaN."""
+    return torch.tensor(list(values), dtype=torch.float64).max().item()

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu import agreement, sharing, throughput, training
 from benchmarks.gpu.results import FAILED, NOT_RUN, PASSED, Figure, Outcome
+from benchmarks.gpu.throughput import NotReached
 
 Measure = Callable[[torch.device, float], list[Figure]]
 """Function (device, seconds left) → figures."""
@@ -31,7 +32,7 @@ def _of_device(measure: Callable[[torch.device], list[Figure]]) -> Measure:
     return lambda device, seconds: measure(device)
 
 
-def _of_two(device: torch.device, seconds: float) -> list[Figure]:
+def _on_two_gpus(device: torch.device, seconds: float) -> list[Figure]:
     return sharing.two_workers((torch.device("cuda:0"), torch.device("cuda:1")))
 
 
@@ -42,7 +43,7 @@ CORRECTNESS = (
     Check("peak memory against prediction", _of_device(training.memory), training.MEMORY_REASON),
     Check("out of memory, then micro-batches", _of_device(training.micro_batches), training.PARTS_REASON),
     Check("two slots on one GPU", _of_device(sharing.shared_gpu), sharing.SHARED_REASON),
-    Check("two data-parallel GPUs", _of_two, sharing.WORKERS_REASON, gpus=2),
+    Check("two data-parallel GPUs", _on_two_gpus, sharing.WORKERS_REASON, gpus=2),
 )
 THROUGHPUT = tuple(
     Check(row.name, functools.partial(throughput.throughput, row), throughput.PUBLISHED_REASON)
@@ -77,7 +78,7 @@ def outcome_of(check: Check, device: torch.device, seconds: float) -> Outcome:
     began = time.monotonic()
     try:
         figures = check.measure(device, seconds)
-    except TimeoutError as error:
+    except NotReached as error:
         return Outcome(check.name, NOT_RUN, time.monotonic() - began, reason=f"not reached: {error}")
     except Exception as error:  # whatever goes wrong, the other checks still say something
         line = (str(error).strip().splitlines() or [""])[0]

@@ -14,8 +14,8 @@ BEGIN, END = "<!-- measured: written by make gpu -->", "<!-- end of measured -->
 class Published:
     """Throughput of training that others published."""
 
-    what: str
-    where: str
+    training: str
+    hardware: str
     images_per_s: str
     source: str
 
@@ -78,8 +78,8 @@ def measured(results: Results) -> str:
         table(("check", "outcome"), [(outcome.check, summary(outcome)) for outcome in checks]),
         table(("training step", "images/s", "batch", "peak memory, GiB"), [throughput_row(row) for row in timed]),
         table(
-            ("published", "where", "images/s of one GPU", "source"),
-            [(row.what, row.where, row.images_per_s, row.source) for row in PUBLISHED],
+            ("published", "hardware", "images/s of one GPU", "source"),
+            [(row.training, row.hardware, row.images_per_s, row.source) for row in PUBLISHED],
         ),
         *(details(outcome) for outcome in checks if outcome.figures),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT = timedelta(minutes=2)
+TIMEOUT = timedelta(seconds=90)
 """Longest wait for another process to start, or for its part of a collective operation."""
 
 

@@ -48,7 +48,7 @@ def sentences(costs: pd.DataFrame) -> list[str]:
     result = []
     for row in costs[costs["variant"] == "soflow"].to_dict("records"):
         setting = f"{_name(tuple(row[name] for name in SETTINGS))}, {'compiled' if row['compiled'] else 'eager'}"
-        for name, of_all in (("best_meanflow", ""), ("best_meanflow_of_all", ", of all")):
+        for name, of_all in (("best_meanflow", ""), ("best_meanflow_of_all", " of all")):
             if isinstance(best := row.get(name), str):
                 share = _ratio(row, f"time/to_{name}")
                 result.append(f"{setting}: SoFlow's step takes {share} of that of the fastest MeanFlow{of_all}, {best}")

@@ -34,8 +34,8 @@ FIGURES = ("time", "memory", "flops")
 
 
 @dataclass(frozen=True)
-class Process:
-    """What one process measures in every cell."""
+class Contender:
+    """Variant that one process measures in every cell, eager or compiled."""
 
     variant: str
     guided: bool
@@ -43,9 +43,12 @@ class Process:
     compiled: bool
 
     @property
+    def label(self) -> str:
+        return f"{self.variant} guided" if self.variant == REFERENCE and self.guided else self.variant
+
+    @property
     def name(self) -> str:
-        guided = self.variant == REFERENCE and self.guided
-        return self.variant + (" guided" if guided else "") + (" compiled" if self.compiled else "")
+        return f"{self.label} compiled" if self.compiled else self.label
 
 
 @dataclass
@@ -53,7 +56,7 @@ class VariantCost:
     """Costs of a variant in a cell: `figures` of one step, and the times of all measured steps by round."""
 
     cell: Cell
-    process: Process
+    contender: Contender
     figures: dict[str, Any]
     rounds: list[list[dict[str, float]]] = field(default_factory=list)
 
@@ -78,10 +81,10 @@ def run_cost_study(config: CostStudyConfig) -> str:
     Raises:
         ConfigError, TrackingError: in one line, before anything starts.
     """
-    plan, processes = cells(config), _processes(config)
+    plan, contenders = cells(config), _contenders(config)
     for cell in plan:
-        for process in processes:
-            _values(config, cell, process)
+        for contender in contenders:
+            _values(config, cell, contender)
     folder = new_folder(config).absolute()
     check_storage(config.storage)
     check_tracking(config.resolved_tracking_uri)
@@ -92,9 +95,9 @@ def run_cost_study(config: CostStudyConfig) -> str:
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / CONFIG_FILE, to_yaml(config))
-        print(f"cost study {folder.name}: {len(plan)} settings of {len(processes)} variants, in {folder}", flush=True)
+        print(f"cost study {folder.name}: {len(plan)} settings of {len(contenders)} variants, in {folder}", flush=True)
         try:
-            for cell_results in _measure(config, plan, processes, resources, folder):
+            for cell_results in _measure(config, plan, contenders, resources, folder):
                 measured += cell_results
         except KeyboardInterrupt:
             status = "KILLED"
@@ -106,45 +109,45 @@ def run_cost_study(config: CostStudyConfig) -> str:
     return status
 
 
-def _processes(config: CostStudyConfig) -> list[Process]:
+def _contenders(config: CostStudyConfig) -> list[Contender]:
     """List what to measure in every cell, unguided flow matching first."""
     kinds = [(REFERENCE, False), *((variant, True) for variant in config.variants if variant != REFERENCE)]
     if REFERENCE in config.variants and True in config.guidance:
         kinds.append((REFERENCE, True))
-    return [Process(*kind, compiled) for kind in kinds for compiled in dict.fromkeys(config.compiled)]
+    return [Contender(*kind, compiled) for kind in kinds for compiled in dict.fromkeys(config.compiled)]
 
 
-def _values(config: CostStudyConfig, cell: Cell, process: Process) -> dict[str, Any]:
-    return run_values(config, cell, process.variant, cell.guidance and process.guided, process.compiled)
+def _values(config: CostStudyConfig, cell: Cell, contender: Contender) -> dict[str, Any]:
+    return run_values(config, cell, contender.variant, cell.guidance and contender.guided, contender.compiled)
 
 
 def _measure(
-    config: CostStudyConfig, plan: list[Cell], processes: list[Process], resources: ResourcesConfig, folder: Path
+    config: CostStudyConfig, plan: list[Cell], contenders: list[Contender], resources: ResourcesConfig, folder: Path
 ):
     """Yield the results of each cell, from processes that are reused for all cells."""
     from orchestration.cost_study.worker import CostWorker, Prepare, Time
     from orchestration.workers.group import WorkerGroup
 
     # Only one process computes at a time, with all threads of a worker; each reserves a share of the worker's CPUs.
-    share = 1 / len(processes)
+    share = 1 / len(contenders)
     groups = {
-        process: WorkerGroup(resources, folder, process.name.replace(" ", "-"), CostWorker, share)
-        for process in processes
+        contender: WorkerGroup(resources, folder, contender.name.replace(" ", "-"), CostWorker, share)
+        for contender in contenders
     }
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as progress:
-            task = progress.add_task("starting", total=len(plan) * (config.rounds + len(processes)))
+            task = progress.add_task("starting", total=len(plan) * (config.rounds + len(contenders)))
             for cell in plan:
                 progress.update(task, description=f"{cell.network}, batch {cell.batch}")
                 results = []
-                for process in processes:
-                    request = Prepare(_values(config, cell, process), cell.attention, config.memory_gib * 2**30)
-                    results.append(VariantCost(cell, process, _ask(groups[process], request)))
+                for contender in contenders:
+                    request = Prepare(_values(config, cell, contender), cell.attention, config.memory_gib * 2**30)
+                    results.append(VariantCost(cell, contender, _ask(groups[contender], request)))
                     progress.advance(task)
                 for _ in range(config.rounds):
                     for result in results:
-                        result.rounds.append(_ask(groups[result.process], Time(config.turn_s)))
+                        result.rounds.append(_ask(groups[result.contender], Time(config.turn_s)))
                     progress.advance(task)
                 yield results
     finally:
@@ -173,13 +176,13 @@ def table(measured: list[VariantCost]) -> pd.DataFrame:
 
 def _row(result: VariantCost, cell: list[VariantCost]) -> dict[str, Any]:
     """Make the row of a result among those of its cell."""
-    alike = [other for other in cell if other.process.compiled == result.process.compiled]
-    reference = alike[0]
+    alike = [other for other in cell if other.contender.compiled == result.contender.compiled]
+    reference = next(other for other in alike if other.contender.label == REFERENCE)
     times = result.round_ms()
     row = {
         **vars(result.cell),
-        "variant": result.process.name.removesuffix(" compiled"),
-        "compiled": result.process.compiled,
+        "variant": result.contender.label,
+        "compiled": result.contender.compiled,
         "rounds": len(times),
         "time/step_ms": statistics.median(times),
         **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
@@ -190,11 +193,12 @@ def _row(result: VariantCost, cell: list[VariantCost]) -> dict[str, Any]:
         row |= ratio("time/soflow_to_this", soflow.round_ms(), times)
         row["memory/soflow_to_this"] = soflow.figures["peak_bytes"] / result.figures["peak_bytes"]
     if result is soflow and (best := _fastest(alike, BEST)):
-        row |= ratio("time/to_best_meanflow", times, best.round_ms()) | {"best_meanflow": best.process.name}
+        row |= ratio("time/to_best_meanflow", times, best.round_ms()) | {"best_meanflow": best.contender.name}
         if len(alike) < len(cell) and result is _fastest(cell, "soflow") and (best := _fastest(cell, BEST)):
             row |= ratio("time/to_best_meanflow_of_all", times, best.round_ms())
-            row["best_meanflow_of_all"] = best.process.name
-    if eager := [other for other in cell if result.process == replace(other.process, compiled=True)]:
+            row["best_meanflow_of_all"] = best.contender.name
+    eager = [other for other in cell if other.contender == replace(result.contender, compiled=False)]
+    if result.contender.compiled and eager:
         row |= ratio("time/eager_to_this", eager[0].round_ms(), times)
     figures = result.figures
     row |= {
@@ -218,7 +222,7 @@ def _row(result: VariantCost, cell: list[VariantCost]) -> dict[str, Any]:
 
 def _fastest(results: list[VariantCost], kind: str) -> VariantCost | None:
     """Return the result of this kind with the smallest median time; None without any."""
-    found = [result for result in results if result.process.variant.startswith(kind)]
+    found = [result for result in results if result.contender.variant.startswith(kind)]
     return min(found, key=lambda result: statistics.median(result.round_ms())) if found else None
 
 
@@ -241,8 +245,8 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
     steps = [
         {
             **vars(result.cell),
-            "variant": result.process.variant,
-            "compiled": result.process.compiled,
+            "variant": result.contender.label,
+            "compiled": result.contender.compiled,
             "round": number,
             **step,
         }
@@ -252,7 +256,8 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
     ]
     write_atomic(folder / ROUNDS_FILE, pd.DataFrame(steps).to_csv(index=False))
     table_console().print(short_table(costs))
-    print("\n".join(sentences(costs)))
+    for sentence in sentences(costs):
+        print(sentence)
     charts = draw_charts(costs, folder)
     print(f"tables: {folder / COSTS_FILE}, {folder / ROUNDS_FILE}; charts: {', '.join(map(str, charts))}")
 
@@ -268,7 +273,7 @@ def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str
         row = {str(name): value for name, value in record.items()}
         key = f"{folder.name}/{number:03d}"
         figures = {name: value for name, value in row.items() if "/" in name and name.split("/")[0] in FIGURES}
-        params = {name: value for name, value in row.items() if name not in figures}
+        params = {name: value for name, value in row.items() if name not in figures and value == value}
         child_tags = tags | {KIND: STEP_COST_KIND, OBJECTIVE: row["variant"]}
         name = f"{row['variant']}{', compiled' if row['compiled'] else ''}, {row['network']}, {row['batch']}"
         tracker.start_run(key, name, params, child_tags, folder.name)

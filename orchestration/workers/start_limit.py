@@ -12,14 +12,14 @@ import threading
 
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-RESOURCES_S = 60.0
-"""Ray Train's default limit of the wait for resources, after which it tries again."""
+LIMITS = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S")
+"""Settings of Ray Train (orchestration.cluster.RAY_SETTINGS): seconds of waiting for resources before it tries again,
+and for a worker's answer."""
 
 
 def start_limit_s() -> float:
-    """Return the seconds from the request of resources to the start of the loop in all workers."""
-    resources_s = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", RESOURCES_S))
-    return resources_s + float(os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"])
+    """Return the seconds from the request for resources to the start of the loop in all workers."""
+    return sum(float(os.environ[name]) for name in LIMITS)
 
 
 class StartLimit(WorkerGroupCallback):

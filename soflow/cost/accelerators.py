@@ -41,6 +41,8 @@ ACCELERATORS = {
 """NVIDIA's data-sheet values without sparsity, for the SXM variant if several exist."""
 
 
+SLOWER = {"MIG", "PCIe", "NVL", "Laptop", "D"}
+"""Words in the names of parts and variants with lower rates than the card that they are named after."""
 LARGEST = {"cpu": 2048, "cuda": 8192}
 """Maximum rows of the timed matrix products: larger ones would reach no higher rate."""
 ENOUGH_S = 0.02
@@ -49,8 +51,13 @@ instructions."""
 
 
 def published(name: str) -> Accelerator | None:
-    """Return the data sheet's values of a device with this CUDA name; None if it is not in ACCELERATORS."""
+    """Return the data sheet's values of a device with this CUDA name.
+
+    None if it is not in ACCELERATORS, or is a part or a slower variant of one that is.
+    """
     words = name.replace("-", " ").split()
+    if SLOWER.intersection(words):
+        return None
     matches = [key for key in ACCELERATORS if all(word in words for word in key.replace("-", " ").split())]
     return ACCELERATORS[matches[0]] if matches else None
 
@@ -67,10 +74,10 @@ def measured(device: torch.device, memory_bytes: float) -> Accelerator:
 
 def product_rate(device: torch.device, precision: PrecisionName) -> float:
     """Measure the FLOP/s of a large matrix product, the fastest of nine."""
-    rows = 256
+    rows, dtype = 256, torch.bfloat16 if precision == "bf16" else torch.float32
     with Precision(precision).context(device), torch.no_grad():
         while True:
-            a, b = torch.randn(2, rows, rows, device=device).unbind()
+            a, b = torch.randn(2, rows, rows, device=device, dtype=dtype).unbind()
             seconds = _fastest_s(functools.partial(torch.matmul, a, b), device)
             if rows == LARGEST[device.type] or seconds > ENOUGH_S:
                 return 2 * rows**3 / seconds

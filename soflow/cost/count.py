@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from soflow.config_base import PrecisionName
+from soflow.precision import counted_precision
+
 aten = torch.ops.aten
 # torch's registry of FLOP formulas lacks the CPU attention kernel.
 FORMULAS = flop_registry | {
@@ -23,15 +26,14 @@ FORMULAS = flop_registry | {
 
 
 class Operation(NamedTuple):
-    """What one kernel does."""
+    """Work of one kernel."""
 
     phase: str
     """Phase of the step (soflow.profiling.phases); "" outside all phases."""
     flops: int
     moved_bytes: int
     """Bytes read and written."""
-    bf16: bool
-    """True if it multiplies bfloat16 numbers."""
+    precision: PrecisionName
 
 
 class OperationCounter(TorchDispatchMode):
@@ -43,7 +45,7 @@ class OperationCounter(TorchDispatchMode):
     The mode is also a recorder of phases (soflow.profiling.phases). Register tensors that exist before with `track`.
 
     Attributes:
-        operations: every kernel's.
+        operations: operation of every kernel, in order.
         live_bytes: bytes of all live tensors.
         peak_bytes: maximum of live_bytes since the start or the last `reset_peak`.
     """
@@ -110,8 +112,7 @@ class OperationCounter(TorchDispatchMode):
             inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             moved = sum(value.numel() * value.element_size() for value in (*inputs, *results))
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            bf16 = any(value.dtype == torch.bfloat16 for value in inputs)
-            self.operations.append(Operation(self._phase, flops, moved, bf16))
+            self.operations.append(Operation(self._phase, flops, moved, counted_precision(inputs)))
         return result
 
     def _is_structural_zero(self, value: Any) -> bool:

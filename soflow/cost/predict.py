@@ -2,7 +2,8 @@
 
 The dry run executes the trainer's real step, so any objective and network is supported. Memory counts all live tensors:
 weights, their moving average, optimizer moments, gradients and activations. Temporary buffers inside kernels and
-allocator overhead are not included.
+allocator overhead are not included. Fused attention in a Jacobian-vector product is predicted as the unfused kernel,
+an upper bound.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from soflow.training.trainer import Trainer
 
 META = torch.device("meta")
 SLOWDOWN = 2.5
-"""Time of the slowest measured step over its roofline estimate: 1.3 to 2.5 on CPUs (docs/cost.md). The published
-throughputs of XL/2 in bf16 on A100 and H800 are 1.3 to 2.3 times the estimate's."""
+"""Time of the slowest eager step measured over its roofline estimate: 1.3 to 2.5 on CPUs (docs/cost.md). On GPUs, steps
+of XL/2 in bf16 take 1.3 to 2.3 times theirs at the throughputs that others published (benchmarks/gpu/page.py)."""
 TOLERANCE = 0.01
 """Relative tolerance for two slopes of memory per sample to count as equal."""
 
@@ -42,33 +43,27 @@ class Prediction:
         """FLOPs of a step."""
         return sum(operation.flops for operation in self.operations)
 
-    def arithmetic_s(self, accelerator: Accelerator, precision: str) -> float:
+    def arithmetic_s(self, accelerator: Accelerator) -> float:
         """Compute the seconds of the FLOPs at the accelerator's peak: a lower bound of the step time."""
-        return sum(operation.flops / _peak(operation, accelerator, precision) for operation in self.operations)
+        return sum(operation.flops / accelerator.flops_per_s[operation.precision] for operation in self.operations)
 
-    def roofline_s(self, accelerator: Accelerator, precision: str) -> float:
+    def roofline_s(self, accelerator: Accelerator) -> float:
         """Compute the roofline estimate in seconds: every kernel at its compute or memory-bandwidth limit.
 
         This is a lower bound for a step without fused kernels; a compiled step moves fewer bytes.
         """
         return sum(
             max(
-                operation.flops / _peak(operation, accelerator, precision),
+                operation.flops / accelerator.flops_per_s[operation.precision],
                 operation.moved_bytes / accelerator.bytes_per_s,
             )
             for operation in self.operations
         )
 
-    def range_s(self, accelerator: Accelerator, precision: str) -> tuple[float, float]:
-        """Compute the least and the most seconds to expect: the roofline estimate, and SLOWDOWN times it."""
-        least = self.roofline_s(accelerator, precision)
+    def range_s(self, accelerator: Accelerator) -> tuple[float, float]:
+        """Compute the seconds to expect of an eager step: from the roofline estimate to SLOWDOWN times it."""
+        least = self.roofline_s(accelerator)
         return least, SLOWDOWN * least
-
-
-def _peak(operation: Operation, accelerator: Accelerator, precision: str) -> float:
-    """Return the peak FLOP/s of an operation in a step of this precision, whose other operations may be in fp32."""
-    mixed = precision == "bf16" and not operation.bf16
-    return accelerator.flops_per_s["fp32" if mixed else precision]
 
 
 def predict(config: RunConfig, after: int = 1) -> Prediction:

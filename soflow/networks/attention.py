@@ -1,4 +1,4 @@
-"""Self-attention of the backbones, and the GELU of their blocks: equal functions, computed as is fastest."""
+"""Attention and GELU of the backbones: equal functions, computed as is fastest eager, compiled and in forward mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from soflow.config_base import ConfigError
@@ -20,16 +19,6 @@ FLASH_HEADS, FLASH_TOKENS = (16, 32, 64, 128, 256), 32
 """Head sizes of the fused kernel with a forward-mode derivative, and the divisor of its numbers of tokens."""
 
 _flash = False
-
-
-class SelfAttention(Attention):
-    """Multi-head self-attention over tokens [B, N, C]; the weights have timm's names, as in published checkpoints."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        batch, length, _ = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, length, 3, self.num_heads, self.head_dim)
-        mixed = attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, self.attn_dim))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import math
 
 import torch
 from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from soflow.networks.attention import SelfAttention, TanhGELU
+from soflow.networks.attention import TanhGELU, attend
 
 NUM_FREQUENCIES = 128
 
@@ -102,6 +103,16 @@ class TimeEmbedder(nn.Module):
         exponents = torch.arange(NUM_FREQUENCIES, dtype=time.dtype, device=time.device) / NUM_FREQUENCIES
         angles = time[:, None] * torch.exp(-math.log(10000) * exponents)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class SelfAttention(Attention):
+    """Multi-head self-attention over tokens [B, N, C]; the weights have timm's names, as in published checkpoints."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length, _ = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, length, 3, self.num_heads, self.head_dim)
+        mixed = attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

@@ -25,6 +25,11 @@ class ObjectiveFields(Section):
         return None
 
     @property
+    def fused_jvp(self) -> bool:
+        """True if the Jacobian-vector product uses fused attention."""
+        return False
+
+    @property
     def arithmetic_varies(self) -> bool:
         """True if the operations of a step depend on training progress."""
         return False
@@ -132,6 +137,10 @@ class MeanFlowFields(WeightFields, ObjectiveFields):
     """Means of the two logit-normal draws; the larger draw is t, the smaller r."""
     time_std: tuple[Positive, Positive] = (1.0, 1.0)
     """Standard deviations of the two logit-normal draws."""
+
+    @property
+    def fused_jvp(self) -> bool:
+        return self.jvp_attention == "flash"
 
     @model_validator(mode="after")
     def _attention_is_used(self) -> MeanFlowFields:

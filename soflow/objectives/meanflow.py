@@ -158,13 +158,12 @@ class MeanFlow(Objective):
         inputs, eager = (x_t, v, t, s, labels), getattr(network, "_orig_mod", network)
         with self.forward.context(x_t.device):  # outside, as compiled code cannot switch precision
             if eager is network:
-                return total_derivative(network, *inputs, flash=self.config.jvp_attention == "flash")
+                return total_derivative(network, *inputs, flash=self.config.fused_jvp)
             # Copies, as forward-mode derivatives of parts of a tensor cannot be compiled.
             return compiled_total_derivative()(eager, *(values.clone() for values in inputs))
 
     def approximates_derivative(self, network: nn.Module) -> bool:
-        approximate = self.config.jvp == "finite_difference" or self.config.jvp_attention == "flash"
-        return approximate or hasattr(network, "_orig_mod")
+        return self.config.jvp == "finite_difference" or self.config.fused_jvp or hasattr(network, "_orig_mod")
 
     def derivative_error(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> float:
         """Measure ‖du/dt − exact‖ / ‖exact‖ along v_t, where exact is the eager product in float32.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from soflow.autodiff import COMPILATIONS
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.objectives.base import normal
@@ -38,7 +39,7 @@ class Compilations:
 
 
 @functools.cache
-def _of_this_process() -> Compilations:
+def _process_compilations() -> Compilations:
     from torch._dynamo.callback import on_compile_end, on_compile_start  # slow to import
 
     result = Compilations()
@@ -48,11 +49,11 @@ def _of_this_process() -> Compilations:
 
 
 class CompileClock:
-    """Counts the compilations of this process from now on; none if `compiles` is False."""
+    """Count of the compilations of this process from now on; none if `compiles` is False."""
 
     def __init__(self, compiles: bool):
         self._compiles = compiles
-        self._now = _of_this_process() if compiles else Compilations()
+        self._now = _process_compilations() if compiles else Compilations()
         self._before = replace(self._now)
 
     @property
@@ -84,12 +85,13 @@ def compiled(network: nn.Module, config: RunConfig, device: torch.device) -> nn.
         return network
     if config.network.dropout:
         torch._inductor.config.fallback_random = True  # otherwise each compiled function has masks of its own
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
     result: nn.Module = torch.compile(network)  # type: ignore[assignment]  # it returns a module
-    result.register_forward_pre_hook(_of_any_batch_size)
+    result.register_forward_pre_hook(_mark_batch_dynamic)
     return result
 
 
-def _of_any_batch_size(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _mark_batch_dynamic(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Let the code compiled for these inputs [B, ...] serve all batch sizes: they differ by call, step and trial."""
     for tensor in inputs:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -111,14 +113,14 @@ def check_flash_attention(config: RunConfig, device: torch.device) -> None:
     Raises:
         ConfigError: without CUDA or without the package.
     """
-    if not isinstance(config.objective, MeanFlowFields) or config.objective.jvp_attention != "flash":
+    if not config.objective.fused_jvp or device.type == "meta":
         return
     if device.type == "cpu":
         raise ConfigError("objective.jvp_attention = flash: needs a CUDA device; set it to math")
     if not importlib.util.find_spec("jvp_flash_attention"):
         raise ConfigError(
             "objective.jvp_attention = flash: needs the package jvp_flash_attention; "
-            "install it with `pip install soflow[flash]` or set it to math"
+            'install it with `pip install "soflow[flash]"` or set it to math'
         )
 
 
@@ -134,12 +136,9 @@ def check_derivative(error: float, config: RunConfig) -> None:
         tolerance = DIFFERENCE_TOLERANCE
         remedy = "choose another step, training.quotient_precision = fp32, or objective.jvp = subset"
     else:
-        flash = isinstance(objective, MeanFlowFields) and objective.jvp_attention == "flash"
-        field, remedy = (
-            ("objective.jvp_attention = flash", "set it to math")
-            if flash
-            else ("training.compile = True", "set it to false")
-        )
+        field, remedy = "training.compile = True", "set it to false"
+        if objective.fused_jvp:
+            field, remedy = "objective.jvp_attention = flash", "set it to math"
         tolerance = TOLERANCE[config.training.precision]
     if not error <= tolerance:
         raise ConfigError(

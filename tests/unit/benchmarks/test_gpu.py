@@ -19,10 +19,10 @@ from helpers import CPU, REPOSITORY
 from benchmarks.gpu import agreement, page, sharing, throughput, training
 from benchmarks.gpu.__main__ import NO_CUDA
 from benchmarks.gpu.agreement import FACTOR, Case, case_of, errors, forms
-from benchmarks.gpu.checks import CORRECTNESS, THROUGHPUT, Check, outcome_of, run, worst
+from benchmarks.gpu.checks import CORRECTNESS, Check, outcome_of, run, worst
 from benchmarks.gpu.processes import in_processes
 from benchmarks.gpu.results import FAILED, NOT_RUN, PASSED, Figure, Outcome, Results, load, save
-from benchmarks.gpu.throughput import LABELS, Row, timed
+from benchmarks.gpu.throughput import LABELS, NotReached, Row, timed
 from soflow.objectives.registry import OBJECTIVES
 
 SAME_DEVICE = torch.device("cpu:0")
@@ -55,6 +55,20 @@ def test_a_wrong_device_is_noticed():
     assert min(errors(case, SAME_DEVICE).values()) > FACTOR
 
 
+def test_a_nan_in_any_result_is_noticed(monkeypatch):
+    case = case_of({"name": "soflow"}, "DiT-XXS/4")
+    results = Case.results
+
+    def with_nan(self, device, dtype):
+        found = results(self, device, dtype)
+        return found | {list(found)[-1]: torch.full((1,), torch.nan)} if device == SAME_DEVICE else found
+
+    monkeypatch.setattr(agreement, "case_of", lambda *arguments: case)
+    monkeypatch.setattr(Case, "results", with_nan)
+    figures = agreement.agreement(SAME_DEVICE, networks=["DiT-XXS/4", "DiT-XXS/4"])
+    assert not any(figure.passes for figure in figures)
+
+
 def test_resuming_loses_nothing():
     figures = training.resume(CPU, cases=["soflow"])
     assert [figure.value for figure in figures] == [0, 0]
@@ -84,7 +98,7 @@ def test_memory_is_compared_with_its_prediction():
     assert all(0 <= figure.value <= figure.limit for figure in figures)
 
 
-@pytest.mark.parametrize("variant", LABELS)
+@pytest.mark.parametrize("variant", [name for name in LABELS if name != "meanflow_flash"])  # CUDA only
 def test_a_step_is_timed(variant):
     row = Row("DiT-XXS/4", variant)
     config = row.config(4)
@@ -96,8 +110,7 @@ def test_a_step_is_timed(variant):
 
 
 def test_rows_have_names_of_their_own():
-    assert len({row.name for row in throughput.ROWS}) == len(throughput.ROWS) == len(THROUGHPUT)
-    assert not any(row.config(2).objective.name == "" for row in throughput.ROWS)
+    assert len({row.name for row in throughput.ROWS}) == len(throughput.ROWS)
 
 
 # In other processes.
@@ -178,6 +191,10 @@ def refuses(device, seconds):
 
 
 def too_slow(device, seconds):
+    raise NotReached(f"no result after {seconds:.0f} seconds")
+
+
+def deadlocked(device, seconds):
     raise TimeoutError(f"no result after {seconds:.0f} seconds")
 
 
@@ -190,6 +207,7 @@ def too_slow(device, seconds):
         (figures_of(), FAILED, "why"),
         (refuses, FAILED, "ValueError: first line"),
         (too_slow, NOT_RUN, "not reached: no result after 9 seconds"),
+        (deadlocked, FAILED, "TimeoutError: no result after 9 seconds"),
     ],
 )
 def test_verdicts(measure, verdict, reason):

@@ -126,7 +126,7 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
     run = trial_config(config.run, {"case": name}, config.cases)
     assert flatten(to_dict(run)).items() >= changes.items()
     cost = predict(run)
-    hours = [3 * 100_000 * bound / 3600 for bound in cost.range_s(ACCELERATORS["H100"], "tf32")]
+    hours = [3 * 100_000 * bound / 3600 for bound in cost.range_s(ACCELERATORS["H100"])]
     assert f"3 training runs, {hours[0]:.3g}–{hours[1]:.3g} H100 hours" in told
     assert f"{cost.peak_bytes / 2**30:.2f} GiB" in told
     assert "launch: python experiments/sanity_check.py --scale paper --address HEAD:6379" in told

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from orchestration.cost_study.charts import SETTINGS, short_table
-from orchestration.cost_study.run import ratio
+from orchestration.cost_study.charts import SETTINGS, sentences, short_table
+from orchestration.cost_study.config import Cell, CostStudyConfig
+from orchestration.cost_study.run import Contender, VariantCost, _contenders, ratio, table
+from orchestration.terminal.command_line import validate
 from soflow.statistics import median_coverage
 
 
@@ -41,3 +43,69 @@ def test_the_interval_covers_the_median_as_often_as_the_table_states():
     shown = io.StringIO()
     Console(file=shown, width=200).print(short_table(pd.DataFrame([row])))
     assert f"({100 * stated:.0f} %)" in shown.getvalue()
+
+
+CELL = Cell("DiT-XS/2", 8, True, "fused", "fp32")
+FIGURES = {"parameters": 1, "flops": None, "saved_bytes": None, "held_bytes": 1, "peak_bytes": 2, "largest_batch": 3}
+
+
+def measured(times: dict[tuple[str, bool], list[float]]) -> list[VariantCost]:
+    """Costs by variant and compilation, with these milliseconds of a step by round."""
+    return [
+        VariantCost(
+            CELL,
+            Contender(variant, variant != "flow_matching", compiled),
+            FIGURES | {"process_peak_mib": 1.0, "compile_s": 9.0 * compiled},
+            [[{"step": ms}] for ms in rounds],
+        )
+        for (variant, compiled), rounds in times.items()
+    ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_soflow_is_compared_with_the_fastest_meanflow_of_its_kind_and_of_all(order):
+    times = {
+        ("flow_matching", False): [2.0, 2.0, 2.0],
+        ("soflow", False): [4.0, 3.0, 5.0],
+        ("meanflow_c", False): [8.0, 8.0, 8.0],
+        ("meanflow_d", False): [5.0, 5.0, 5.0],
+        ("flow_matching", True): [1.0, 1.0, 1.0],
+        ("soflow", True): [2.0, 2.0, 2.0],
+        ("meanflow_c", True): [2.5, 2.5, 2.0],
+        ("meanflow_d", True): [3.0, 3.0, 3.0],
+    }
+    costs = table(measured(dict(list(times.items())[::order])))
+    rows = {(row["variant"], row["compiled"]): row for row in costs.to_dict("records")}
+    eager, compiled = rows["soflow", False], rows["soflow", True]
+    assert (eager["time/to_best_meanflow"], eager["best_meanflow"]) == (4 / 5, "meanflow_d")
+    assert (compiled["time/to_best_meanflow"], compiled["best_meanflow"]) == (2 / 2.5, "meanflow_c compiled")
+    assert compiled["time/to_best_meanflow_of_all"] == 2 / 2.5
+    assert np.isnan(eager["time/to_best_meanflow_of_all"])
+    assert (compiled["time/eager_to_this"], rows["meanflow_c", True]["time/eager_to_this"]) == (2, 8 / 2.5)
+    assert all(np.isnan(row["time/eager_to_this"]) for (_, compiled), row in rows.items() if not compiled)
+    assert (eager["time/to_flow_matching"], compiled["time/to_flow_matching"]) == (2, 2)
+    start = "DiT-XS/2, batch 8, guided, fp32, {}: SoFlow's step takes {} of that of the fastest MeanFlow{}, {}"
+    assert set(sentences(costs)) == {
+        start.format("eager", "0.80 (0.60–1.00)", "", "meanflow_d"),
+        start.format("compiled", "0.80 (0.80–1.00)", "", "meanflow_c compiled"),
+        start.format("compiled", "0.80 (0.80–1.00)", " of all", "meanflow_c compiled"),
+    }
+
+
+def test_without_a_second_kind_nothing_is_compared_with_itself():
+    costs = table(measured({("flow_matching", True): [1.0, 2.0], ("soflow", True): [2.0, 3.0]}))
+    assert not {"time/eager_to_this", "time/to_best_meanflow"} & set(costs)
+    assert sentences(costs) == []
+
+
+def test_guided_and_unguided_flow_matching_are_kept_apart():
+    config = validate(CostStudyConfig, {"variants": ["flow_matching", "soflow"], "compiled": [False, True]})
+    labels = [(contender.label, contender.name) for contender in _contenders(config)]
+    assert labels == [
+        ("flow_matching", "flow_matching"),
+        ("flow_matching", "flow_matching compiled"),
+        ("soflow", "soflow"),
+        ("soflow", "soflow compiled"),
+        ("flow_matching guided", "flow_matching guided"),
+        ("flow_matching guided", "flow_matching guided compiled"),
+    ]

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from soflow.autodiff import directional_derivative
 from soflow.config_base import ConfigError
-from soflow.networks.attention import FEW_TOKENS, SelfAttention, TanhGELU, attend, pad_heads
+from soflow.networks.attention import FEW_TOKENS, TanhGELU, attend, pad_heads
+from soflow.networks.dit import SelfAttention
 
 ROUNDING = 1e-12
 """Far above the rounding of float64 sums of 16 terms, 16 · 2⁻⁵³, far below any error of a formula.
