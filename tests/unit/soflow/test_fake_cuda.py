@@ -7,6 +7,9 @@ functions of `torch.cuda` need hardware; `make gpu` runs them (docs/gpu.md).
 from __future__ import annotations
 
 import itertools
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import get_args
 
 import numpy as np
@@ -144,6 +147,34 @@ def test_a_step_runs_on_one_device(name):
             loss, terms = trainer.module(data[rows], labels[rows], draws)
         assert {value.device for value in (loss, *terms.values())} == {CUDA}
         assert not mode.read_back
+
+
+def test_fused_attention_is_used_in_the_product_alone(monkeypatch):
+    """With torch's formula in place of the package's kernel, which needs hardware."""
+    calls = []
+
+    class JVPAttn:
+        @staticmethod
+        def fwd_dual(q: Tensor, k: Tensor, v: Tensor, sm_scale: float) -> Tensor:
+            calls.append((q.shape[1:], sm_scale))
+            return (q @ k.mT * sm_scale).softmax(-1) @ v
+
+    for name in ("jvp_flash_attention", "jvp_flash_attention.jvp_attention"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    module.JVPAttn = JVPAttn
+    size = {"patch": 1, "width": 16, "depth": 1, "heads": 2}
+    monkeypatch.setitem(registry.NETWORKS, "64 tokens", NetworkSpec("soflow.networks.dit", 1, size))
+    with fake_cuda(number=5e-4):  # an error that the check accepts
+        trainer = trainer_of(
+            "meanflow, subset", {"objective": {"jvp_attention": "flash"}, "network": {"name": "64 tokens"}}
+        )
+        checked = len(calls)
+        loss, _ = trainer.module(*trainer._batch(), trainer._draws()[0])
+    assert loss.device == CUDA
+    # Once at the start and once in the loss, in the only block; heads of 8 features are padded to 16.
+    assert (checked, calls) == (1, [((2, 64, 16), 8**-0.5)] * 2)
 
 
 @pytest.mark.parametrize("augmentations", AUGMENTATIONS)
