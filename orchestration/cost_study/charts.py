@@ -71,7 +71,7 @@ def _bars(costs: pd.DataFrame, column: str, ratio: str, label: str, path: Path) 
     figure, axes = _axes(costs)
     for axis, (settings, cell) in zip(axes, costs.groupby(SETTINGS, sort=False), strict=True):
         values = cell[column]
-        names = [_variant(row) for row in cell.to_dict("records")]
+        names = _bar_names(cell)
         bars = axis.bar(names, values, color=_colors(cell))
         if f"{column}_low" in cell:
             spread = [values - cell[f"{column}_low"], cell[f"{column}_high"] - values]
@@ -88,7 +88,7 @@ def _breakdown(costs: pd.DataFrame, path: Path) -> None:
         bottom = 0 * cell["time/step_ms"]
         for name, color in zip((*PHASES, "other"), COLORS, strict=False):
             values = cell[f"time/{name}_ms"]
-            axis.bar([_variant(row) for row in cell.to_dict("records")], values, bottom=bottom, color=color, label=name)
+            axis.bar(_bar_names(cell), values, bottom=bottom, color=color, label=name)
             bottom = bottom + values
         axis.set(title=_name(settings), ylabel="milliseconds per step", ylim=(0, 1.1 * bottom.max()))
     handles, labels = axes[0].get_legend_handles_labels()
@@ -111,13 +111,18 @@ def _axes(costs: pd.DataFrame):
 
 def _save(figure, axes, path: Path) -> None:
     for axis in axes:
-        axis.tick_params(axis="x", rotation=20)
+        axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
-def _variant(row: dict) -> str:
-    return f"{row['variant']}, compiled" if row["compiled"] else row["variant"]
+def _variant(row: dict, separator: str = ", ") -> str:
+    return f"{row['variant']}{separator}compiled" if row["compiled"] else row["variant"]
+
+
+def _bar_names(cell: pd.DataFrame) -> list[str]:
+    """Name the bars in lines of one word, so that names of neighbors do not overlap."""
+    return [_variant(row, " ").replace(" ", "\n").replace("_", "\n", 1) for row in cell.to_dict("records")]
 
 
 def _colors(cell: pd.DataFrame) -> list[str]:
