@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,7 +235,7 @@ class Chaos:
         if os.path.ismount(self.sweep):
             subprocess.run(["cp", "-a", str(self.sweep), str(saved := self.sweep.with_name("saved"))], check=True)
             subprocess.run(["umount", "--lazy", str(self.sweep)], check=True)
-            self.sweep.rmdir()
+            shutil.rmtree(self.sweep)  # a worker that was just lost may have written before the disk was in place
             saved.rename(self.sweep)
 
 
