@@ -31,7 +31,7 @@ lint: $(READY)
 ui: $(READY)  ## progress of sweeps, and MLflow's comparison of runs; it prints two addresses to open
 	$(BIN)/python -m dashboards.ui $(ARGS)
 
-gpu: $(READY)  ## checks and timings on a machine with CUDA, written to docs/gpu.md: at most 8 minutes; exit code 2 without CUDA
+gpu: $(READY)  ## checks and timings on a machine with CUDA, written to docs/gpu.md: about 8 minutes; exit code 2 without CUDA
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # Set up again when the requirements change; an interrupted installation is continued.

@@ -21,8 +21,8 @@ from soflow.training.trainer import Trainer
 
 META = torch.device("meta")
 SLOWDOWN = 2.5
-"""Time of the slowest eager step measured over its roofline estimate: 1.3 to 2.5 on CPUs (docs/cost.md). On GPUs, steps
-of XL/2 in bf16 take 1.3 to 2.3 times theirs at the throughputs that others published (benchmarks/gpu/page.py)."""
+"""Time of the slowest eager step measured over its roofline estimate: 1.3 to 2.5 on CPUs (docs/cost.md). On GPUs
+nothing has been measured; throughputs that others published for XL/2 (benchmarks/gpu/page.py) imply 1.3 to 2.3."""
 TOLERANCE = 0.01
 """Relative tolerance for two slopes of memory per sample to count as equal."""
 

@@ -99,7 +99,7 @@ class Trainer:
         self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
         self.step, self.train_s = 0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
-        self._compile_clock = CompileClock(config.training.compile)
+        self._compile_clock = CompileClock(self.compiled)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._clock, self._process = StepClock(device), PeakResidentMemory()
         if device.type != "meta" and self.approximates_derivative:
