@@ -87,41 +87,32 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         CheckpointError: if the checkpoint is missing or damaged.
         ConfigError, DataError: if the data, the feature network or the reference is unusable.
     """
-    import torch
     from rich.console import Console
     from rich.progress import track
 
-    from soflow import codecs
     from soflow.config import override, parse, to_dict
-    from soflow.data import open_source
-    from soflow.data.base import class_counts
-    from soflow.evaluation.fidelity import Evaluator
-    from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
+    from soflow.evaluation.generated import evaluation_nfe
     from soflow.files import write_atomic
-    from soflow.training.checkpoints import find
-    from soflow.training.trained import load_sampler
+    from soflow.models import load_model
 
-    path = find(options.checkpoint, options.best)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, objective, network = load_sampler(path, device)
-    config = parse(override(to_dict(config), options.changes()))
-    source, codec = open_source(config.dataset), codecs.build(config.dataset, device)
-    evaluator = Evaluator(source, config, device, options.storage / "reference")
-    batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)
-    print(f"{path}: {config.evaluation.num_samples} samples, features of {config.feature_network}", flush=True)
+    model = load_model(options.checkpoint, options.best)
+    config = parse(override(to_dict(model.config), options.changes()))
+    evaluator = model.evaluator(config, options.storage / "reference")
+    num_batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)
+    print(f"{model.path}: {config.evaluation.num_samples} samples, features of {config.feature_network}", flush=True)
+
+    def shown(batches, description):
+        return track(batches, description, num_batches, transient=True, console=Console(stderr=True))
+
     metrics: dict[str, float] = {}
-    for nfe in (all_nfe := evaluation_nfe(config, objective)):
-        sampler = sampler_for(config, objective, nfe)
-        images = generate(objective, network, codec, config, nfe, sampler, evaluator.workers, class_counts(source))
-        shown = track(images, f"{nfe} NFE", batches, transient=True, console=Console(stderr=True))
-        measured = evaluator.evaluate(shown)
+    for nfe, sampler, measured in model.measure(config, evaluator, shown):
         listed = ", ".join(f"{name} {value:.6g}" for name, value in measured.items())
         print(f"{nfe} NFE ({sampler}): {listed}", flush=True)
-        metrics |= {name if nfe == all_nfe[0] else f"{name}_{nfe}nfe": value for name, value in measured.items()}
+        metrics |= measured
     metrics |= evaluator.floor()
     if options.out is not None:
-        protocol = evaluator.protocol() | {"nfe": list(all_nfe), "seed": config.seed}
-        written = {"checkpoint": str(path), "metrics": metrics, "protocol": protocol}
+        protocol = evaluator.protocol() | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
+        written = {"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}
         write_atomic(options.out, json.dumps(written, indent=2))
         print(f"written to {options.out}")
     return metrics

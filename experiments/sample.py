@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config_base import CheckpointPath, ConfigError, Count, Section
 from soflow.evaluation.config import Sampler
+
+if TYPE_CHECKING:
+    from soflow.models import Model
 
 
 class SampleOptions(Section):
@@ -75,49 +78,33 @@ def write(options: SampleOptions) -> str:
         CheckpointError: if the checkpoint is missing or damaged.
         ConfigError: if the autoencoder of a latent network cannot be loaded.
     """
-    import torch
+    from soflow.files import atomic
+    from soflow.models import load_model
+    from soflow.training.grids import GRID_COLUMNS
 
-    from soflow.training import checkpoints
-    from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
-    from soflow.training.trained import class_counts, load_sampler
-
-    path = checkpoints.find(options.checkpoint, options.best)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, objective, network = load_sampler(path, device)
+    model = load_model(options.checkpoint, options.best)
     if options.npz is None:
-        classes = options.labels or range(GRID_COLUMNS)
-        if options.labels and (largest := max(classes)) >= objective.num_classes:
-            raise ConfigError(f"labels = {largest}: must be below {objective.num_classes}, the number of classes")
-        images = draw_grid(
-            *(objective, network, config, device, options.nfe, options.sampler, options.seed, options.rows),
-            classes=classes,
-        )
-        write_grid(images, options.out, len(classes))
-        written, count = options.out, len(images)
+        image = model.grid(options.nfe, options.labels, options.rows, options.sampler, options.seed)
+        with atomic(options.out) as partial:
+            image.save(partial, format="PNG")
+        written, count = options.out, options.rows * (len(options.labels) or GRID_COLUMNS)
     else:
-        write_file(options, config, objective, network, device, class_counts(path, config, objective))
+        write_file(options, model)
         written, count = options.npz, options.num_samples
-    return f"{count} samples of {path} with {options.nfe} evaluation(s) each: {written}"
+    return f"{count} samples of {model.path} with {options.nfe} evaluation(s) each: {written}"
 
 
-def write_file(options: SampleOptions, config, objective, network, device, class_counts: list[int]) -> None:
-    """Write the .npz file batch by batch, with a progress bar; `class_counts` are those of the training data."""
+def write_file(options: SampleOptions, model: Model) -> None:
+    """Write the .npz file batch by batch, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
-    from soflow import codecs
-    from soflow.evaluation.generated import generate, sampler_for
-    from soflow.evaluation.moments import Workers
     from soflow.interop.npz import write_samples
 
-    count, size = options.num_samples, config.evaluation.batch_size
-    evaluation = config.evaluation.model_copy(update={"num_samples": count})
-    config = config.model_copy(update={"seed": options.seed, "evaluation": evaluation})
-    sampler = options.sampler or sampler_for(config, objective, options.nfe)
-    codec = codecs.build(config.dataset, device)
-    batches = generate(objective, network, codec, config, options.nfe, sampler, Workers(device), class_counts)
+    count, size = options.num_samples, model.config.evaluation.batch_size
+    batches = model.samples(count, options.nfe, options.sampler, options.seed)
     shown = track(batches, "sampling", -(-count // size), transient=True, console=Console(stderr=True))
-    write_samples(options.npz, shown, (count, *config.dataset.image_shape))
+    write_samples(options.npz, shown, (count, *model.config.dataset.image_shape))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 from orchestration.config import LaunchConfig, ResourcesConfig
 from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError
+from soflow.plugins import loaded_roots
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 25
 """Limits for opening the port, and for the health check, which imports Ray."""
@@ -162,7 +163,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         "env_vars": {name: os.environ[name] for name in RAY_SETTINGS} | {"PYTHONWARNINGS": "ignore"}
     }
     if address:
-        runtime_env["py_modules"] = _packages()
+        runtime_env["py_modules"] = _packages() + [str(root) for root in loaded_roots()]
     options |= {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime_env}
     if not address:
         print("starting Ray on this machine", flush=True)
@@ -234,7 +235,7 @@ def _short_socket_paths() -> Iterator[None]:
 
 
 def _packages() -> list[str]:
-    """Return the folders of this project's packages, which Ray sends to nodes without an installation."""
+    """Return the folders of this project's packages, which Ray sends to all nodes, as it does plug-ins."""
     import orchestration
     import soflow
 

@@ -19,4 +19,44 @@ w, m            ``guidance_strength``,     training-time classifier-free guidanc
 p, ε            ``weight_power``,          adaptive loss weight
                 ``weight_eps``
 ==============  =========================  =====================================================
+
+The names below are the public interface; the documentation describes them.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from soflow.config import RunConfig
+    from soflow.config_base import ConfigError
+    from soflow.data.base import DataError
+    from soflow.models import Model, load_model
+    from soflow.runs import Run, load_config, load_run, train
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Model",
+    "Run",
+    "RunConfig",
+    "load_config",
+    "load_model",
+    "load_run",
+    "train",
+]
+_MODULES = {
+    "ConfigError": "config_base",
+    "DataError": "data.base",
+    "Model": "models",
+    "RunConfig": "config",
+    "load_model": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import soflow` imports neither torch nor pydantic."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'runs')}"), name)

@@ -7,17 +7,15 @@ imports neither torch nor any other slow package, so that invalid values are rep
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
-import operator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from soflow.config_base import ConfigError, Section, without_password
+from soflow.config_base import ConfigError, Section, one_of, without_password
 from soflow.data.config import DatasetConfig
 from soflow.data.registry import SOURCES
 from soflow.evaluation.config import EvaluationConfig
@@ -30,14 +28,35 @@ from soflow.training.config import OptimizerConfig, TrainingConfig
 
 GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0}
 """Guidance fields of the objectives and the value at which each switches guidance off."""
+NAMED_SECTIONS = ("objective", "dataset", "network")
+"""Sections whose `name` chooses an entry of a registry."""
 
 
-if TYPE_CHECKING:
-    ObjectiveConfig = ObjectiveFields
-else:
-    ObjectiveConfig = Annotated[
-        functools.reduce(operator.or_, (spec.config for spec in OBJECTIVES.values())), Field(discriminator="name")
-    ]
+def _objective_section(values: Any) -> ObjectiveFields:
+    """Validate the fields of the objective that `name` says; default soflow."""
+    if isinstance(values, ObjectiveFields):
+        return values
+    if not isinstance(values, dict):
+        return SoFlowConfig.model_validate(values)  # raises
+    name = str(values.get("name", "soflow"))
+    try:
+        one_of(OBJECTIVES)(name)
+    except ValueError as error:
+        raise PydanticCustomError("unknown_objective", "{why}", {"name": name, "why": str(error)}) from None
+    try:
+        return OBJECTIVES[name].config.model_validate(values | {"name": name})
+    except ValidationError as error:
+        # With the name in its location, a fault says which fields were allowed.
+        faults = [
+            InitErrorDetails(
+                type=fault["type"], loc=(name, *fault["loc"]), input=fault["input"], ctx=fault.get("ctx", {})
+            )
+            for fault in error.errors()
+        ]
+        raise ValidationError.from_exception_data(error.title, faults) from None
+
+
+ObjectiveConfig = Annotated[SerializeAsAny[ObjectiveFields], PlainValidator(_objective_section)]
 
 
 class RunConfig(Section):
@@ -52,11 +71,6 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _default_name_is_soflow(cls, objective: Any) -> Any:
-        return {"name": "soflow"} | objective if isinstance(objective, dict) else objective
-
     @model_validator(mode="after")
     def _images_fit_the_network(self) -> RunConfig:
         network, side = NETWORKS[self.network.name], self.dataset.sample_shape[1]
@@ -67,6 +81,10 @@ class RunConfig(Section):
             )
         if self.network.dropout and not network.dropout:
             raise ValueError(f"network.dropout = {self.network.dropout:g}: must be 0, {self.network.name} has none")
+        if self.network.gradient_checkpointing and not network.checkpointing:
+            raise ValueError(
+                f"network.gradient_checkpointing = True: must be false, {self.network.name} has no such parameter"
+            )
         if self.dataset.augmentation and not network.augmentation:
             supported = ", ".join(name for name, spec in NETWORKS.items() if spec.augmentation)
             raise ValueError(
@@ -152,13 +170,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    # Pydantic inserts the tag of a tagged union into the location; configuration paths do not contain it.
-    path = [str(part) for part in fault["loc"] if part not in OBJECTIVES]
+    # See `_objective_section`; configuration paths do not contain the objective's name.
+    path = [part for part in map(str, fault["loc"]) if part not in OBJECTIVES]
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
         return _unknown_key(name, model, fault["loc"])
-    if fault["type"] == "union_tag_invalid":
-        return f"{name}.name = {fault['ctx']['tag']}: must be one of {', '.join(sorted(OBJECTIVES))}"
+    if fault["type"] == "unknown_objective":
+        return f"{name}.name = {fault['ctx']['name']}: {fault['msg']}"
     if fault["type"] == "model_type":
         return f"{name} = {fault['input']}: must be a mapping of configuration keys"
     if fault["type"] == "missing":
@@ -172,7 +190,7 @@ def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
-    for part in location[:-1]:
+    for part in map(str, location[:-1]):
         if part in OBJECTIVES:
             model = OBJECTIVES[part].config
         elif part in model.model_fields and isinstance(section := model.model_fields[part].annotation, type):
@@ -206,6 +224,26 @@ def override(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return result
+
+
+def merge(old: dict[str, Any], new: dict[str, Any], model: type[Section] = RunConfig) -> dict[str, Any]:
+    """Put `new` over `old`, section by section; an objective, data set or network of another name starts afresh."""
+    merged = dict(old)
+    for key, value in new.items():
+        field = model.model_fields.get(key)
+        default = field.get_default(call_default_factory=True) if field else None
+        if not isinstance(default, Section):
+            merged[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys")
+        before = merged.get(key, {})
+        same = key not in NAMED_SECTIONS or value.get("name") in (
+            None,
+            before.get("name", getattr(default, "name", None)),
+        )
+        merged[key] = (before if same else {}) | value
+    return merged
 
 
 def extends(longer: RunConfig, config: RunConfig) -> bool:

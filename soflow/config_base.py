@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -48,7 +49,7 @@ def without_password(text: str) -> str:
     return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-def one_of(names: dict[str, Any]):
+def one_of(names: Collection[str]):
     """Make a field validator that accepts the keys of a registry."""
 
     def check(value: str) -> str:

@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+from soflow.plugins import PluginError, Registry
+
+GapSchedule = Callable[[float, float, float], float]
+"""Function (k/K, r_init, r_end) → gap ratio r."""
+
+
+def _constant(progress: float, r_init: float, r_end: float) -> float:
+    return r_end
+
+
+def _linear(progress: float, r_init: float, r_end: float) -> float:
+    return r_init + (r_end - r_init) * progress
+
+
+def _cosine(progress: float, r_init: float, r_end: float) -> float:
+    return r_end + (r_init - r_end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _exponential(progress: float, r_init: float, r_end: float) -> float:
+    return r_init * (r_end / r_init) ** progress
+
+
+def _plugin(reference: str, schedule: Any) -> GapSchedule:
+    if not callable(schedule):
+        raise PluginError(f"is {schedule!r:.60}, not a function of k/K, r_init and r_end")
+    return schedule
+
+
+GAP_SCHEDULES = Registry[GapSchedule](
+    "schedules", {"constant": _constant, "linear": _linear, "cosine": _cosine, "exponential": _exponential}, _plugin
+)
 
 
 def gap_ratio(schedule: str, progress: float, r_init: float, r_end: float) -> float:
     """Compute the gap ratio r(k, K) = (t − l) / (t − s), in (0, 1].
 
     Args:
-        schedule: "constant", "linear", "cosine" or "exponential".
+        schedule: a key of GAP_SCHEDULES: "constant", "linear", "cosine", "exponential" or a plug-in's reference.
         progress: k / K in [0, 1].
+
+    Raises:
+        ValueError: if a plug-in's ratio is outside (0, 1].
     """
-    if schedule == "constant":
-        return r_end
-    if schedule == "linear":
-        return r_init + (r_end - r_init) * progress
-    if schedule == "cosine":
-        return r_end + (r_init - r_end) * (1 + math.cos(math.pi * progress)) / 2
-    if schedule == "exponential":
-        return r_init * (r_end / r_init) ** progress
-    raise ValueError(f"gap_schedule = {schedule}: must be one of constant, cosine, exponential, linear")
+    ratio = GAP_SCHEDULES[schedule](progress, r_init, r_end)
+    if not 0 < ratio < 1 + 1e-9:  # the included ones may exceed 1 by rounding
+        raise ValueError(f"objective.gap_schedule = {schedule}: r is {ratio:g} at k/K = {progress:g}, outside (0, 1]")
+    return ratio
 
 
 def step_ratio(progress: float, start: float, end: float, temperature: float, clamp: float) -> float:

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from orchestration.config import LaunchConfig
 from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of, suggestion
 from orchestration.terminal.help import help_text
-from soflow.config import describe, flatten, override
-from soflow.config_base import ConfigError, Section
+from soflow.config import describe, flatten, merge, override
+from soflow.config_base import ConfigError, Section, one_of
 from soflow.config_files import read_yaml, unused_keys
 from soflow.data.base import DataError
 
@@ -135,8 +135,10 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
         section = (argument.flag or "").removesuffix(".name")
         if section in SHORT_FORMS and section in model.model_fields:
             name = _one(section, argument.values)
-            if name not in SHORT_FORMS[section]:
-                raise ConfigError(f"{section} = {name}: must be one of {', '.join(sorted(SHORT_FORMS[section]))}")
+            try:
+                one_of(SHORT_FORMS[section])(name)
+            except ValueError as error:
+                raise ConfigError(f"{section} = {name}: {error}") from None
             values = merge(values, {section: {"name": name}}, model)
     resuming = any(argument.flag == "resume" for argument in given) and "resume" in model.model_fields
     user, values = values, values if resuming else merge(_layered(model, layers), values, model)
@@ -199,20 +201,3 @@ def _layered(model: type[Section], layers: Sequence[dict[str, Any]]) -> dict[str
     for layer in layers:
         values = merge(values, layer, model)
     return values
-
-
-def merge(old: dict[str, Any], new: dict[str, Any], model: type[Section]) -> dict[str, Any]:
-    """Put `new` over `old`, section by section; an objective, data set or network of another name starts afresh."""
-    merged = dict(old)
-    for key, value in new.items():
-        field = model.model_fields.get(key)
-        default = field.get_default(call_default_factory=True) if field else None
-        if not isinstance(default, Section):
-            merged[key] = value
-            continue
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys")
-        before = merged.get(key, {})
-        same = key not in SHORT_FORMS or value.get("name") in (None, before.get("name", getattr(default, "name", None)))
-        merged[key] = (before if same else {}) | value
-    return merged

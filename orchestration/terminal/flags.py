@@ -50,7 +50,9 @@ def flags_of(model: type[Section], objective: str | None = None, prefix: str = "
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         if isinstance(default, Section):
-            section = OBJECTIVES[objective].config if name == "objective" and objective in OBJECTIVES else type(default)
+            section = type(default)
+            if name == "objective" and objective and objective in OBJECTIVES:
+                section = OBJECTIVES[objective].config
             flags |= flags_of(section, objective, f"{prefix}{name}.")
         else:
             flags[prefix + name] = _flag(prefix + name, field, default)

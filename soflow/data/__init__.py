@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 from soflow.data.base import DataSource
 from soflow.data.config import DatasetConfig
 from soflow.data.registry import SOURCES
+from soflow.plugins import load
 
 
 def open_source(config: DatasetConfig) -> DataSource:
@@ -15,5 +14,4 @@ def open_source(config: DatasetConfig) -> DataSource:
     Raises:
         DataError: if its files are missing or unusable.
     """
-    module = importlib.import_module(SOURCES[config.name].module)
-    return module.open_source(config.root, config.image_size, config.download)
+    return load(SOURCES[config.name].implementation)(config.root, config.image_size, config.download)

@@ -47,7 +47,8 @@ def class_counts(source: DataSource) -> list[int]:
 class SourceInfo:
     """Properties of a source that are known without opening it."""
 
-    module: str
+    implementation: str
+    """Class or function that opens it, "package.module:name"."""
     channels: int
     """Channels of the images in pixel space."""
     image_size: int | None

@@ -27,6 +27,11 @@ def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:
     return "compose" if nfe == 1 else config.evaluation.sampler or objective.default_sampler
 
 
+def by_nfe(metrics: dict[str, float], nfe: int, first: int) -> dict[str, float]:
+    """Name the metrics of an NFE: without a suffix for the first NFE of the evaluation, else `fid_4nfe`."""
+    return metrics if nfe == first else {f"{name}_{nfe}nfe": value for name, value in metrics.items()}
+
+
 def generate(
     objective: Objective,
     network: nn.Module,

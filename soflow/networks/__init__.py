@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from soflow.networks.config import NetworkConfig
 from soflow.networks.registry import NETWORKS
+from soflow.plugins import load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,12 +21,9 @@ def build(network: NetworkConfig, sample_shape: tuple[int, int, int], num_classe
     """
     spec = NETWORKS[network.name]
     channels, side, _ = sample_shape
-    options = {"dropout": network.dropout} if spec.dropout else {}
-    return importlib.import_module(spec.module).build(
-        image_size=side,
-        channels=channels,
-        num_classes=num_classes,
-        gradient_checkpointing=network.gradient_checkpointing,
-        **options,
-        **spec.size,
+    options: dict[str, Any] = {"dropout": network.dropout} if spec.dropout else {}
+    if spec.checkpointing:
+        options["gradient_checkpointing"] = network.gradient_checkpointing
+    return load(spec.implementation)(
+        image_size=side, channels=channels, num_classes=num_classes, **options, **spec.size
     )

@@ -157,6 +157,3 @@ def position_table(width: int, grid: int) -> Tensor:
     half = torch.cat([angles.sin(), angles.cos()], dim=1)
     column, row = half[None, :].expand(grid, -1, -1), half[:, None].expand(-1, grid, -1)
     return torch.cat([column, row], dim=2).reshape(1, grid * grid, width).float()
-
-
-build = DiT

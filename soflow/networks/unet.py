@@ -197,7 +197,7 @@ class Resample(nn.Module):
 
     def __init__(self, taps: tuple[int, ...], up: bool):
         super().__init__()
-        filter_1d = torch.tensor(taps, dtype=torch.float32) / sum(taps) * (2 if up else 1)
+        filter_1d = torch.tensor(taps) / sum(taps) * (2 if up else 1)
         self.register_buffer("kernel", torch.outer(filter_1d, filter_1d)[None, None], persistent=False)
         self.convolve = F.conv_transpose2d if up else F.conv2d
         self.padding = (len(taps) - 1) // 2
@@ -229,6 +229,3 @@ def positional(time: Tensor, size: int) -> Tensor:
     exponents = torch.arange(half, dtype=time.dtype, device=time.device) / (half - 1)
     angles = time[:, None] * torch.exp(-math.log(MAX_POSITIONS) * exponents)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-build = UNet

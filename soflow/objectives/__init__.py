@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from soflow.config_base import PrecisionName
 from soflow.objectives.config import ObjectiveFields
 from soflow.objectives.registry import OBJECTIVES
+from soflow.plugins import load
 
 if TYPE_CHECKING:
     from soflow.objectives.base import Objective
@@ -32,8 +32,6 @@ def build(
     """
     from soflow.precision import Precision  # imports torch
 
-    module, name = OBJECTIVES[objective.name].implementation.split(":")
-    build_class = getattr(importlib.import_module(module), name)
-    return build_class(
+    return load(OBJECTIVES[objective.name].implementation)(
         objective, num_classes, conditional, Precision(precision), Precision(quotient_precision), dropout
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from soflow.config_base import Fraction, GapRatio, InputPath, Positive, Section
+from soflow.config_base import Fraction, GapRatio, InputPath, Positive, Section, one_of
+from soflow.schedules import GAP_SCHEDULES
 
 
 class ObjectiveFields(Section):
@@ -83,8 +84,9 @@ class SoFlowFields(WeightFields, GuidanceFields, InterpolantFields, ObjectiveFie
     name: str
     flow_matching_fraction: Fraction = 0.3
     """lambda, fraction of the batch on the flow-matching loss; the rest is on the consistency loss (paper: 0.75)."""
-    gap_schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
-    """Schedule of the gap ratio r(k, K) = (t - l) / (t - s) over training step k of K."""
+    gap_schedule: str = "exponential"
+    """Schedule of the gap ratio r(k, K) = (t - l) / (t - s) over training step k of K: constant, linear, cosine,
+    exponential, or your own function of k/K, r_init and r_end as package.module:name."""
     r_init: GapRatio = 0.1
     """Gap ratio r at the first step; unused by the constant schedule."""
     r_end: GapRatio = 0.002
@@ -93,6 +95,8 @@ class SoFlowFields(WeightFields, GuidanceFields, InterpolantFields, ObjectiveFie
     """Means of the logit-normal draws: flow-matching t, consistency s, consistency t."""
     time_std: tuple[Positive, Positive, Positive] = (1.0, 0.8, 0.8)
     """Standard deviations of the logit-normal draws: flow-matching t, consistency s, consistency t."""
+
+    _schedule = field_validator("gap_schedule")(one_of(GAP_SCHEDULES))
 
     @model_validator(mode="after")
     def _gap_shrinks(self) -> SoFlowFields:

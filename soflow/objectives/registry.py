@@ -1,10 +1,15 @@
-"""Registry of the training objectives: one module each, a section in `config`, an entry here."""
+"""Registry of the training objectives: one module each, a section in `config`, an entry here.
+
+A plug-in is a subclass of `objectives.base.Objective` with a nested class `Config`, its section, and maybe `search`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from soflow.objectives import config
+from soflow.plugins import PluginError, Registry
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,18 @@ class ObjectiveSpec:
     """Default search space of a sweep, in the syntax of its `search` field."""
 
 
-OBJECTIVES = {
+def _plugin(reference: str, objective: Any) -> ObjectiveSpec:
+    section = getattr(objective, "Config", None)
+    if not (isinstance(section, type) and issubclass(section, config.ObjectiveFields)):
+        raise PluginError("needs a nested class Config, a subclass of soflow.objectives.config.ObjectiveFields")
+    for name, kind in (("name", str), ("label_drop", float)):
+        field = section.model_fields.get(name)
+        if field is None or field.annotation is not kind:
+            raise PluginError(f"its Config needs a field {name}: {kind.__name__}")
+    return ObjectiveSpec(reference, section, tuple(getattr(objective, "search", ())))
+
+
+_INCLUDED = {
     "soflow": ObjectiveSpec(
         "soflow.objectives.soflow:SoFlow",
         config.SoFlowConfig,
@@ -89,3 +105,4 @@ OBJECTIVES = {
         ),
     ),
 }
+OBJECTIVES = Registry("objectives", _INCLUDED, _plugin)

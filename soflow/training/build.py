@@ -7,6 +7,7 @@ from torch import nn
 
 from soflow import networks, objectives
 from soflow.config import RunConfig
+from soflow.networks.registry import NETWORKS
 from soflow.objectives.base import Objective
 
 
@@ -14,7 +15,11 @@ def build_network(config: RunConfig, num_classes: int) -> nn.Module:
     """Build the configured network, with initial weights that depend on the seed only."""
     with torch.random.fork_rng():
         torch.random.manual_seed(config.seed)
-        return networks.build(config.network, config.dataset.sample_shape, num_classes)
+        network = networks.build(config.network, config.dataset.sample_shape, num_classes)
+    if NETWORKS[config.network.name].augmentation and not config.dataset.augmentation:
+        # DistributedDataParallel refuses weights that are trained but not used.
+        network.map_augmentation.requires_grad_(False)
+    return network
 
 
 def build_objective(config: RunConfig, num_classes: int) -> Objective:

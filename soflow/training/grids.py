@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,21 +20,29 @@ from soflow.objectives.base import Objective, normals
 from soflow.randomness import generator
 from soflow.sampling import sample
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 GRID_ROWS, GRID_COLUMNS = 8, 10
 BACKGROUND = 96
 """Gray between the images of a grid."""
 
 
 def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32) -> None:
-    """Write uint8 images [N, C, H, W] as one PNG atomically; enlarge small images without smoothing."""
-    from PIL import Image
+    """Write uint8 images [N, C, H, W] as one PNG atomically, see `grid_image`."""
+    with atomic(path) as partial:
+        grid_image(images, columns, smallest_side).save(partial, format="PNG")
+
+
+def grid_image(images: Tensor, columns: int, smallest_side: int = 32) -> Image:
+    """Arrange uint8 images [N, C, H, W] in one picture; enlarge small images without smoothing."""
+    from PIL.Image import fromarray
     from torchvision.utils import make_grid
 
     scale = max(1, -(-smallest_side // images.shape[-1]))
     enlarged = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=BACKGROUND)  # RGB, also for grayscale images
-    with atomic(path) as partial:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
+    return fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def draw_grid(

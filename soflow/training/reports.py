@@ -65,13 +65,27 @@ def save_report(report: Report, directory: Path) -> None:
 def load_report(config: RunConfig, directory: Path, after: int) -> Report | None:
     """Load the first report after step `after`, if a run of this configuration has saved it; else return None."""
     step = next_step(config, after)
+    if (report := _read(_path(directory, step), directory)) is None:
+        return None
     try:
-        values = json.loads(_path(directory, step).read_text())
-        report = Report(**values | {"grids": {name: directory / path for name, path in values["grids"].items()}})
         matches = parse(read_yaml(directory / CONFIG_FILE)) == config and report.step == step
-        return report if matches and all(path.exists() for path in report.grids.values()) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
-        return None  # missing or damaged: the report is computed again
+    except ConfigError:
+        return None  # damaged: the report is computed again
+    return report if matches and all(path.exists() for path in report.grids.values()) else None
+
+
+def load_reports(directory: Path) -> list[Report]:
+    """Load all reports of a run in the order of their steps; skip damaged files."""
+    loaded = (_read(path, directory) for path in sorted((directory / FOLDER).glob("step-*.json")))
+    return [report for report in loaded if report is not None]
+
+
+def _read(path: Path, directory: Path) -> Report | None:
+    try:
+        values = json.loads(path.read_text())
+        return Report(**values | {"grids": {name: directory / path for name, path in values["grids"].items()}})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # missing or damaged
 
 
 def _path(directory: Path, step: int) -> Path:

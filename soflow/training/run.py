@@ -22,7 +22,7 @@ from soflow.data.base import DataSource, class_counts
 from soflow.diagnostics import diagnose
 from soflow.diagnostics.base import Subject
 from soflow.evaluation.fidelity import Batch, Evaluator
-from soflow.evaluation.generated import evaluation_nfe, generate, sampler_for
+from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
 from soflow.files import patiently
 from soflow.training import checkpoints, reports
 from soflow.training.grids import GRID_COLUMNS, draw_grid, real_grid, write_grid
@@ -113,10 +113,10 @@ class TrainingRun:
         """Compute all metrics at every configured NFE and, on rank 0, the FID floor of the data."""
         trainer = self.trainer
         metrics: dict[str, float] = {}
-        for i, nfe in enumerate(evaluation_nfe(self.config, trainer.objective)):
+        first, *_ = all_nfe = evaluation_nfe(self.config, trainer.objective)
+        for nfe in all_nfe:
             sampler = sampler_for(self.config, trainer.objective, nfe)
-            measured = self.evaluator.evaluate(self._images(network, nfe, sampler))
-            metrics |= {name if i == 0 else f"{name}_{nfe}nfe": value for name, value in measured.items()}
+            metrics |= by_nfe(self.evaluator.evaluate(self._images(network, nfe, sampler)), nfe, first)
         return metrics | self.evaluator.floor()
 
     def diagnose(self, network: nn.Module) -> dict[str, float]:

@@ -23,10 +23,10 @@ from soflow.objectives.registry import OBJECTIVES
 
 PACKAGES = ("soflow", "orchestration", "dashboards", "experiments")
 REGISTERED = {
-    "soflow.data.registry": {info.module for info in SOURCES.values()},
-    "soflow.networks.registry": {spec.module for spec in NETWORKS.values()},
+    "soflow.data.registry": {info.implementation.split(":")[0] for info in SOURCES.values()},
+    "soflow.networks.registry": {spec.implementation.split(":")[0] for spec in NETWORKS.values()},
     "soflow.objectives.registry": {spec.implementation.split(":")[0] for spec in OBJECTIVES.values()},
-    "soflow.diagnostics.registry": set(DIAGNOSTICS.values()),
+    "soflow.diagnostics.registry": {reference.split(":")[0] for reference in DIAGNOSTICS.values()},
 }
 """Modules that registries name in strings and import when they are used."""
 
@@ -103,7 +103,7 @@ def test_every_objective_has_a_class_and_a_configuration():
 
 def test_every_data_source_opens_through_its_module_and_names_known_features():
     for info in SOURCES.values():
-        open_source = importlib.import_module(info.module).open_source
+        open_source = resolve(info.implementation)
         assert list(inspect.signature(open_source).parameters) == ["root", "image_size", "download"]
         assert info.feature_network in FEATURE_NETWORKS
     assert {name for name in vars(DataSource) if not name.startswith("_")} == {"batch"}
@@ -111,7 +111,7 @@ def test_every_data_source_opens_through_its_module_and_names_known_features():
 
 def test_every_network_builds_through_its_module():
     for name, spec in NETWORKS.items():
-        build = importlib.import_module(spec.module).build
+        build = resolve(spec.implementation)
         arguments = {"image_size": 4 * spec.side_multiple, "channels": 1, "num_classes": 10, **spec.size}
         inspect.signature(build).bind(**arguments)
         assert spec.side_multiple >= 1, name

@@ -46,9 +46,9 @@ from soflow.training.trainer import Trainer
 from tests.fake_cuda import CUDA, FakeCuda, fake_cuda
 
 NETWORKS = {
-    "DiT": NetworkSpec("soflow.networks.dit", 4, {"patch": 4, "width": 16, "depth": 1, "heads": 2}),
+    "DiT": NetworkSpec("soflow.networks.dit:DiT", 4, {"patch": 4, "width": 16, "depth": 1, "heads": 2}),
     "small U-Net": NetworkSpec(
-        "soflow.networks.unet",
+        "soflow.networks.unet:UNet",
         2,
         {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention_sides": (8,)},
         dropout=True,
@@ -108,7 +108,7 @@ PATHS = (
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     for name, spec in NETWORKS.items():
-        monkeypatch.setitem(registry.NETWORKS, name, spec)
+        monkeypatch.setitem(registry.NETWORKS.included, name, spec)
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_fused_attention_is_used_in_the_product_alone(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     module.JVPAttn = JVPAttn
     size = {"patch": 1, "width": 16, "depth": 1, "heads": 2}
-    monkeypatch.setitem(registry.NETWORKS, "64 tokens", NetworkSpec("soflow.networks.dit", 1, size))
+    monkeypatch.setitem(registry.NETWORKS.included, "64 tokens", NetworkSpec("soflow.networks.dit:DiT", 1, size))
     with fake_cuda(number=5e-4):  # an error that the check accepts
         trainer = trainer_of(
             "meanflow, subset", {"objective": {"jvp_attention": "flash"}, "network": {"name": "64 tokens"}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -32,6 +31,7 @@ from soflow.objectives.base import Objective, normals
 from soflow.objectives.flow_matching import FlowMatching
 from soflow.objectives.meanflow import MeanFlow
 from soflow.objectives.soflow import SoFlow
+from soflow.plugins import load
 from soflow.sampling import sample
 from soflow.training.build import build_objective
 from tests.unit.soflow.test_exact_solution import (
@@ -425,4 +425,4 @@ def test_samples_keep_their_labels():
 
 @pytest.mark.parametrize("name", DIAGNOSTICS)
 def test_every_diagnostic_has_its_module(name):
-    assert callable(importlib.import_module(DIAGNOSTICS[name]).measure)
+    assert callable(load(DIAGNOSTICS[name]))

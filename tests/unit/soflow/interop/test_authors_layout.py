@@ -39,7 +39,7 @@ INPUTS = [0, 2, 5, 6, 7, 8]  # of nine augmentation parameters: without vertical
 @pytest.fixture(params=SIZES.values(), ids=SIZES)
 def size(request, monkeypatch):
     """Size of the network U-Net-XS in this test."""
-    monkeypatch.setitem(NETWORKS, "U-Net-XS", replace(NETWORKS["U-Net-XS"], size=request.param))
+    monkeypatch.setitem(NETWORKS.included, "U-Net-XS", replace(NETWORKS["U-Net-XS"], size=request.param))
     return request.param
 
 

@@ -20,7 +20,7 @@ from soflow.training.trainer import NonFiniteLoss, Trainer
 pytestmark = pytest.mark.slow  # starts processes
 
 WORKERS = 2
-MICRO_BATCHES = "micro-batches"
+MICRO_BATCHES, UNET = "micro-batches", "U-Net-XS"
 
 
 def cases() -> dict[str, tuple[str, dict, int]]:
@@ -34,6 +34,7 @@ def cases() -> dict[str, tuple[str, dict, int]]:
         found[f"meanflow, {jvp}"] = ("meanflow", {"jvp": jvp}, 10)
     trigonometric = {"interpolant": "trigonometric", "parameterization": "trigonometric"}
     found["soflow, trigonometric, no guidance"] = ("soflow", trigonometric | {"guidance_strength": 1}, 10)
+    found[f"{UNET}, weights for augmentation unused"] = ("soflow", {}, 4)
     for name in ("soflow", "meanflow"):
         found[f"{name}, two {MICRO_BATCHES} per worker"] = (name, {}, 10)  # 3 + 2 on each
     return found
@@ -54,14 +55,20 @@ def source() -> InMemorySource:
 
 
 def steps(
-    name: str, settings: dict, batch: int, rank: int, world_size: int, micro_batches: int = 1
+    name: str,
+    settings: dict,
+    batch: int,
+    rank: int,
+    world_size: int,
+    micro_batches: int = 1,
+    network: str = "DiT-XXS/4",
 ) -> dict[str, torch.Tensor]:
     """Gradients of the first step, weights after three, and the losses reported."""
-    config = tiny_config(name, objective=settings, training={"batch_size": batch})
+    config = tiny_config(name, objective=settings, training={"batch_size": batch}, network={"name": network})
     trainer = Trainer(config, source(), CPU, rank, world_size, micro_batches)
     disturb(trainer.network)
     metrics = trainer.advance(1)
-    result = {f"gradient/{name}": p.grad.clone() for name, p in trainer.network.named_parameters()}
+    result = {f"gradient/{name}": p.grad.clone() for name, p in trainer.network.named_parameters() if p.requires_grad}
     metrics |= {f"{key}/later": value for key, value in trainer.advance(2).items()}
     result |= {f"weight/{name}": p.detach().clone() for name, p in trainer.network.named_parameters()}
     return result | {key: torch.tensor(value) for key, value in metrics.items() if key.startswith("loss/")}
@@ -72,7 +79,13 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
     torch.set_default_dtype(torch.float64)  # networks, draws and sums, so that only rounding of 1e-16 is left
     try:
         return {
-            case: steps(*inputs, rank, world_size, 2 if MICRO_BATCHES in case and world_size > 1 else 1)
+            case: steps(
+                *inputs,
+                rank,
+                world_size,
+                2 if MICRO_BATCHES in case and world_size > 1 else 1,
+                UNET if UNET in case else "DiT-XXS/4",
+            )
             for case, inputs in cases().items()
         }
     finally:

@@ -1,0 +1,162 @@
+"""Trained models for sampling and evaluation: `soflow.load_model("results/NAME").sample(16)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from soflow import codecs
+from soflow.config import RunConfig, override, parse, to_dict
+from soflow.config_base import ConfigError
+from soflow.data import open_source
+from soflow.data.base import class_counts
+from soflow.evaluation.fidelity import Batch, Evaluator
+from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
+from soflow.evaluation.moments import Workers
+from soflow.objectives.base import Objective
+from soflow.training import checkpoints, trained
+from soflow.training.grids import GRID_COLUMNS, GRID_ROWS, draw_grid, grid_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Progress = Callable[[Iterable[Batch], str], Iterable[Batch]]
+"""Function (batches, description) that passes the batches on while it shows progress."""
+
+
+def best_device() -> torch.device:
+    """Return CUDA where it is available, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(path: str | Path, best: bool = False, device: torch.device | str | None = None) -> Model:
+    """Load the averaged weights of a checkpoint.
+
+    Args:
+        path: checkpoint file, or folder of a run or trial, of which the newest checkpoint is loaded.
+        best: of a folder, load the checkpoint with the lowest FID.
+        device: default: CUDA if available.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or damaged, or its weights are infinite or NaN.
+        ConfigError: if its objective, network or dataset is a plug-in that cannot be imported.
+    """
+    found, chosen = checkpoints.find(Path(path), best), torch.device(device or best_device())
+    return Model(found, *trained.load_sampler(found, chosen), chosen)
+
+
+class Model:
+    """Trained network with the objective that says how to sample from it.
+
+    Attributes:
+        path: checkpoint.
+        config: configuration of the training run.
+        network: averaged weights, F_θ(x, t, s, labels).
+        objective: solution map f_θ(x, t, s) and velocity v_θ(x, t) of the network.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, objective: Objective, network: nn.Module, device: torch.device):
+        self.path, self.config, self.objective, self.network, self.device = path, config, objective, network, device
+
+    def __repr__(self) -> str:
+        config, parameters = self.config, sum(weights.numel() for weights in self.network.parameters())
+        return (
+            f"<{config.objective.name} model of {config.dataset.name}, {config.network.name}, {parameters:,} weights>"
+        )
+
+    def sample(
+        self, num_samples: int, nfe: int = 1, labels: Sequence[int] = (), sampler: str | None = None, seed: int = 0
+    ) -> Tensor:
+        """Generate images, uint8 [num_samples, C, H, W] on the CPU.
+
+        Args:
+            nfe: number of function evaluations per image.
+            labels: classes, repeated in turn; by default as in the run's evaluation, whose images these are for the
+                seed of the run.
+            sampler: "renoise", "compose" or "heun"; default: the objective's.
+            seed: seed of the noise.
+
+        Raises:
+            ConfigError: if a label is unknown, or the autoencoder of a latent network cannot be loaded.
+        """
+        if labels:
+            repeated = [labels[number % len(labels)] for number in range(num_samples)]
+            return self._grid(nfe, repeated, 1, sampler, seed).cpu()
+        return torch.cat([batch.images.cpu() for batch in self.samples(num_samples, nfe, sampler, seed)])
+
+    def samples(self, num_samples: int, nfe: int = 1, sampler: str | None = None, seed: int = 0) -> Iterator[Batch]:
+        """Generate the images of `sample` batch by batch, with their labels."""
+        evaluation = self.config.evaluation.model_copy(update={"num_samples": num_samples})
+        config = self.config.model_copy(update={"seed": seed, "evaluation": evaluation})
+        return self._batches(config, nfe, sampler, trained.class_counts(self.path, config, self.objective))
+
+    def _batches(self, config: RunConfig, nfe: int, sampler: str | None, counts: Sequence[int]) -> Iterator[Batch]:
+        codec, sampler = codecs.build(config.dataset, self.device), sampler or sampler_for(config, self.objective, nfe)
+        workers = Workers(self.device)
+        return generate(self.objective, self.network, codec, config, nfe, sampler, workers, counts)
+
+    def grid(
+        self,
+        nfe: int = 1,
+        labels: Sequence[int] = (),
+        rows: int = GRID_ROWS,
+        sampler: str | None = None,
+        seed: int = 0,
+    ) -> Image:
+        """Draw samples as one picture, with a column per label; grids of equal seed start from the same noise.
+
+        Args:
+            labels: classes of the columns; default: the first ten.
+
+        Raises:
+            ConfigError: as `sample`.
+        """
+        columns = len(labels) or GRID_COLUMNS
+        return grid_image(self._grid(nfe, labels or range(columns), rows, sampler, seed), columns)
+
+    def _grid(self, nfe: int, labels: Sequence[int], rows: int, sampler: str | None, seed: int) -> Tensor:
+        if not isinstance(labels, range) and (largest := max(labels)) >= self.objective.num_classes:
+            raise ConfigError(f"labels = {largest}: must be below {self.objective.num_classes}, the number of classes")
+        arguments = (self.objective, self.network, self.config, self.device, nfe, sampler, seed, rows)
+        return draw_grid(*arguments, classes=labels)
+
+    def evaluate(self, cache: str | Path = "results/reference", **changes: Any) -> dict[str, float]:
+        """Compute FID and the other metrics at every NFE, named as in a run's reports.
+
+        Args:
+            cache: folder of reference features, computed once per dataset and feature network.
+            changes: fields of the run's `evaluation` to replace, e.g. num_samples=10_000, nfe=(1, 2).
+
+        Raises:
+            ConfigError, DataError: if the data, the feature network or the reference is unusable.
+        """
+        changed = {f"evaluation.{name}": value for name, value in changes.items()}
+        config = parse(override(to_dict(self.config), changed))
+        evaluator = self.evaluator(config, Path(cache))
+        metrics: dict[str, float] = {}
+        for _, _, measured in self.measure(config, evaluator):
+            metrics |= measured
+        return metrics | evaluator.floor()
+
+    def evaluator(self, config: RunConfig, cache: Path) -> Evaluator:
+        """Load feature network and reference of a configuration that differs in its evaluation only."""
+        return Evaluator(open_source(config.dataset), config, self.device, cache)
+
+    def measure(
+        self, config: RunConfig, evaluator: Evaluator, progress: Progress = lambda batches, description: batches
+    ) -> Iterator[tuple[int, str, dict[str, float]]]:
+        """Yield NFE, sampler and metrics of each NFE of the configuration.
+
+        Args:
+            progress: wraps the batches of each NFE.
+        """
+        counts = class_counts(open_source(config.dataset))
+        first, *_ = all_nfe = evaluation_nfe(config, self.objective)
+        for nfe in all_nfe:
+            batches = self._batches(config, nfe, None, counts)
+            measured = evaluator.evaluate(progress(batches, f"{nfe} NFE"))
+            yield nfe, sampler_for(config, self.objective, nfe), by_nfe(measured, nfe, first)
