@@ -236,7 +236,6 @@ def _short_socket_paths() -> Iterator[None]:
 
 def _packages() -> list[str]:
     """Return the folders of this project's packages, which Ray sends to all nodes, as it does plug-ins."""
-    import orchestration
     import soflow
 
-    return [package.__path__[0] for package in (soflow, orchestration)]
+    return [soflow.__path__[0], str(Path(__file__).parent)]

@@ -64,13 +64,18 @@ def train(config: RunConfig, folder: str | Path, device: str | None = None, prog
     from soflow.training.run import TrainingRun
 
     folder = Path(folder).absolute()
-    if (folder / reports.CONFIG_FILE).exists() and not extends(config, load_run(folder).config):
-        raise ConfigError(f"folder = {folder}: contains a run of another configuration; choose another folder")
-    done = [report.step for report in reports.load_reports(folder)]
+    done = 0
+    if (folder / reports.CONFIG_FILE).exists():
+        run = load_run(folder)
+        if not extends(config, run.config):
+            raise ConfigError(f"folder = {folder}: contains a run of another configuration; choose another folder")
+        done = run.reports[-1].step if run.reports else 0
+        if done == config.training.total_steps:
+            return run
     chosen, source = torch.device(device or best_device()), open_source(config.dataset)
     evaluator = Evaluator(source, config, chosen, folder.parent / REFERENCE_FOLDER)
-    run = TrainingRun(config, source, folder, chosen, evaluator, start=max(done, default=0))
-    _advance(run, progress)
+    training = TrainingRun(config, source, folder, chosen, evaluator, start=done)
+    _advance(training, progress)
     return Run(folder)
 
 

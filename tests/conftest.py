@@ -19,6 +19,12 @@ FINISHED_SWEEP = ("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use one process more than there are CPUs: system tests wait for Ray's processes half of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Run each unit file in one worker process, and the system tests in two groups, each in one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestration.storage import trial_folder
+from orchestration.sweep.config import SweepConfig, read_constraint
 from orchestration.sweep.rank import rank_trials
+from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.study import LAST_RESULT, REASON, REJECTED, SweepStudy
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.format import format_value, short_name, table_console
@@ -26,15 +29,24 @@ STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialSt
 METRICS = ("fid", "kid", "class_consistency", "fid_floor", "time/train_s", "time/step_ms", "memory/peak_mib")
 
 
-def ranking(study: SweepStudy) -> pd.DataFrame:
-    """Make one row per trial: finished trials by the first goal, then stopped ones by step and goal, then failed ones.
+def ranking(trials: list[FrozenTrial], config: SweepConfig, space: SearchSpace, folder: Path) -> pd.DataFrame:
+    """Make a row per trial that ended: finished ones by the first goal, stopped ones by step and goal, failed ones.
 
     Finished trials that break a constraint follow those that keep all of them. With several goals the column `pareto`
     marks the Pareto front.
     """
-    config, trials = study.config, [trial for trial in study.trials() if trial.state in STATES]
-    shown = list(dict.fromkeys((*METRICS, *config.goals, *(c.metric for c in study.constraints))))
-    table = pd.DataFrame([_row(study, trial, shown) for trial in trials])
+    trials = [trial for trial in trials if trial.state in STATES]
+    constrained = (read_constraint(constraint).metric for constraint in config.constraints)
+    shown = list(dict.fromkeys((*METRICS, *config.goals, *constrained)))
+    columns = ["trial", "state", "step", *config.goals, "reason", "folder"]
+    table = pd.DataFrame(
+        [
+            {"trial": trial.number, **space.point(trial.params), **_result(trial, config.goals, shown)}
+            | {"folder": str(trial_folder(folder, trial.number))}
+            for trial in trials
+        ],
+        columns=None if trials else columns,
+    )
     breaks = [any(excess > 0 for excess in trial.constraints.values()) for trial in trials]
     table["feasible"] = [not broken for broken in breaks]
     if len(config.goals) > 1:
@@ -50,17 +62,14 @@ def ranking(study: SweepStudy) -> pd.DataFrame:
     return table
 
 
-def _row(study: SweepStudy, trial: FrozenTrial, shown: list[str]) -> dict[str, Any]:
+def _result(trial: FrozenTrial, goals: Iterable[str], shown: list[str]) -> dict[str, Any]:
     result = trial.user_attrs.get(LAST_RESULT, {})
-    metrics = dict.fromkeys(study.config.goals, math.nan) | result.get("metrics", {})
+    metrics = dict.fromkeys(goals, math.nan) | result.get("metrics", {})
     return {
-        "trial": trial.number,
-        **study.ticket(trial.number).point,
         "state": STATES[trial.state],
         "step": result.get("step", 0),
         **{name: metrics[name] for name in shown if name in metrics},
         "reason": trial.user_attrs.get(REASON, ""),
-        "folder": str(trial_folder(study.folder, trial.number)),
     }
 
 
@@ -79,7 +88,7 @@ def write_summary(study: SweepStudy) -> Summary:
     Cases are not ranked: a single seed says little, and the report compares them over all seeds.
     """
     config, folder = study.config, study.folder
-    table = ranking(study)
+    table = ranking(study.trials(), config, study.space, folder)
     summary = Summary(len(table), {}, [folder / "trials.csv"])
     write_atomic(summary.files[0], table.to_csv(index=False))
     console = table_console()

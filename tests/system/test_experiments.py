@@ -55,6 +55,7 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     assert "with other training; choose another --name" in message
 
 
+@pytest.mark.soak  # a killed comparison resumes above
 def test_a_distillation_killed_while_its_teacher_trains_resumes_to_all_its_trials(shared):
     flags = [*SMALL, "--case-seeds", "1", "--name", "taught", "--progress", "plain"]
     experiment = shared.start("distillation.py", *flags)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pandas as pd
 import yaml
-from session import SMALL, wait_for_line
+from session import ROOT, SMALL, wait_for_line
+
+import orchestration
 
 METRICS = {"fid", "kid", "time/step_ms", "time/train_s", "throughput/images_per_s", "memory/peak_mib"}
 TAGS = {"objective", "dataset", "sweep", "trial_id", "optuna_number", "git_commit", "config_hash", "hardware.cpu"}
@@ -100,8 +103,20 @@ def test_the_best_trial_trains_again_to_the_same_numbers_also_when_interrupted(f
     assert (session.storage / "samples.png").stat().st_size > 1000
 
 
-def test_another_objective_with_two_workers_a_trial(shared):
-    flags = ["--objective", "meanflow", "--num-trials", "2", "--max-concurrent", "1", "--resources.num-workers", "2"]
+def test_plug_ins_reach_two_workers_a_trial(shared):
+    """An objective, network and dataset in a file of the working directory; several goals and a constraint."""
+    shutil.copy(ROOT / "docs" / "examples" / "my_lab.py", shared.storage)
+    flags = ["--objective", "my_lab:AnnealedSoFlow", "--network", "my_lab:TinyNetwork", "--dataset", "my_lab:Stripes"]
+    flags += [
+        "--evaluation.diagnostics",
+        "my_lab:contrast",
+        "--num-trials",
+        "2",
+        "--max-concurrent",
+        "1",
+        "--resources.num-workers",
+        "2",
+    ]
     flags += ["--evaluation.nfe", "1", "4", "--goals", "fid", "time/train_s", "--constraints", "memory/peak_mib<=1e6"]
     shared.succeed("sweep_schedule.py", *SMALL, *flags, "--name", "two")
     runs = shared.runs()
@@ -110,18 +125,26 @@ def test_another_objective_with_two_workers_a_trial(shared):
     assert table["feasible"].all()
     assert table["pareto"][0]
     assert table["pareto"][table["time/train_s"].idxmin()]
-    assert {"fid", "fid_4nfe"} <= set(runs["two-0001"].data.metrics)
+    assert {"fid", "fid_4nfe", "diagnostics/contrast/rms"} <= set(runs["two-0001"].data.metrics)
+    assert runs["two-0001"].data.params["objective.first_fraction"]
     best = yaml.safe_load((shared.storage / "two" / "best.yaml").read_text())
-    assert best["objective"]["name"] == "meanflow"
+    assert best["objective"]["name"] == "my_lab:AnnealedSoFlow"
 
 
 def test_a_finished_sweep_is_extended(finished):
     session, _ = finished
     before, states = pd.read_csv(session.storage / "one" / "trials.csv"), session.study_states("one")
     session.succeed("sweep_schedule.py", "--resume", "one", "--num-trials", "10")
-    table = pd.read_csv(session.storage / "one" / "trials.csv").sort_values("trial")
+    written = pd.read_csv(session.storage / "one" / "trials.csv")
+    table = written.sort_values("trial")
     assert list(table["trial"]) == list(range(10))
     assert session.study_states("one")[:8] == states
+    # From Python: the same table.
+    sweep = orchestration.load_sweep("one", session.storage)
+    pd.testing.assert_frame_equal(sweep.table().drop(columns="reason"), written.drop(columns="reason"))
+    assert sweep.best().metrics["fid"] == written["fid"][0]
+    assert repr(sweep) == "<sweep one: 10 of 10 trials ended>"
+    assert len(sweep.study.trials) >= 10
     same = ["trial", "fid", "step", "state"]
     assert table[same][:8].fillna(0).values.tolist() == before.sort_values("trial")[same].fillna(0).values.tolist()
     assert {f"one-{number:04d}" for number in range(10)} <= set(session.runs())

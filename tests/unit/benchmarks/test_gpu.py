@@ -32,7 +32,7 @@ SAME_DEVICE = torch.device("cpu:0")
 # What is measured.
 
 
-@pytest.mark.parametrize("network", ["DiT-XXS/4", pytest.param("U-Net-XS", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", ["DiT-XXS/4", pytest.param("U-Net-XS", marks=pytest.mark.soak)])
 def test_the_cpu_agrees_with_itself(network):
     figures = agreement.agreement(SAME_DEVICE, networks=[network])
     assert {name.partition(",")[0] for name in forms()} == set(OBJECTIVES)
@@ -132,7 +132,7 @@ def micro_batches_on_the_cpu() -> list[Figure]:
     return training.micro_batches(CPU, address_space_limited)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_batch_that_does_not_fit_is_split(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # freed blocks go back at once
     (figures,) = in_processes(micro_batches_on_the_cpu, [()], 300)
@@ -149,7 +149,7 @@ def throughput_on_the_cpu() -> list[Figure]:
         return throughput.largest_that_fits(Row("DiT-XXS/4", "flow_matching"), "cpu", 1024)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_batch_is_halved_until_it_fits(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # freed blocks go back at once
     (figures,) = in_processes(throughput_on_the_cpu, [()], 300)

@@ -254,8 +254,14 @@ def train(name: str) -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+LARGEST = ("soflow-imagenet256-xl2", "meanflow-imagenet256-xl2", "soflow-cifar10", "meanflow-cifar10-v0")
+"""Presets with the most parameters of each objective and kind of data."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGEST else pytest.mark.soak) for name in PUBLISHED],
+)
 def test_a_dry_step_of_every_preset_fits_its_hardware(name):
     """The whole step at its published batch on tensors without content; 8 accelerators of 80 GB trained them."""
     config = parse(read_yaml(PRESETS[name]))

@@ -211,7 +211,10 @@ WIDE = {"time_mean": (0.0, -1.0, 1.0), "time_std": (1.5, 1.5, 1.5)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("interpolant", "parameterization"), PAIRS)
+@pytest.mark.parametrize(
+    ("interpolant", "parameterization"),
+    [PAIRS[0], *(pytest.param(*pair, marks=pytest.mark.soak) for pair in PAIRS[1:])],
+)
 def test_soflow_learns_the_solution(interpolant, parameterization):
     config = objective_config(
         "soflow",

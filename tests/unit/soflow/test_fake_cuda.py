@@ -90,7 +90,19 @@ STEPS = {
     },
 }
 """Optimizer steps up to the backward pass: form of the objective, and sections of the configuration."""
+SOAK = [
+    name
+    for name in STEPS
+    if "small U-Net, " in name and (not name.endswith("fp32") or name.split(", ")[1] in JVP_FORMS[1:])
+]
+"""Forms that differ from others in the network alone, which differs in its layers alone."""
 QUICK = [name for name in STEPS if name in ("annealing", "micro-batches", "latents") or name.endswith("DiT, fp32")]
+
+
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.soak] if name in SOAK else [] if name in QUICK else [pytest.mark.slow]
+
+
 FEATURES = [name for name in FEATURE_NETWORKS if name != "inception"]
 AUGMENTATIONS = ("upright", "edm")
 LAST_STEP = tiny_config().training.total_steps - 1
@@ -130,9 +142,7 @@ def trainer_of(form: str, sections: dict, micro_batches: int = 1) -> Trainer:
     return Trainer(config, synthetic_source(config.dataset), CUDA, micro_batches=micro_batches)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in STEPS])
 def test_a_step_runs_on_one_device(name):
     """And its loss waits for no value of the device, so that the host can run ahead."""
     form, sections = STEPS[name]

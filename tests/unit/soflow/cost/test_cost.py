@@ -141,8 +141,16 @@ def test_a_step_s_peak_is_repeatable_to_the_byte():
 # Prediction.
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("network", ["DiT-XXS/4", "DiT-XS/2", "U-Net-XS"])
+@pytest.mark.parametrize(
+    ("network", "precision"),
+    [
+        ("DiT-XXS/4", "fp32"),
+        ("DiT-XXS/4", "bf16"),
+        ("U-Net-XS", "fp32"),
+        *(pytest.param(*other, marks=pytest.mark.soak) for other in (("DiT-XS/2", "fp32"), ("DiT-XS/2", "bf16"))),
+        pytest.param("U-Net-XS", "bf16", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("name", ["flow_matching", "soflow", "meanflow"])
 def test_a_prediction_is_what_is_measured(name, network, precision):
     config = parse(override(to_dict(run_config(name, network)), {"training.precision": precision}))

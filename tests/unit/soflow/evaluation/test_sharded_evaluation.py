@@ -185,6 +185,7 @@ def test_fid_of_merged_statistics_is_that_of_all_features(results):
     assert metrics.fid(found, other) == pytest.approx(metrics.fid(expected, other), rel=1e-9)
 
 
+@pytest.mark.soak  # test_fidelity compares Inception's 2,048 features with torch-fidelity
 def test_fid_over_2048_features_is_that_of_all_features():
     """Inception's width, four shards joined; twice ten seconds are the eigenvalues'."""
     random = torch.Generator().manual_seed(0)

@@ -1,0 +1,111 @@
+"""Sweeps from Python: `orchestration.start_sweep(config).table()`, `orchestration.load_sweep("results/NAME")`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from orchestration.storage import SWEEP_FILE, new_folder, trial_folder
+from orchestration.sweep import search_space
+from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.ranking import ranking
+from orchestration.sweep.resume import saved_config
+from orchestration.sweep.run import run_sweep
+from orchestration.sweep.study import accepted
+from orchestration.sweep.study_storage import load_study
+from orchestration.terminal.command_line import validate
+from soflow.config import merge, override
+from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
+from soflow.runs import Run
+
+
+def sweep_config(*layers: str | Path | dict[str, Any]) -> SweepConfig:
+    """Read the configuration of a sweep from layers, of which later ones win, see `soflow.load_config`.
+
+    >>> sweep_config({"num_trials": 4, "training.total_steps": 300}).num_trials
+    4
+
+    Raises:
+        ConfigError: with a line per fault.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, override({}, layer) if isinstance(layer, dict) else read_yaml(layer), SweepConfig)
+    return validate(SweepConfig, values)
+
+
+def start_sweep(config: SweepConfig) -> Sweep:
+    """Run a sweep to its end on Ray, with MLflow records, and return it.
+
+    With `resume` in the configuration, continue or extend a sweep.
+
+    Raises:
+        ConfigError, DataError, TrackingError: before anything starts.
+        KeyboardInterrupt: if the sweep was interrupted; the command to resume it was printed.
+    """
+    if config.resume is None and config.name is None:
+        config = config.model_copy(update={"name": new_folder(config).name})
+    if run_sweep(config, lambda folder, attach: None) == "KILLED":
+        raise KeyboardInterrupt
+    return load_sweep(config.resume or str(config.name), config.storage)
+
+
+def load_sweep(name: str | Path, storage: str | Path = "results") -> Sweep:
+    """Load a sweep, finished or not, by its folder or by its name in `storage`.
+
+    Raises:
+        ConfigError: if there is no such sweep.
+    """
+    for folder in (Path(storage) / name, Path(name)):
+        if (folder / SWEEP_FILE).exists():
+            return Sweep(folder)
+    raise ConfigError(f"name = {name}: must be the name of a sweep in {storage}, or a sweep's folder")
+
+
+class Sweep:
+    """Sweep in a folder.
+
+    Attributes:
+        folder: contains sweep.yaml, the study and a folder per trial.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"<sweep {self.folder.name}: {len(self.table())} of {self.config.resolved_num_trials} trials ended>"
+
+    @functools.cached_property
+    def config(self) -> SweepConfig:
+        return saved_config(self.folder)
+
+    @property
+    def study(self) -> optuna.Study:
+        """Study of the sweep, for Optuna's own plots and analyses; leave it unchanged."""
+        return load_study(self.config, self.folder)
+
+    def table(self) -> pd.DataFrame:
+        """Return the trials that ended, the best first: searched values, state, metrics and folder of each."""
+        trials = accepted(self.study.get_trials(deepcopy=False))
+        return ranking(trials, self.config, search_space.build(self.config), self.folder)
+
+    def trial(self, number: int) -> Run:
+        """Return a trial's run."""
+        return Run(trial_folder(self.folder, number))
+
+    def best(self) -> Run:
+        """Return the run of the best trial that finished and keeps all constraints.
+
+        Raises:
+            LookupError: if there is none.
+        """
+        table = self.table()
+        good = (table["state"] == "finished") & table.get("feasible", True)
+        if not good.any():
+            raise LookupError(f"no trial of {self.folder.name} finished within its constraints")
+        return self.trial(int(table.loc[good, "trial"].iloc[0]))
