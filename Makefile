@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep claims test quick soak lint ui gpu
+.PHONY: sweep claims test quick soak lint ui gpu docs
 
 sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
@@ -33,6 +33,10 @@ ui: $(READY)  ## progress of sweeps, and MLflow's comparison of runs; it prints 
 
 gpu: $(READY)  ## checks and timings on a machine with CUDA, written to docs/gpu.md: about 8 minutes; exit code 2 without CUDA
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+docs: $(READY)  ## build the documentation in site/, with links checked
+	$(BIN)/python docs/site/notebook.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
 
 # Set up again when the requirements change; an interrupted installation is continued.
 $(READY): pyproject.toml

@@ -29,8 +29,7 @@ REFERENCE_FOLDER = "reference"
 def load_config(*layers: str | Path | dict[str, Any]) -> RunConfig:
     """Read a configuration from layers, of which later ones win: YAML files, and dictionaries of values by path.
 
-    >>> load_config({"objective.name": "meanflow", "training.total_steps": 300}).training.total_steps
-    300
+    Example: `load_config("run.yaml", {"objective.name": "meanflow", "training.total_steps": 300})`.
 
     Raises:
         ConfigError: with a line per fault, which names the field, its value and the allowed values.

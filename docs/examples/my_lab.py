@@ -17,6 +17,7 @@ from soflow.objectives.config import SoFlowFields
 from soflow.objectives.soflow import SoFlow
 
 
+# --8<-- [start:dataset]
 class Stripes(InMemorySource):
     """512 gray images of 8x8 pixels with horizontal (class 0) or vertical stripes (class 1)."""
 
@@ -32,6 +33,10 @@ class Stripes(InMemorySource):
         super().__init__(np.broadcast_to(images, (512, 8, 8))[:, None].astype(np.uint8), labels, self.num_classes)
 
 
+# --8<-- [end:dataset]
+
+
+# --8<-- [start:network]
 class TinyNetwork(nn.Module):
     """Perceptron of image, times and label."""
 
@@ -50,6 +55,10 @@ class TinyNetwork(nn.Module):
         return self.last(hidden).view_as(x)
 
 
+# --8<-- [end:network]
+
+
+# --8<-- [start:objective]
 class AnnealedSoFlow(SoFlow):
     """SoFlow whose flow-matching fraction λ moves linearly from `first_fraction` to `flow_matching_fraction`."""
 
@@ -71,6 +80,10 @@ class AnnealedSoFlow(SoFlow):
         return super(AnnealedSoFlow, now).draw(noise, progress, generator)
 
 
+# --8<-- [end:objective]
+
+
+# --8<-- [start:functions]
 def square_root(progress: float, r_init: float, r_end: float) -> float:
     """Gap ratio r(k, K) that shrinks fast at first."""
     return r_init + (r_end - r_init) * math.sqrt(progress)
@@ -84,3 +97,6 @@ def contrast(subject: Subject) -> dict[str, float]:
         ones, zeros = probe.times(1.0), probe.times(0.0)
         images.append(subject.objective.solution(subject.network, probe.noise, ones, zeros, probe.labels))
     return {"rms": root_mean_square(images)}
+
+
+# --8<-- [end:functions]

@@ -27,8 +27,7 @@ from soflow.runs import Run
 def sweep_config(*layers: str | Path | dict[str, Any]) -> SweepConfig:
     """Read the configuration of a sweep from layers, of which later ones win, see `soflow.load_config`.
 
-    >>> sweep_config({"num_trials": 4, "training.total_steps": 300}).num_trials
-    4
+    Example: `sweep_config({"num_trials": 4, "training.total_steps": 300})`.
 
     Raises:
         ConfigError: with a line per fault.

@@ -11,6 +11,8 @@ from soflow.config_files import read_yaml
 from soflow.data.base import DataError
 from soflow.testing import KINDS, checks
 
+USAGE = f"usage: python -m soflow.testing {'|'.join(KINDS)} PACKAGE.MODULE:NAME [CONFIG.yaml]"
+
 
 def main(arguments: list[str]) -> int:
     """Run all checks of one plug-in and print a line for each.
@@ -18,8 +20,11 @@ def main(arguments: list[str]) -> int:
     Returns:
         exit code: 0, or 1 if a check failed, 2 if the arguments are wrong.
     """
+    if "--help" in arguments:
+        print(f"{__doc__}\n\n{USAGE}")
+        return 0
     if len(arguments) < 2 or arguments[0] not in KINDS:
-        print(f"usage: python -m soflow.testing {'|'.join(KINDS)} PACKAGE.MODULE:NAME [CONFIG.yaml]", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     kind, name, *files = arguments
     try:
