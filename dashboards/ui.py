@@ -82,6 +82,7 @@ def run(uri: str) -> int:
             make_database(uri)
             mlflow_url = f"http://{LOOPBACK}:{(port := free_port())}"
             start("the MLflow UI", mlflow_command(uri, port))
+        print("starting the live view and the MLflow UI, which takes up to half a minute", flush=True)
         live_url = f"http://{LOOPBACK}:{live_port}"
         # In the environment: other users of this machine can read command lines, and the URI may contain a password.
         start("the live view", live_command(live_port), MLFLOW_TRACKING_URI=uri, SOFLOW_MLFLOW_UI=mlflow_url)

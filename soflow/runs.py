@@ -40,7 +40,9 @@ def load_config(*layers: str | Path | dict[str, Any]) -> RunConfig:
     return parse(values)
 
 
-def train(config: RunConfig, folder: str | Path, device: str | None = None, progress: bool = True) -> Run:
+def train(
+    config: RunConfig, folder: str | Path, device: str | None = None, threads: int = 1, progress: bool = True
+) -> Run:
     """Train in this process, with evaluations and checkpoints in a folder, and return the finished run.
 
     An unfinished run in the folder is resumed; a finished one is returned, or extended if `config` has more steps.
@@ -48,6 +50,7 @@ def train(config: RunConfig, folder: str | Path, device: str | None = None, prog
     Args:
         folder: folder of the run; reference features are kept beside it, for other runs.
         device: default: CUDA if available.
+        threads: CPU threads. The last digits depend on it; programs use one per worker unless they are told otherwise.
         progress: show a progress bar.
 
     Raises:
@@ -73,8 +76,13 @@ def train(config: RunConfig, folder: str | Path, device: str | None = None, prog
             return run
     chosen, source = torch.device(device or best_device()), open_source(config.dataset)
     evaluator = Evaluator(source, config, chosen, folder.parent / REFERENCE_FOLDER)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     training = TrainingRun(config, source, folder, chosen, evaluator, start=done)
-    _advance(training, progress)
+    try:
+        _advance(training, progress)
+    finally:
+        torch.set_num_threads(before)
     return Run(folder)
 
 

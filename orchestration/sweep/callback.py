@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -20,6 +20,7 @@ from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.progress import SweepProgress
 from orchestration.terminal.views import make_view
+from orchestration.terminal.webhook import Webhook
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.notes import dataset_entry
@@ -50,6 +51,7 @@ class SweepRecord:
     def __init__(self, config: SweepConfig, folder: Path, space: SearchSpace):
         self.config, self.folder, self.space = config, folder, space
         self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
+        self.webhook = Webhook(folder.name)
         self.common_tags = environment_tags() | {
             schema.OBJECTIVE: config.objective.name,
             schema.DATASET: config.dataset.name,
@@ -93,6 +95,7 @@ class SweepRecord:
         if self.config.study_storage is None and (self.folder / STUDY_FILE).exists():
             self.tracker.log_artifact(key, self.folder / STUDY_FILE)  # for readers without access to this folder
         self.tracker.end_run(key, status)
+        self.webhook.sweep_ended(status, summary.metrics if summary else {})
 
     def attach(self, path: Path) -> None:
         """Attach a file to the sweep's own run."""
@@ -144,6 +147,8 @@ class MlflowCallback(tune.Callback):
             if trial.state.is_finished() and trial.number not in replay:
                 values = trial.values or list(trial.intermediate_values.values())[-1:]
                 self.progress.count_finished(trial.number, trial.params, STATES[trial.state], *values[:1])
+                if trial.state == TrialState.COMPLETE:
+                    self.record.webhook.count_finished(values[0])
 
     def rejected(self, number: int, reason: str) -> None:
         """Show that a point was drawn again."""
@@ -243,7 +248,9 @@ class MlflowCallback(tune.Callback):
     def _end(self, trial: Trial, state: str, reason: str = "") -> None:
         self.tracker.end_run(self._key(trial), STATUSES[state])
         self.facts.pop(self._key(trial), None)
-        self.view.ended(self.progress.end(trial.config["number"], state, reason))
+        row = self.progress.end(trial.config["number"], state, reason)
+        self.view.ended(row)
+        self.record.webhook.trial_ended(row)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.stop_showing()

@@ -13,7 +13,7 @@ from orchestration.sweep.ray_search import REASON
 from orchestration.sweep.search_space import Dimension, SearchSpace
 from orchestration.sweep.ticket import TrialTicket
 from orchestration.terminal.format import format_number, format_value, short_name
-from orchestration.tracking.notes import code, link
+from orchestration.tracking.notes import code, link, ranking_link
 
 
 def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: Summary | None = None) -> str:
@@ -25,7 +25,7 @@ def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: S
         *([_result(folder, summary)] if summary else []),
         f"**{config.objective.name} on {config.dataset.name}**: {trials}; {kind}:",
         "\n".join(f"- {code(row)}" for row in rows),
-        f"Trials: filter by {code(f'tags.sweep = {folder.name!r}')}; the best one has the tag `best`.",
+        f"{ranking_link('Trials, the best first', folder.name, config.goals[0])}; the best one has the tag `best`.",
         f"Files: {code(folder)}.",
     ]
     return "\n\n".join(parts)

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 
@@ -15,6 +16,8 @@ def environment_tags() -> dict[str, str]:
     versions = {f"version.{name}": _version(name) for name in ("torch", "ray", "mlflow", "optuna")}
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        "mlflow.source.name": Path(sys.argv[0]).name,  # without the arguments, which may contain a password
+        "mlflow.source.type": "LOCAL",
         "git_commit": git_commit(Path(__file__).parent),
         "version.python": platform.python_version(),
         **versions,

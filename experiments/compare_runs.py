@@ -1,0 +1,152 @@
+"""Compare runs or trials: settings and metrics that differ, and samples side by side.
+
+$ python experiments/compare_runs.py results/NAME/trials/0003 results/NAME/trials/0007
+$ python experiments/compare_runs.py results/first results/second --out both.png
+$ python experiments/compare_runs.py results/first results/second --format json
+
+Where FIDs follow different protocols, the differences are named: such FIDs say nothing about which run is better.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator
+
+from orchestration.terminal.command_line import fail, read_command_line
+from orchestration.terminal.format import format_value, table_console
+from orchestration.tracking.schema import FID_PROTOCOL
+from soflow.config import flatten, to_dict
+from soflow.config_base import ConfigError, Section
+
+if TYPE_CHECKING:
+    from soflow.runs import Run
+
+MAIN = ("fid", "kid", "class_consistency", "time/train_s", "time/step_ms", "memory/peak_mib", "throughput/images_per_s")
+"""Metrics that are shown unless all are."""
+GAP = 16
+"""Pixels between two grids."""
+
+Table = dict[str, list[Any]]
+"""Values by name, one per run; None where a run has none."""
+
+
+class CompareOptions(Section):
+    runs: tuple[Path, ...]
+    """Folders of runs or trials."""
+    out: Path | None = None
+    """PNG file to write: the runs' last sample grids side by side, from equal noise."""
+    format: Literal["table", "json"] = "table"
+    """Print tables, or one JSON object."""
+    all_metrics: bool = False
+    """Compare every metric."""
+
+    @field_validator("runs")
+    @classmethod
+    def _are_two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(runs) < 2:
+            raise ValueError("must be two folders or more")
+        return runs
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_png(cls, path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() != ".png":
+            raise ValueError("must be the name of a .png file")
+        return path
+
+
+def main() -> int:
+    options = read_command_line(CompareOptions, __doc__, positional="runs")
+    from soflow.runs import load_run
+
+    try:
+        runs = [load_run(path) for path in options.runs]
+        if not all(run.reports for run in runs):
+            without = next(run.folder for run in runs if not run.reports)
+            raise ConfigError(f"runs = {without}: has no report yet")
+    except ConfigError as error:
+        fail(error)
+    compared = compare(runs, options.all_metrics)
+    if options.format == "json":
+        print(json.dumps({"runs": [str(run.folder) for run in runs], **compared}, indent=2))
+    else:
+        show(runs, compared)
+    if options.out is not None:
+        write_grids(runs, options.out)
+        print(f"samples: {options.out}", file=sys.stderr)
+    return 0
+
+
+def compare(runs: list[Run], all_metrics: bool = False) -> dict[str, Table]:
+    """Return the differing settings, the metrics of the last reports, and the differences in the protocol of FID."""
+    settings = _table([flatten(to_dict(run.config)) for run in runs])
+    facts = _table([run.reports[-1].facts for run in runs])
+    metrics = _table([run.metrics for run in runs])
+    return {
+        "settings": _differing(settings),
+        "protocol": _differing({name: values for name, values in facts.items() if name in FID_PROTOCOL}),
+        "metrics": metrics if all_metrics else {name: metrics[name] for name in MAIN if name in metrics},
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _differing(table: Table) -> Table:
+    return {name: values for name, values in table.items() if any(value != values[0] for value in values)}
+
+
+def show(runs: list[Run], compared: dict[str, Table]) -> None:
+    """Print a table of the settings and one of the metrics, with each run's ratio to the first."""
+    from rich.table import Table as Printed
+
+    console = table_console()
+    names = [run.folder.name if run.folder.parent.name != "trials" else f"trial {run.folder.name}" for run in runs]
+    for title, table in compared.items():
+        if not table:
+            if title == "settings":
+                console.print("settings: no difference")
+            continue
+        printed = Printed(title=title, title_justify="left")
+        for column in ("", *names):
+            printed.add_column(column, overflow="fold")
+        for name, values in table.items():
+            shown = [_shown(value, values[0] if title == "metrics" and i else None) for i, value in enumerate(values)]
+            printed.add_row(name, *shown)
+        console.print(printed)
+    if compared["protocol"]:
+        console.print("The FIDs follow different protocols and cannot be compared.", highlight=False)
+
+
+def _shown(value: Any, first: Any) -> str:
+    if value is None:
+        return "–"
+    ratio = f" (×{value / first:.3g})" if isinstance(first, float) and first else ""
+    return f"{format_value(value)}{ratio}"
+
+
+def write_grids(runs: list[Run], path: Path) -> None:
+    """Write the runs' last sample grids as one picture, in the order of the runs."""
+    from PIL import Image
+
+    from soflow.files import atomic
+
+    grids = [run.grid() for run in runs]
+    width = sum(grid.width for grid in grids) + GAP * (len(grids) - 1)
+    picture = Image.new("RGB", (width, max(grid.height for grid in grids)), "white")
+    left = 0
+    for grid in grids:
+        picture.paste(grid, (left, 0))
+        left += grid.width + GAP
+    with atomic(path) as partial:
+        picture.save(partial, format="PNG")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
