@@ -13,7 +13,12 @@ from soflow.profiling.phases import phase
 
 
 class LossModule(nn.Module):
-    """Module that computes the complete loss in its forward, so that DistributedDataParallel sees all network calls."""
+    """Module that computes the complete loss in its forward, so that DistributedDataParallel sees all network calls.
+
+    Attributes:
+        network: the network as the loss calls it: compiled, if it is. An exchange needs no new DistributedDataParallel,
+            since a compiled network has the parameters of the eager one.
+    """
 
     def __init__(self, network: nn.Module, objective: Objective):
         super().__init__()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +28,7 @@ from soflow.training.compilation import (
     compiled,
     disturbed,
 )
+from soflow.training.compile_choice import choose
 from soflow.training.curve import TermTotals
 from soflow.training.ema import MovingAverage
 from soflow.training.inputs import StepInputs
@@ -33,6 +36,7 @@ from soflow.training.loss_module import LossModule, accumulate_gradients
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.teacher import attach_teacher
 
+LOG = logging.getLogger(__name__)
 NEVER = torch.iinfo(torch.int64).max
 
 
@@ -53,6 +57,7 @@ class Trainer:
         network, ema: trained weights and their moving average (ema.module, in the configured dtype).
         train_s: seconds spent in optimizer steps since the start of the run, including before resuming; without
             compilation.
+        compile_choice: choice of training.compile = auto, if this trainer made it, and its reason; else "".
     """
 
     def __init__(
@@ -75,15 +80,18 @@ class Trainer:
         self.codec = self.inputs.codec
         self.ema = MovingAverage(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
-        self._loss = LossModule(compiled(self.network, config, device), self.objective)
+        self._loss = LossModule(self.network, self.objective)
         self.module = DistributedDataParallel(self._loss) if world_size > 1 else self._loss
         self.step, self.train_s = 0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
-        self._compile_clock = CompileClock(self.compiled)
+        self.compile_choice = ""
+        self._undecided = config.training.compile == "auto" and device.type != "meta"
+        self._compile_clock = CompileClock(False)
         self._clock, self._process = StepClock(device), PeakResidentMemory()
-        if device.type != "meta" and self.approximates_derivative:
-            with disturbed(self.network):
-                check_derivative(self.derivative_error(), config)
+        if device.type != "meta":
+            if config.training.compile is True:
+                self._compile()
+            self._check_derivative()
 
     def advance(self, steps: int) -> dict[str, float]:
         """Take optimizer steps and return metrics over them, equal on all workers except for times.
@@ -96,6 +104,8 @@ class Trainer:
             StepOutOfMemory: if a step did not fit into memory; the trainer is unusable afterwards.
         """
         with self._memory_named():
+            if self._undecided:
+                self._choose_compilation()
             return self._advance(steps)
 
     @contextmanager
@@ -178,13 +188,33 @@ class Trainer:
 
     @property
     def compiled(self) -> bool:
-        """True if the network is compiled, as configured unless no compiler works."""
+        """True if the network is compiled, as configured or chosen unless no compiler works."""
         return self._loss.compiled
 
     @property
     def approximates_derivative(self) -> bool:
         """True if the loss contains a derivative that is compiled or a finite difference."""
         return self._loss.approximates_derivative
+
+    def _compile(self) -> None:
+        """Train with the compiled network from now on, if a compiler works."""
+        self._loss.network = compiled(self.network, self.config, self.device)
+        self._compile_clock = CompileClock(self.compiled)
+
+    def _check_derivative(self) -> None:
+        if self.approximates_derivative:
+            with disturbed(self.network):
+                check_derivative(self.derivative_error(), self.config)
+
+    def _choose_compilation(self) -> None:
+        """Choose between compiled and eager steps, measured with the current step's; nothing else changes."""
+        self._undecided = False
+        self.network.train()
+        total = functools.partial(self._reduce, operation="SUM")
+        choice, self._compile_clock = choose(self.module, self.inputs, self.step, self.derivative_error, total)
+        self.compile_choice = str(choice)
+        if not self.rank:
+            LOG.info("training.compile = auto: %s", choice)
 
     def derivative_error(self) -> float:
         """Measure the relative error of the derivative in the loss, which is compiled or a finite difference.
@@ -237,13 +267,14 @@ class Trainer:
         return {
             "step": self.step,
             "train_s": self.train_s,
+            "compiled": self.compiled,
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of `state_dict`."""
+        """Restore the state of `state_dict`, and with training.compile = auto its choice, if it has been made."""
         self.step, self.train_s = state["step"], state["train_s"]
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
@@ -251,3 +282,8 @@ class Trainer:
         self.inputs.restart()
         # The optimizer keeps references to the loaded tensors and updates them in place.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self._undecided and "compiled" in state:
+            self._undecided = False
+            if state["compiled"]:
+                self._compile()
+                self._check_derivative()
