@@ -191,7 +191,7 @@ def trained(parameterization: str, seed: int, steps: int, device: torch.device) 
     source = open_source(config.dataset)
     trainer = Trainer(config, source, device)
     trainer.advance(steps)
-    stored, labels = (torch.from_numpy(array).to(device) for array in source.batch(trainer.order.indices(steps)))
+    stored, labels = (torch.from_numpy(array).to(device) for array in source.batch(trainer.inputs.order.indices(steps)))
     return Case(trainer.network.eval(), parameterization, trainer.codec.encode(stored), labels, seed)
 
 

@@ -157,6 +157,10 @@ def finished_cost_study(config: SweepConfig) -> CostStudyConfig:
 
 
 def _cost_config(config: SweepConfig) -> CostStudyConfig:
+    if config.training.compile == "auto":
+        raise ConfigError(
+            "training.compile = auto: must be true or false for cases at equal time, whose steps are timed before"
+        )
     launch_values = {name: value for name, value in to_dict(config).items() if name in LaunchConfig.model_fields}
     resources = to_dict(config.resources) | {"num_workers": 1}
     return validate(

@@ -76,6 +76,7 @@ class _Run:
     def __init__(self, config: TrainConfig, folder: Path, resuming: bool):
         self.config, self.folder, self.key, self.resuming = config, folder, folder.name, resuming
         self.console = plain_console()
+        self._compile_choice = ""
         self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
 
     def execute(self, resources: ResourcesConfig, budget: MemoryBudget) -> str:
@@ -147,6 +148,7 @@ class _Run:
                     self._say(f"failed at step {answer.step}: {answer.failure}")
                     return False
                 step = answer.step
+                self._say_choice(answer.reported)
                 self._record(answer.reported)
                 write_atomic(recorded, str(step))
                 fid = answer.reported.metrics["fid"]
@@ -154,6 +156,13 @@ class _Run:
                 self._say(_line(step, answer.reported.metrics))
         self._say(f"samples: {self.folder / 'grids'}; generate more: python experiments/sample.py {self.folder}")
         return True
+
+    def _say_choice(self, report: Report) -> None:
+        """Print the choice of training.compile = auto, once."""
+        choice = report.facts.get(schema.COMPILE_CHOICE, "")
+        if choice not in ("", self._compile_choice):
+            self._compile_choice = choice
+            self._say(f"training.compile = auto: {choice}")
 
     def _record(self, report: Report) -> None:
         self.tracker.set_tags(self.key, report.facts)

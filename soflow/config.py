@@ -100,7 +100,7 @@ class RunConfig(Section):
                 "network.gradient_checkpointing = True: cannot be combined with objective.jvp = with_gradient, whose "
                 "derivative torch cannot recompute; choose subset or separate"
             )
-        if self.training.compile and self.objective.fused_jvp:
+        if self.training.compile is True and self.objective.fused_jvp:
             raise ValueError(
                 "training.compile = True: cannot be combined with objective.jvp_attention = flash, whose derivative "
                 "torch's compiler drops; choose one of them"

@@ -20,7 +20,7 @@ from soflow.objectives.registry import OBJECTIVES
 from soflow.randomness import generator
 from soflow.sampling import sample
 from soflow.training.build import build_network, build_objective
-from soflow.training.trainer import LossModule
+from soflow.training.loss_module import LossModule
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 10

@@ -62,7 +62,7 @@ class CostWorker:
 
         self._trainer = None  # frees its memory first
         config = parse(request.config)
-        clock = CompileClock(config.training.compile)
+        clock = CompileClock(config.training.compile is True)  # a cost study sets it to true or false
         self._trainer = trainer = Trainer(config, synthetic_source(config.dataset), self.device)
         time_steps(trainer, WARMUP_STEPS)
         peak = max(peak_bytes(trainer) for _ in range(2))  # the first call may miss memory that it frees itself
@@ -70,7 +70,7 @@ class CostWorker:
         process.reset()
         time_steps(trainer, 1)
         # Operations of a compiled network are fused and cannot be counted.
-        arithmetic = None if config.training.compile else count_step(trainer)
+        arithmetic = None if trainer.compiled else count_step(trainer)
         return {
             "compile_s": clock.seconds,
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),

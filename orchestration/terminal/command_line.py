@@ -183,7 +183,7 @@ def _value(flag: Flag, values: list[str]) -> tuple[Any, list[str]]:
     if flag.many:
         return values, []
     if flag.is_bool:
-        is_value = values and values[0].lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")
+        is_value = values and (flag.words or values[0].lower() in ("true", "false", "yes", "no", "on", "off", "0", "1"))
         return (values[0], values[1:]) if is_value else (True, values)
     if not values:
         raise ConfigError(f"{flag.path}: needs a value, {flag.kind}")

@@ -31,6 +31,8 @@ class Flag:
     many: bool = False
     """Takes any number of values."""
     is_bool: bool = False
+    words: tuple[str, ...] = ()
+    """Values that it takes beside true and false."""
     optional: bool = False
     """Takes none."""
 
@@ -63,8 +65,10 @@ def _flag(path: str, field: FieldInfo, default: Any) -> Flag:
     annotation, optional = _without_none(field.annotation)
     many = get_origin(annotation) is tuple
     element = _without_none(get_args(annotation)[0])[0] if many else annotation
-    kind = _kind(element)
-    return Flag(path, kind, field.description or "", default, many, annotation is bool, optional)
+    is_bool = annotation is bool
+    words = _words(field.annotation) if is_bool else ()
+    kind = f"one of true, false, {', '.join(words)}" if words else _kind(element)
+    return Flag(path, kind, field.description or "", default, many, is_bool, words, optional)
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
@@ -75,6 +79,12 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
         options = [option for option in get_args(annotation) if option is not type(None)]
         return _without_none(options[0])[0], len(options) < len(get_args(annotation))
     return annotation, False
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """Return the literal values among the types of a union."""
+    literals = [option for option in get_args(annotation) if get_origin(option) is Literal]
+    return tuple(word for literal in literals for word in get_args(literal))
 
 
 def _kind(annotation: Any) -> str:

@@ -79,7 +79,8 @@ def _group(title: str, flags: list[Flag], defaults: dict[str, Any]) -> list[str]
     lines = [f"{title}:"] if flags else []
     for flag in flags:
         default = defaults.get(flag.path, defaults.get(f"{flag.path}.name", flag.default))
-        value = "" if flag.is_bool else f" {flag.path.rsplit('.', 1)[-1].upper()}{' ...' if flag.many else ''}"
+        name = flag.path.rpartition(".")[2].upper()
+        value = "" if flag.is_bool and not flag.words else f" {name}{' ...' if flag.many else ''}"
         shown = (
             ""
             if default is None or default is PydanticUndefined or default is False or default in ((), [])

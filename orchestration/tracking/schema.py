@@ -21,6 +21,8 @@ OBJECTIVE, DATASET = "objective", "dataset"
 CONFIG_HASH, FOLDER = "config_hash", "folder"
 STEPS = "total_steps"
 """Tag of a run: its steps, also after an extension."""
+COMPILE_CHOICE = "compile_choice"
+"""Tag of runs and trials with training.compile = auto: the choice, and its reason. Tag `compiled`: the choice alone."""
 
 # Tags of trials.
 SWEEP, TRIAL_ID, NUMBER = "sweep", "trial_id", "optuna_number"

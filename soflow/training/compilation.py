@@ -77,11 +77,13 @@ DISTURBANCE = 0.02
 
 
 def compiled(network: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
-    """Return the network, compiled if the configuration says so and a compiler works; if none does, warn."""
-    if not config.training.compile or device.type == "meta":
-        return network
-    if problem := _compiler_problem(device):
-        LOG.warning("training.compile = True: the compiler does not work (%s); training runs without it", problem)
+    """Return the network, compiled if a compiler works; if none does, warn."""
+    if problem := compiler_problem(device):
+        LOG.warning(
+            "training.compile = %s: the compiler does not work (%s); training runs without it",
+            config.training.compile,
+            problem,
+        )
         return network
     if config.network.dropout:
         torch._inductor.config.fallback_random = True  # otherwise each compiled function has masks of its own
@@ -98,13 +100,18 @@ def _mark_batch_dynamic(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 @functools.cache
-def _compiler_problem(device: torch.device) -> str:
+def compiler_problem(device: torch.device) -> str:
     """Compile a function of one operation; return the first line of the error, "" if it works."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # of torch, of the compiler, of the file system
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)
     return ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_flash_attention(config: RunConfig, device: torch.device) -> None:
@@ -133,18 +140,25 @@ def check_derivative(error: float, config: RunConfig) -> None:
     objective = config.objective
     if isinstance(objective, MeanFlowFields) and objective.jvp == "finite_difference":
         field = f"objective.finite_difference_step = {objective.finite_difference_step}"
-        tolerance = DIFFERENCE_TOLERANCE
         remedy = "choose another step, training.quotient_precision = fp32, or objective.jvp = subset"
+    elif objective.fused_jvp:
+        field, remedy = "objective.jvp_attention = flash", "set it to math"
     else:
-        field, remedy = "training.compile = True", "set it to false"
-        if objective.fused_jvp:
-            field, remedy = "objective.jvp_attention = flash", "set it to math"
-        tolerance = TOLERANCE[config.training.precision]
-    if not error <= tolerance:
-        raise ConfigError(
-            f"{field}: du/dt differs from the exact derivative by {error:.2g}, relative to its norm, more than the "
-            f"{tolerance:g} allowed; {remedy}"
-        )
+        field, remedy = f"training.compile = {config.training.compile}", "set it to false"
+    if problem := derivative_problem(error, config):
+        raise ConfigError(f"{field}: {problem}; {remedy}")
+
+
+def derivative_problem(error: float, config: RunConfig) -> str:
+    """Describe a relative error of the derivative that exceeds its tolerance; "" if it does not."""
+    by_difference = getattr(config.objective, "jvp", "") == "finite_difference"
+    tolerance = DIFFERENCE_TOLERANCE if by_difference else TOLERANCE[config.training.precision]
+    if error <= tolerance:
+        return ""
+    return (
+        f"du/dt differs from the exact derivative by {error:.2g}, relative to its norm, more than the "
+        f"{tolerance:g} allowed"
+    )
 
 
 @contextmanager

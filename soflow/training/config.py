@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from soflow.config_base import Count, Positive, PrecisionName, Section
 
@@ -43,6 +43,16 @@ class TrainingConfig(Section):
     """Precision of network calls: fp32, tf32 (CUDA tensor cores) or bf16."""
     quotient_precision: PrecisionName = "fp32"
     """Precision of the two network calls of a finite difference, which amplifies rounding by 1 / r(k, K)."""
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     """Compile the network and MeanFlow's Jacobian-vector product with torch.compile: up to minutes of start-up, then
-    faster steps."""
+    faster steps. auto = before the first step, compare the seconds that the steps to go can save with those that
+    compilation takes, measure both kinds of steps if it may pay off, and use the faster. Compiled steps round
+    differently, so two runs with auto may differ in the last bits; a resumed run keeps its choice."""
+
+    @field_validator("compile", mode="wrap")
+    @classmethod
+    def _compile_is_a_choice(cls, value: Any, read: ValidatorFunctionWrapHandler) -> bool | str:
+        try:
+            return read(value)
+        except ValidationError:  # one line in place of one for each type
+            raise ValueError("must be true, false or auto") from None

@@ -170,6 +170,7 @@ class TrainingRun:
             "quotient_dtype": self.config.training.quotient_precision,
             "attention": self.trainer.objective.attention,
             "compiled": str(self.trainer.compiled).lower(),
+            **({"compile_choice": self.trainer.compile_choice} if self.trainer.compile_choice else {}),
             "memory_measure": "peak of tensors in an optimizer step",
             "threads": str(torch.get_num_threads()),
             "workers": str(self.trainer.world_size),

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from soflow import codecs
-from soflow.conditioning import join
 from soflow.config import RunConfig
-from soflow.data.augmentation import EDM, NUM_PARAMETERS, UPRIGHT, augment
 from soflow.data.base import DataSource
-from soflow.data.loading import BatchOrder, batches
-from soflow.objectives.base import Draws, Objective, normal
 from soflow.profiling.clock import StepClock
 from soflow.profiling.memory import AllocationPeak, PeakResidentMemory, bytes_of
 from soflow.profiling.phases import phase
-from soflow.randomness import generator
 from soflow.training.build import build_network, build_objective, build_optimizer
 from soflow.training.compilation import (
     CompileClock,
@@ -34,30 +28,20 @@ from soflow.training.compilation import (
     compiled,
     disturbed,
 )
+from soflow.training.compile_choice import choose
 from soflow.training.curve import TermTotals
 from soflow.training.ema import MovingAverage
+from soflow.training.inputs import StepInputs
+from soflow.training.loss_module import LossModule, accumulate_gradients
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.teacher import attach_teacher
 
+LOG = logging.getLogger(__name__)
 NEVER = torch.iinfo(torch.int64).max
 
 
 class NonFiniteLoss(RuntimeError):
     """Diverged training: the loss became infinite or NaN."""
-
-
-class LossModule(nn.Module):
-    """Module that computes the complete loss in its forward, so that DistributedDataParallel sees all network calls."""
-
-    def __init__(self, network: nn.Module, objective: Objective):
-        super().__init__()
-        self.network, self.objective = network, objective
-
-    def forward(self, data: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the weighted sum of the per-sample losses, and the objective's per-sample terms."""
-        with self.objective.same_dropout(draws):
-            losses = self.objective.losses(self.network, data, labels, draws)
-        return (draws.weight * losses.loss).sum(), losses.terms
 
 
 class Trainer:
@@ -73,6 +57,7 @@ class Trainer:
         network, ema: trained weights and their moving average (ema.module, in the configured dtype).
         train_s: seconds spent in optimizer steps since the start of the run, including before resuming; without
             compilation.
+        compile_choice: choice of training.compile = auto, if this trainer made it, and its reason; else "".
     """
 
     def __init__(
@@ -91,20 +76,22 @@ class Trainer:
             self.network = build_network(config, source.num_classes).to(device)
         self.objective = build_objective(config, source.num_classes)
         attach_teacher(self.objective, config, device)
-        self.codec = codecs.build(config.dataset, device)
+        self.inputs = StepInputs(config, source, self.objective, device, rank, world_size, micro_batches)
+        self.codec = self.inputs.codec
         self.ema = MovingAverage(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
-        module = LossModule(compiled(self.network, config, device), self.objective)
-        self.module = DistributedDataParallel(module) if world_size > 1 else module
-        self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
+        self._loss = LossModule(self.network, self.objective)
+        self.module = DistributedDataParallel(self._loss) if world_size > 1 else self._loss
         self.step, self.train_s = 0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
-        self._compile_clock = CompileClock(self.compiled)
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.compile_choice = ""
+        self._undecided = config.training.compile == "auto" and device.type != "meta"
+        self._compile_clock = CompileClock(False)
         self._clock, self._process = StepClock(device), PeakResidentMemory()
-        if device.type != "meta" and self.approximates_derivative:
-            with disturbed(self.network):
-                check_derivative(self.derivative_error(), config)
+        if device.type != "meta":
+            if config.training.compile is True:
+                self._compile()
+            self._check_derivative()
 
     def advance(self, steps: int) -> dict[str, float]:
         """Take optimizer steps and return metrics over them, equal on all workers except for times.
@@ -117,6 +104,8 @@ class Trainer:
             StepOutOfMemory: if a step did not fit into memory; the trainer is unusable afterwards.
         """
         with self._memory_named():
+            if self._undecided:
+                self._choose_compilation()
             return self._advance(steps)
 
     @contextmanager
@@ -183,100 +172,59 @@ class Trainer:
         """Take one optimizer step; return its loss and the objective's per-sample terms, on the device."""
         training = self.config.training
         with phase("batch"):
-            data, labels = self._batch()
-            shares = self._draws()
+            data, labels = self.inputs.batch(self.step)
+            shares = self.inputs.draws(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
         self.optimizer.zero_grad()
-        results = []
-        for number, draws in enumerate(shares):
-            rows = slice(number, None, self.micro_batches)
-            with self._without_all_reduce() if draws is not shares[-1] else nullcontext():
-                loss, terms = self.module(data[rows], labels[rows], draws)
-                with phase("backward"), self.objective.forward.backward(self.device):
-                    # DistributedDataParallel averages gradients over workers, but the sample weights already sum to 1
-                    # over the global batch.
-                    (loss * self.world_size).backward()
-            results.append((loss.detach(), terms))
+        loss, terms = accumulate_gradients(self.module, data, labels, shares, self.world_size)
         with phase("optimizer"):
             self.optimizer.step()
         self.step += 1
         if self.step % training.ema_every == 0:
             with phase("ema"):
                 self.ema.update_parameters(self.network)
-        losses, terms = zip(*results, strict=True)
-        return sum(losses), {name: torch.cat([values[name] for values in terms]) for name in terms[0]}
-
-    def _without_all_reduce(self) -> AbstractContextManager:
-        """Accumulate gradients on this worker inside the block, without averaging over workers."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
-
-    def _draws(self) -> list[Draws]:
-        """Draw this worker's share of the current step's random numbers, one item per micro-batch."""
-        config = self.config
-        shape = (config.training.batch_size, *config.dataset.sample_shape)
-        noise = normal(shape, generator(self.device, config.seed, "noise", self.step))
-        random = generator("cpu", config.seed, "step", self.step)
-        draws = self.objective.draw(noise, self.step / config.training.total_steps, random)
-        draws = replace(draws, dropout_seed=random.initial_seed())
-        # Micro-batches are shares of world_size · micro_batches virtual workers.
-        virtual = self.world_size * self.micro_batches
-        return [draws.share(rank, virtual).to(self.device) for rank in range(self.rank, virtual, self.world_size)]
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Load this worker's share of the current step's samples, roughly in [−1, 1], and labels."""
-        config, dataset = self.config, self.config.dataset
-        if self._batches is None:
-            steps = range(self.step, config.training.total_steps)
-            place = (self.device, self.rank, self.world_size, dataset.loading_processes)
-            self._batches = batches(self.source, self.order, steps, *place)
-        stored, labels = next(self._batches)
-        if not dataset.conditional:
-            labels = torch.full_like(labels, self.source.num_classes)
-        if dataset.latent:
-            random = generator(self.device, config.seed, "encode", self.step)
-            noise = normal((config.training.batch_size, *dataset.sample_shape), random)
-            return self.codec.encode(stored, noise[self.rank :: self.world_size].to(self.device)), labels
-        data = self.codec.encode(stored)
-        if not dataset.augmentation:
-            return data, labels
-        random = generator(self.device, config.seed, "augmentation", self.step, self.rank)
-        data, parameters = augment(
-            data, dataset.augmentation, random, EDM if dataset.augmentations == "edm" else UPRIGHT
-        )
-        return data, join(labels, parameters)
+        return loss, terms
 
     @property
     def compiled(self) -> bool:
-        """True if the network is compiled, as configured unless no compiler works."""
-        return hasattr(self._called_network, "_orig_mod")
+        """True if the network is compiled, as configured or chosen unless no compiler works."""
+        return self._loss.compiled
 
     @property
     def approximates_derivative(self) -> bool:
         """True if the loss contains a derivative that is compiled or a finite difference."""
-        return self.objective.approximates_derivative(self._called_network)
+        return self._loss.approximates_derivative
 
-    @property
-    def _called_network(self) -> nn.Module:
-        """The network as the loss calls it: compiled, if it is."""
-        module = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
-        return module.network
+    def _compile(self) -> None:
+        """Train with the compiled network from now on, if a compiler works."""
+        self._loss.network = compiled(self.network, self.config, self.device)
+        self._compile_clock = CompileClock(self.compiled)
+
+    def _check_derivative(self) -> None:
+        if self.approximates_derivative:
+            with disturbed(self.network):
+                check_derivative(self.derivative_error(), self.config)
+
+    def _choose_compilation(self) -> None:
+        """Choose between compiled and eager steps, measured with the current step's; nothing else changes."""
+        self._undecided = False
+        self.network.train()
+        total = functools.partial(self._reduce, operation="SUM")
+        choice, self._compile_clock = choose(self.module, self.inputs, self.step, self.derivative_error, total)
+        self.compile_choice = str(choice)
+        if not self.rank:
+            LOG.info("training.compile = auto: %s", choice)
 
     def derivative_error(self) -> float:
         """Measure the relative error of the derivative in the loss, which is compiled or a finite difference.
 
         Uses the first micro-batch of the current step, whose shapes are compiled already, with the data's first images.
         """
-        draws = self._draws()[0]
-        stored, classes = self.source.batch(np.arange(len(draws.t)) % len(self.source))
-        labels = torch.from_numpy(classes).to(self.device)
-        if not self.config.dataset.conditional:
-            labels = torch.full_like(labels, self.source.num_classes)
-        data = self.codec.encode(torch.from_numpy(stored).to(self.device))
-        if self.config.dataset.augmentation:
-            labels = join(labels, torch.zeros(len(labels), NUM_PARAMETERS, device=self.device))
+        draws = self.inputs.draws(self.step)[0]
+        data, labels = self.inputs.example(len(draws.t))
         with self._memory_named():
-            return self.objective.derivative_error(self._called_network, data, labels, draws)
+            return self.objective.derivative_error(self._loss.network, data, labels, draws)
 
     def persistent_tensors(self) -> list[Tensor]:
         """Return the tensors kept between steps: weights, their moving average and optimizer moments."""
@@ -319,17 +267,23 @@ class Trainer:
         return {
             "step": self.step,
             "train_s": self.train_s,
+            "compiled": self.compiled,
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of `state_dict`."""
+        """Restore the state of `state_dict`, and with training.compile = auto its choice, if it has been made."""
         self.step, self.train_s = state["step"], state["train_s"]
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
-        self._batches = None
+        self.inputs.restart()
         # The optimizer keeps references to the loaded tensors and updates them in place.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self._undecided and "compiled" in state:
+            self._undecided = False
+            if state["compiled"]:
+                self._compile()
+                self._check_derivative()

@@ -179,3 +179,9 @@ def test_the_steps_that_are_measured_are_those_that_are_trained(tmp_path):
     for variant in study.variants:
         measured = override(run_values(study, cell, variant, cell.guidance, compiled=False), lasting)
         assert parse(measured) == trial(config, variant)
+
+
+def test_steps_that_compile_by_choice_are_not_compared_at_equal_time(tmp_path):
+    config = configured(jvp_cost, tmp_path, "--training.compile", "auto")
+    with pytest.raises(ConfigError, match=r"^training.compile = auto: must be true or false for cases at equal time"):
+        jvp_cost.prepare(config)

@@ -151,8 +151,8 @@ def test_a_step_runs_on_one_device(name):
         mode.read_back.clear()
         # α-Flow has a finite difference in the middle of a training, and a Jacobian-vector product at its end.
         trainer.step = trainer.config.training.total_steps // 2 if name == "annealing" else LAST_STEP
-        data, labels = trainer._batch()
-        for number, draws in enumerate(trainer._draws()):
+        data, labels = trainer.inputs.batch(trainer.step)
+        for number, draws in enumerate(trainer.inputs.draws(trainer.step)):
             rows = slice(number, None, trainer.micro_batches)
             loss, terms = trainer.module(data[rows], labels[rows], draws)
         assert {value.device for value in (loss, *terms.values())} == {CUDA}
@@ -181,7 +181,7 @@ def test_fused_attention_is_used_in_the_product_alone(monkeypatch):
             "meanflow, subset", {"objective": {"jvp_attention": "flash"}, "network": {"name": "64 tokens"}}
         )
         checked = len(calls)
-        loss, _ = trainer.module(*trainer._batch(), trainer._draws()[0])
+        loss, _ = trainer.module(*trainer.inputs.batch(trainer.step), trainer.inputs.draws(trainer.step)[0])
     assert loss.device == CUDA
     # Once at the start and once in the loss, in the only block; heads of 8 features are padded to 16.
     assert (checked, calls) == (1, [((2, 64, 16), 8**-0.5)] * 2)
@@ -192,8 +192,8 @@ def test_augmentation_runs_on_one_device(augmentations):
     dataset = {"augmentation": 0.5, "augmentations": augmentations}
     with fake_cuda():
         trainer = trainer_of("soflow", {"dataset": dataset, "network": {"name": "small U-Net"}})
-        data, labels = trainer._batch()
-        loss, _ = trainer.module(data, labels, trainer._draws()[0])
+        data, labels = trainer.inputs.batch(trainer.step)
+        loss, _ = trainer.module(data, labels, trainer.inputs.draws(trainer.step)[0])
         assert {data.device, labels.device, loss.device} == {CUDA}
 
 
@@ -313,7 +313,7 @@ def step_of(kind: type[SoFlow]) -> FakeCuda:
         trainer = trainer_of("soflow", {"network": {"name": "DiT"}})
         objective = kind(trainer.config.objective, NUM_CLASSES, True)
         trainer.module.objective = objective
-        trainer.module(*trainer._batch(), trainer._draws()[0])
+        trainer.module(*trainer.inputs.batch(trainer.step), trainer.inputs.draws(trainer.step)[0])
     return mode
 
 

@@ -96,6 +96,7 @@ FAULTS = [
     ("--training.totl-steps 3", "did you mean --training.total-steps"),
     ("--seed 1 2", "2: unexpected value"),
     ("--dataset.conditional maybe", "maybe: unexpected value"),
+    ("--training.compile maybe", "training.compile = maybe: must be true, false or auto$"),
 ]
 
 
@@ -130,6 +131,7 @@ YAML_FAULTS = [
     ("trainig: {batch_size: 16}", "trainig: unknown key; did you mean training"),
     ("training: {batch_sze: 16}", "training.batch_sze: unknown key; did you mean batch_size"),
     ("training: {batch_size: many}", "training.batch_size = many: .*integer"),
+    ("training: {compile: maybe}", "training.compile = maybe: must be true, false or auto$"),
     ("training: {batch_size: 10}\nresources: {num_workers: 3}", "training.batch_size = 10: must be divisible by"),
     ("dataset: {name: cifar}", "dataset.name = cifar: must be one of cifar10, digits"),
     ("dataset: {name: image_folder, image_size: 9}", r"\d must divide the side 9"),
@@ -223,6 +225,23 @@ def test_every_kind_of_value_can_be_given_as_a_flag():
     assert (config.evaluation.sampler, config.dataset.conditional, config.seed) == ("compose", False, 7)
     assert config.dataset.root == Path("some/folder").absolute()  # workers look from elsewhere
     assert (config.objective.gap_schedule, config.training.batch_size) == ("cosine", 16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--training.compile", True),
+        ("--training.compile --seed 1", True),
+        ("--training.compile true", True),
+        ("--training.compile=off", False),
+        ("--training.no-compile", False),
+        ("--training.compile auto", "auto"),
+        ("--training.compile=auto", "auto"),
+        ("", False),
+    ],
+)
+def test_a_switch_with_a_third_value_is_read_as_all_three(flags, expected):
+    assert read(*flags.split()).training.compile == expected
 
 
 # The scripts themselves: what is wrong is said before anything slow is imported.

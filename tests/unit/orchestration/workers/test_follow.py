@@ -20,7 +20,9 @@ from orchestration.workers.training import TrainingWorker
 from soflow.config import RunConfig
 from soflow.statistics import mean_interval
 from soflow.training import checkpoints
+from soflow.training.build import build_objective
 from soflow.training.checkpoints import CheckpointError
+from soflow.training.inputs import StepInputs
 from soflow.training.reports import load_report
 from soflow.training.trainer import Trainer
 from tests.unit.soflow.training.test_distributed import cases, disturb, source
@@ -228,9 +230,8 @@ def test_every_micro_batch_has_dropout_masks_of_its_own():
     config = tiny_config(network={"name": "U-Net-XS", "dropout": 0.5}, training={"batch_size": 6})
     seeds = []
     for rank in range(2):
-        trainer = Trainer(config, source(), CPU, micro_batches=3)
-        trainer.rank, trainer.world_size = rank, 2
-        seeds += [draws.dropout_seed for draws in trainer._draws()]
+        inputs = StepInputs(config, source(), build_objective(config, 10), CPU, rank, world_size=2, micro_batches=3)
+        seeds += [draws.dropout_seed for draws in inputs.draws(0)]
     assert len(set(seeds)) == 6
 
 

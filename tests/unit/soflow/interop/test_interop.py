@@ -579,4 +579,5 @@ def test_a_trainer_takes_an_imported_state():
     stored = {"model": theirs(network), "ema_model": theirs(network), "finished_steps": 5}
     trainer = Trainer(config, Noise(), CPU)
     trainer.load_state_dict(authors_checkpoint.import_state(stored, network, config, FILE))
-    assert trainer.state_dict().keys() <= authors_checkpoint.import_state(stored, network, config, FILE).keys()
+    needed = trainer.state_dict().keys() - {"compiled"}  # which is of this trainer's steps, not of the authors'
+    assert needed <= authors_checkpoint.import_state(stored, network, config, FILE).keys()

@@ -75,7 +75,7 @@ def test_the_disturbance_of_the_weights_leaves_no_trace(digits):
 
 
 def test_without_a_compiler_training_runs_eagerly(digits, monkeypatch, caplog):
-    monkeypatch.setattr(compilation, "_compiler_problem", lambda device: "no C++ compiler")
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "no C++ compiler")
     training = trainer(digits, training={"compile": True})
     assert not training.approximates_derivative
     assert not training.compiled

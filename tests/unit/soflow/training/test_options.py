@@ -105,7 +105,7 @@ def test_the_network_is_told_how_its_images_were_augmented(digits):
     trainer.advance(1)
     data, labels, _ = seen[0]
     classes = labels[:, 0].long()
-    images, expected = digits.batch(trainer.order.indices(0))
+    images, expected = digits.batch(trainer.inputs.order.indices(0))
     assert torch.equal(classes, torch.from_numpy(expected))
     assert labels.shape == (8, 10)
     assert (labels[:, 1:] != 0).any()
