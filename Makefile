@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep claims test quick soak lint ui gpu docs
+.PHONY: sweep claims test quick soak lint ui gpu docs pictures
 
 sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
@@ -37,6 +37,9 @@ gpu: $(READY)  ## checks and timings on a machine with CUDA, written to docs/gpu
 docs: $(READY)  ## build the documentation in site/, with links checked
 	$(BIN)/python docs/site/notebook.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+
+pictures: $(READY)  ## make the pictures of README.md and docs/ again: about half an hour on 2 cores; the same command resumes
+	$(BIN)/python benchmarks/pictures.py $(ARGS)
 
 # Set up again when the requirements change; an interrupted installation is continued.
 $(READY): pyproject.toml

@@ -87,8 +87,8 @@ def chart(found: dict[float, dict[str, tuple[float, float, float, float]]], titl
             [ratio - low for ratio, low in zip(ratios, lows, strict=True)],
             [high - ratio for ratio, high in zip(ratios, highs, strict=True)],
         ]
-        axes.errorbar(found, ratios, yerr=errors, fmt="o-", capsize=3, color=COLORS[name], label=f"{label}, measured")
-        axes.plot(found, counted, "--", color=COLORS[name], label=f"{label}, counted operations")
+        axes.errorbar(list(found), ratios, yerr=errors, fmt="o-", capsize=3, color=COLORS[name], label=f"{label}, measured")
+        axes.plot(list(found), counted, "--", color=COLORS[name], label=f"{label}, counted operations")
     axes.axhline(1, color="#9ca3af", linewidth=1)
     axes.set(
         xlabel="share of samples with r ≠ t", ylabel="time of SoFlow's step / MeanFlow's", title=title, ylim=(0, None)

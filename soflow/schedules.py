@@ -47,8 +47,10 @@ def gap_ratio(schedule: str, progress: float, r_init: float, r_end: float) -> fl
         progress: k / K in [0, 1].
 
     Raises:
-        ValueError: if a plug-in's ratio is outside (0, 1].
+        ValueError: if the schedule is unknown, or a plug-in's ratio is outside (0, 1].
     """
+    if schedule not in GAP_SCHEDULES:
+        raise ValueError(f"gap_schedule = {schedule}: must be one of {', '.join(sorted(GAP_SCHEDULES))}")
     ratio = GAP_SCHEDULES[schedule](progress, r_init, r_end)
     if not 0 < ratio < 1 + 1e-9:  # the included ones may exceed 1 by rounding
         raise ValueError(f"objective.gap_schedule = {schedule}: r is {ratio:g} at k/K = {progress:g}, outside (0, 1]")

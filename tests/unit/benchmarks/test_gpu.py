@@ -157,7 +157,7 @@ def test_a_batch_is_halved_until_it_fits(monkeypatch):
     assert batch in (512, 256, 128, 64, 32)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_share_a_device():
     differences, ratio = sharing.shared_gpu(CPU, steps=3)
     assert differences.value == 0

@@ -117,7 +117,7 @@ FAULTS = [
         {"objective": MEANFLOW | {"guidance_interval": (0.8, 0.2)}},
         r"objective: guidance_interval = \(0.8, 0.2\) must not end before it starts",
     ),
-    ({"objective": {"gap_schedule": "sqrt"}}, "objective.gap_schedule = sqrt: .*constant.*linear.*cosine.*exponential"),
+    ({"objective": {"gap_schedule": "sqrt"}}, "objective.gap_schedule = sqrt: .*constant.*cosine.*exponential.*linear"),
     ({"objective": {"time_mean": [1, 2]}}, "objective.time_mean"),
     (
         {"objective": {"name": "soflw"}},
