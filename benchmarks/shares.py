@@ -87,7 +87,9 @@ def chart(found: dict[float, dict[str, tuple[float, float, float, float]]], titl
             [ratio - low for ratio, low in zip(ratios, lows, strict=True)],
             [high - ratio for ratio, high in zip(ratios, highs, strict=True)],
         ]
-        axes.errorbar(list(found), ratios, yerr=errors, fmt="o-", capsize=3, color=COLORS[name], label=f"{label}, measured")
+        axes.errorbar(
+            list(found), ratios, yerr=errors, fmt="o-", capsize=3, color=COLORS[name], label=f"{label}, measured"
+        )
         axes.plot(list(found), counted, "--", color=COLORS[name], label=f"{label}, counted operations")
     axes.axhline(1, color="#9ca3af", linewidth=1)
     axes.set(

@@ -11,8 +11,9 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 Entry = TypeVar("Entry")
 
 _roots: dict[str, Path] = {}
+"""Folder or file of the top-level package or module of each reference that was loaded from outside this package."""
 
 
 class PluginError(ValueError):
@@ -77,7 +79,7 @@ def load(reference: str) -> Any:
             raise PluginError(f"importing {module_name} failed ({error})") from error
         raise PluginError(
             f"there is no module {error.name}; start the program in the folder that contains it, or add that folder "
-            "to PYTHONPATH"
+            "to PYTHONPATH (a run's folder has a copy of its plug-ins in code/)"
         ) from None
     except Exception as error:  # whatever the module's code raises
         raise PluginError(f"importing {module_name} failed ({type(error).__name__}: {error})") from error
@@ -88,13 +90,29 @@ def load(reference: str) -> Any:
         raise PluginError(f"{module_name} has no {name}{f'; did you mean {close[0]}?' if close else ''}") from None
     top = module_name.partition(".")[0]
     if top != __package__ and (root := _root(sys.modules[top])):
-        _roots[top] = root
+        _roots[reference] = root
     return loaded
 
 
 def loaded_roots() -> list[Path]:
     """Return folder or file of each top-level package or module that this process loaded plug-ins from."""
-    return list(_roots.values())
+    return list(dict.fromkeys(_roots.values()))
+
+
+def save_plugins(references: Iterable[str], folder: Path) -> None:
+    """Copy the Python files of plug-ins into a folder, from which PYTHONPATH loads them again; skip other names."""
+    for root in dict.fromkeys(_roots[reference] for reference in references if reference in _roots):
+        folder.mkdir(parents=True, exist_ok=True)
+        if root.is_dir():
+            shutil.copytree(root, folder / root.name, ignore=_other_files, dirs_exist_ok=True)
+        else:
+            shutil.copy(root, folder)
+
+
+def _other_files(folder: str, names: list[str]) -> set[str]:
+    """Choose what is no Python file and no folder with one."""
+    hidden = {name for name in names if name.startswith((".", "__pycache__"))}
+    return hidden | {name for name in names if not name.endswith(".py") and not (Path(folder) / name).is_dir()}
 
 
 def _root(module: ModuleType) -> Path | None:

@@ -9,13 +9,15 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from soflow.config import RunConfig, parse
+from soflow.config import RunConfig, flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
 from soflow.files import write_atomic
+from soflow.plugins import save_plugins
 
 CONFIG_FILE = "config.yaml"
 FOLDER = "reports"
+CODE_FOLDER = "code"
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,14 @@ def next_step(config: RunConfig, after: int) -> int:
 
 
 def begin(config: RunConfig, directory: Path) -> None:
-    """Save the configuration of a new run in its folder and delete the reports of an earlier run."""
+    """Save the configuration and plug-ins of a new run in its folder and delete the reports of an earlier run."""
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     for path in (directory / FOLDER).iterdir():
         path.unlink()
     save_config(config, directory)
+    values = flatten(to_dict(config)).values()
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    save_plugins(filter(lambda name: isinstance(name, str), names), directory / CODE_FOLDER)
 
 
 def save_config(config: RunConfig, directory: Path) -> None:

@@ -17,6 +17,7 @@ from soflow.data import open_source
 from soflow.objectives.registry import OBJECTIVES
 from soflow.plugins import PluginError, Registry, load, loaded_roots
 from soflow.schedules import gap_ratio
+from soflow.training import reports
 from soflow.training.build import build_network, build_objective
 from soflow.training.trainer import Trainer
 
@@ -166,6 +167,25 @@ def test_packages_are_shipped_whole(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load("lab_package.inner:value") == 4
     assert package in loaded_roots()
+
+
+def test_a_run_keeps_a_copy_of_its_plug_ins(tmp_path, monkeypatch):
+    package = tmp_path / "kept_lab"
+    (package / "data").mkdir(parents=True)
+    for name in ("__init__.py", "inner.py", "weights.bin", "data/big.bin"):
+        (package / name).write_text("def schedule(progress, r_init, r_end):\n    return r_end\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plugins, "_roots", {})
+    load("my_lab:contrast")  # not used by the run
+    schedule = "kept_lab.inner:schedule"
+    reports.begin(parse({"objective": {"gap_schedule": schedule}}), tmp_path / "run")
+    code = tmp_path / "run" / "code"
+    assert {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()} == {
+        "kept_lab/__init__.py",
+        "kept_lab/inner.py",
+    }
+    reports.begin(parse(LAB), tmp_path / "other")
+    assert (tmp_path / "other" / "code" / "my_lab.py").read_text() == (EXAMPLES / "my_lab.py").read_text()
 
 
 def test_own_modules_are_not_shipped(monkeypatch):

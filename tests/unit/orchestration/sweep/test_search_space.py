@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from helpers import REPOSITORY
 from optuna.trial import TrialState
 
 from orchestration.storage import STUDY_FILE, SWEEP_FILE
@@ -285,3 +286,10 @@ FAULTS = {
 def test_what_cannot_be_searched_is_refused(tmp_path, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         check(SweepConfig.model_validate(FAULTS[message]), tmp_path, resuming=False)
+
+
+def test_a_plug_in_is_a_choice_among_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "examples"))
+    config = SweepConfig(search=("objective.gap_schedule=constant,my_lab:square_root",), num_trials=2)
+    (dimension,) = build(config).dimensions
+    assert dimension.choices == ("constant", "my_lab:square_root")
