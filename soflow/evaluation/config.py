@@ -24,8 +24,9 @@ class EvaluationConfig(Section):
     """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: depends on the
     objective."""
     feature_network: str | None = None
-    """Feature network for FID: digits-cnn, fashion-cnn, inception, or a .safetensors file that
-    experiments/train_feature_network.py made from your own images. Default: the one that fits the dataset."""
+    """Feature network for FID: digits-cnn, fashion-cnn, inception, a .safetensors file that
+    experiments/train_feature_network.py made from your own images, or your own class as package.module:name. Default:
+    the one that fits the dataset."""
     inception_weights: InputPath | None = None
     """File with torch-fidelity's Inception weights, for machines that cannot download them."""
     batch_size: Count = 500

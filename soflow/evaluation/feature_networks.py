@@ -22,6 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from soflow import plugins
 from soflow.config_base import ConfigError
 from soflow.evaluation.registry import (
     CLASSIFIER,
@@ -110,7 +111,7 @@ class ClassifierFeatures(FeatureExtractorBase):
         return False
 
 
-for _name in (*(name for name in FEATURE_NETWORKS if name != "inception"), CLASSIFIER):
+for _name in (*(name for name in FEATURE_NETWORKS.included if name != "inception"), CLASSIFIER):
     if _name not in FEATURE_EXTRACTORS_REGISTRY:  # torch-fidelity rejects a second registration
         register_feature_extractor(_name, ClassifierFeatures)
 
@@ -124,7 +125,9 @@ def weights_path(name: str, inception_weights: Path | None = None) -> Path:
         ConfigError: if Inception's weights are missing and cannot be downloaded.
     """
     if name != "inception":
-        return WEIGHTS / f"{name}{SUFFIX}" if name in FEATURE_NETWORKS else Path(name)
+        if name not in FEATURE_NETWORKS:
+            return Path(name)
+        return FEATURE_NETWORKS[name].weights or WEIGHTS / f"{name}{SUFFIX}"
     if inception_weights is None:
         return _fetch_inception()
     if not inception_weights.is_file():
@@ -144,8 +147,11 @@ def load(name: str, layers: list[str], weights: Path, device: torch.device) -> F
             if name == "inception":
                 # torch-fidelity unpickles without restriction, so check first that the file contains only tensors.
                 torch.load(weights, map_location="cpu", weights_only=True)
+            registered = feature_network_info(name).extractor
+            if ":" in registered and registered not in FEATURE_EXTRACTORS_REGISTRY:
+                register_feature_extractor(registered, plugins.load(registered))
             extractor = create_feature_extractor(
-                feature_network_info(name).extractor,
+                registered,
                 layers,
                 cuda=False,
                 feature_extractor_weights_path=str(weights),

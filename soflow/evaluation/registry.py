@@ -1,4 +1,8 @@
-"""Registry of the feature networks, and the properties of classifiers trained on other images."""
+"""Registry of the feature networks, and the properties of classifiers trained on other images.
+
+A plug-in is a subclass of torch-fidelity's FeatureExtractorBase with class attributes named as the fields of
+FeatureNetworkInfo: `layer`, `num_features`, `logits`, `num_logits`, `weights`, and maybe `image_shape` and `dataset`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from soflow.plugins import PluginError, Registry
 
 MAKER = "experiments/train_feature_network.py"
 FEATURES = 64
@@ -33,13 +40,30 @@ class FeatureNetworkInfo:
     """Required (channels, height, width); None for any size of grayscale or RGB images."""
     dataset: str | None = None
     """Dataset whose classes the logits predict: its name, or its fingerprint if it is not in the registry."""
+    weights: Path | None = None
+    """File whose hash identifies the network; None for the included ones, see feature_networks.weights_path."""
 
 
-FEATURE_NETWORKS = {
+def _plugin(reference: str, extractor: Any) -> FeatureNetworkInfo:
+    required = ("layer", "num_features", "logits", "num_logits", "weights")
+    if missing := [name for name in required if not hasattr(extractor, name)]:
+        raise PluginError(f"needs the class attributes {', '.join(missing)}")
+    if not Path(extractor.weights).is_file():
+        raise PluginError(f"its weights = {extractor.weights} are no file")
+    values = {
+        name: getattr(extractor, name)
+        for name in (*required[:-1], "image_shape", "dataset")
+        if hasattr(extractor, name)
+    }
+    return FeatureNetworkInfo(reference, weights=Path(extractor.weights), **values)
+
+
+_INCLUDED = {
     "digits-cnn": FeatureNetworkInfo("digits-cnn", "features", 64, "logits", 10, (1, 8, 8), "digits"),
     "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", 64, "logits", 10, (1, 28, 28), "fashion_mnist"),
     "inception": FeatureNetworkInfo("inception-v3-compat", "2048", 2048, "logits_unbiased", 1008),
 }
+FEATURE_NETWORKS = Registry("feature_networks", _INCLUDED, _plugin)
 CLASSIFIER = "soflow-cnn"
 """Name in torch-fidelity's registry of classifiers whose file describes them."""
 SUFFIX = ".safetensors"

@@ -6,14 +6,17 @@ import math
 import pickle
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import CPU, REPOSITORY, objective_config
+from scipy.linalg import sqrtm
 
 from soflow import diagnostics, networks, plugins
 from soflow.config import parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
+from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.objectives.registry import OBJECTIVES
 from soflow.plugins import PluginError, Registry, load, loaded_roots
 from soflow.schedules import gap_ratio
@@ -83,6 +86,56 @@ def test_a_plug_in_diagnostic_is_named_by_its_function():
     )
     (name,) = diagnostics.diagnose(("my_lab:contrast",), subject)
     assert name == "contrast/rms"
+
+
+FEATURES = """
+from pathlib import Path
+import torch
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+class Pixels(FeatureExtractorBase):
+    layer, num_features, logits, num_logits = "pixels", 64, "brightness", 2
+    image_shape, weights = (1, 8, 8), Path(__file__)
+
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
+    def forward(self, images):
+        pixels = images.flatten(1).float()
+        layers = {"pixels": pixels, "brightness": torch.stack([pixels.mean(1), 255 - pixels.mean(1)], 1)}
+        return tuple(layers[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "pixels", "brightness"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "pixels"
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+"""
+
+
+def test_a_plug_in_feature_network_measures(tmp_path, monkeypatch):
+    """FID of pixels is the Fréchet distance of their Gaussians, computed here with scipy."""
+    (tmp_path / "pixel_lab.py").write_text(FEATURES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = parse({"evaluation": {"feature_network": "pixel_lab:Pixels"}})
+    source = open_source(config.dataset)
+    evaluator = Evaluator(source, config, CPU, tmp_path / "reference")
+    images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    measured = evaluator.evaluate([Batch(torch.arange(300), images)])
+    real, made = (x.reshape(len(x), -1).astype(float) for x in (source.images, images.numpy()))
+    (mu, sigma), (other_mu, other_sigma) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (real, made))
+    root = np.trace(sqrtm(sigma @ other_sigma).real)
+    expected = ((mu - other_mu) ** 2).sum() + np.trace(sigma + other_sigma) - 2 * root
+    assert measured["fid"] == pytest.approx(expected, rel=1e-4)  # features are float32
+    assert evaluator.protocol()["feature_network"] == "pixel_lab:Pixels"
+    with pytest.raises(ConfigError, match="takes images of shape"):
+        parse({"dataset": {"name": "fashion_mnist"}, "evaluation": {"feature_network": "pixel_lab:Pixels"}})
 
 
 def test_a_network_gets_the_arguments_that_it_has(monkeypatch):
