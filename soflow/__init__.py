@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from soflow.data.base import DataError
     from soflow.models import Model, load_model
     from soflow.runs import Run, load_config, load_run, train
+    from soflow.training.checkpoints import CheckpointError
+    from soflow.training.trainer import NonFiniteLoss
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "Model",
+    "NonFiniteLoss",
     "Run",
     "RunConfig",
     "load_config",
@@ -47,9 +51,11 @@ __all__ = [
     "train",
 ]
 _MODULES = {
+    "CheckpointError": "training.checkpoints",
     "ConfigError": "config_base",
     "DataError": "data.base",
     "Model": "models",
+    "NonFiniteLoss": "training.trainer",
     "RunConfig": "config",
     "load_model": "models",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,8 @@ def _plugin(reference: str, extractor: Any) -> FeatureNetworkInfo:
         raise PluginError(f"needs the class attributes {', '.join(missing)}")
     if not Path(extractor.weights).is_file():
         raise PluginError(f"its weights = {extractor.weights} are no file")
-    values = {
-        name: getattr(extractor, name)
-        for name in (*required[:-1], "image_shape", "dataset")
-        if hasattr(extractor, name)
-    }
+    names = [field.name for field in fields(FeatureNetworkInfo) if field.name not in ("extractor", "weights")]
+    values = {name: getattr(extractor, name) for name in names if hasattr(extractor, name)}
     return FeatureNetworkInfo(reference, weights=Path(extractor.weights), **values)
 
 
