@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from concepts import draw as draw_concepts
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", type=Path, default=Path("results/pictures"))
     storage = parser.parse_args().storage.absolute()
+    draw_concepts(DOCS / "concepts.png")
     run("sweep_schedule.py", SWEEP, storage)
     best = load_sweep(SWEEP, storage).best()
     shutil.copy(best.reports[-1].grids["samples"], DOCS / "samples.png")
