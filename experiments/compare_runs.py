@@ -18,6 +18,7 @@ from pydantic import field_validator
 
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import format_value, table_console
+from orchestration.terminal.views import finite
 from orchestration.tracking.schema import FID_PROTOCOL
 from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError, Section
@@ -68,11 +69,11 @@ def main() -> int:
         if not all(run.reports for run in runs):
             without = next(run.folder for run in runs if not run.reports)
             raise ConfigError(f"runs = {without}: has no report yet")
+        compared = compare(runs, options.all_metrics)
     except ConfigError as error:
         fail(error)
-    compared = compare(runs, options.all_metrics)
     if options.format == "json":
-        print(json.dumps({"runs": [str(run.folder) for run in runs], **compared}, indent=2))
+        print(json.dumps(finite({"runs": [str(run.folder) for run in runs], **compared}), indent=2))
     else:
         show(runs, compared)
     if options.out is not None:
@@ -82,14 +83,18 @@ def main() -> int:
 
 
 def compare(runs: list[Run], all_metrics: bool = False) -> dict[str, Table]:
-    """Return the differing settings, the metrics of the last reports, and the differences in the protocol of FID."""
+    """Return the differing settings, the metrics of the last reports, and the differences in the protocol of FID.
+
+    The first of the metrics is `step`, that of the last report.
+    """
     settings = _table([flatten(to_dict(run.config)) for run in runs])
     facts = _table([run.reports[-1].facts for run in runs])
     metrics = _table([run.metrics for run in runs])
     return {
         "settings": _differing(settings),
         "protocol": _differing({name: values for name, values in facts.items() if name in FID_PROTOCOL}),
-        "metrics": metrics if all_metrics else {name: metrics[name] for name in MAIN if name in metrics},
+        "metrics": {"step": [run.reports[-1].step for run in runs]}
+        | (metrics if all_metrics else {name: metrics[name] for name in MAIN if name in metrics}),
     }
 
 
@@ -107,7 +112,7 @@ def show(runs: list[Run], compared: dict[str, Table]) -> None:
     from rich.table import Table as Printed
 
     console = table_console()
-    names = [run.folder.name if run.folder.parent.name != "trials" else f"trial {run.folder.name}" for run in runs]
+    names = [_name(run) for run in runs]
     for title, table in compared.items():
         if not table:
             if title == "settings":
@@ -122,6 +127,14 @@ def show(runs: list[Run], compared: dict[str, Table]) -> None:
         console.print(printed)
     if compared["protocol"]:
         console.print("The FIDs follow different protocols and cannot be compared.", highlight=False)
+    if len(set(compared["metrics"]["step"])) > 1:
+        console.print("The last reports are of different steps.", highlight=False)
+
+
+def _name(run: Run) -> str:
+    """Return a run's name, of a trial with its sweep's."""
+    folder = run.folder.absolute()
+    return f"{folder.parents[1].name}, trial {int(folder.name)}" if folder.parent.name == "trials" else folder.name
 
 
 def _shown(value: Any, first: Any) -> str:

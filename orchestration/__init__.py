@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module("orchestration.sweep.results"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from orchestration.config import LaunchConfig
 from soflow.config_base import ConfigError
+from soflow.plugins import label
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def new_folder(config: LaunchConfig) -> Path:
         ConfigError: if the name is taken.
     """
     started = time.strftime("%Y%m%d-%H%M%S")
-    folder = config.storage / (config.name or f"{config.objective.name}-{config.dataset.name}-{started}")
+    folder = config.storage / (config.name or f"{label(config.objective.name)}-{label(config.dataset.name)}-{started}")
     if folder.exists():
         raise _taken(folder)
     return folder

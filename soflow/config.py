@@ -86,7 +86,7 @@ class RunConfig(Section):
                 f"network.gradient_checkpointing = True: must be false, {self.network.name} has no such parameter"
             )
         if self.dataset.augmentation and not network.augmentation:
-            supported = ", ".join(name for name, spec in NETWORKS.items() if spec.augmentation)
+            supported = ", ".join(name for name, spec in NETWORKS.included.items() if spec.augmentation)
             raise ValueError(
                 f"dataset.augmentation = {self.dataset.augmentation:g}: must be 0 for network.name = "
                 f"{self.network.name}; only {supported} take augmentation parameters as input"
@@ -133,7 +133,7 @@ class RunConfig(Section):
         if "true_distance" not in self.evaluation.diagnostics:
             return self
         if not SOURCES[self.dataset.name].closed_form:
-            supported = ", ".join(name for name, source in SOURCES.items() if source.closed_form)
+            supported = ", ".join(name for name, source in SOURCES.included.items() if source.closed_form)
             raise ValueError(
                 f"evaluation.diagnostics = true_distance: needs data whose flow is known, dataset.name = {supported}, "
                 f"not {self.dataset.name}"
@@ -170,11 +170,14 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    # See `_objective_section`; configuration paths do not contain the objective's name.
-    path = [part for part in map(str, fault["loc"]) if part not in OBJECTIVES]
+    path = [str(part) for part in fault["loc"]]
+    if path[:1] == ["objective"] and len(path) > 1:
+        objective = path.pop(1)  # see `_objective_section`
+        if fault["type"] == "extra_forbidden":
+            return _unknown_key(".".join(path), OBJECTIVES[objective].config, path)
     name = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return _unknown_key(name, model, fault["loc"])
+        return _unknown_key(name, model, path)
     if fault["type"] == "unknown_objective":
         return f"{name}.name = {fault['ctx']['name']}: {fault['msg']}"
     if fault["type"] == "model_type":
@@ -189,14 +192,12 @@ def _describe_one(fault: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{name} = {fault['input']}: {message[0].lower()}{message[1:]}"
 
 
-def _unknown_key(name: str, model: type[BaseModel], location: tuple) -> str:
-    for part in map(str, location[:-1]):
-        if part in OBJECTIVES:
-            model = OBJECTIVES[part].config
-        elif part in model.model_fields and isinstance(section := model.model_fields[part].annotation, type):
+def _unknown_key(name: str, model: type[BaseModel], location: list[str]) -> str:
+    for part in location[:-1]:
+        if part in model.model_fields and isinstance(section := model.model_fields[part].annotation, type):
             model = section
     known = list(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(location[-1], known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{name}: unknown key; {hint}known keys here are {', '.join(known)}"
 
@@ -236,7 +237,8 @@ def merge(old: dict[str, Any], new: dict[str, Any], model: type[Section] = RunCo
             merged[key] = value
             continue
         if not isinstance(value, dict):
-            raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys")
+            hint = f"; did you mean {key}.name?" if key in NAMED_SECTIONS else ""
+            raise ConfigError(f"{key} = {value}: must be a mapping of configuration keys{hint}")
         before = merged.get(key, {})
         same = key not in NAMED_SECTIONS or value.get("name") in (
             None,

@@ -13,7 +13,6 @@ from soflow import codecs
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
-from soflow.data.base import class_counts
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
 from soflow.evaluation.moments import Workers
@@ -83,9 +82,9 @@ class Model:
         Raises:
             ConfigError: if a label is unknown, or the autoencoder of a latent network cannot be loaded.
         """
-        if labels:
+        if len(labels):
             repeated = [labels[number % len(labels)] for number in range(num_samples)]
-            return self._grid(nfe, repeated, 1, sampler, seed).cpu()
+            return self._grid(nfe, self._checked(repeated), 1, sampler, seed).cpu()
         return torch.cat([batch.images.cpu() for batch in self.samples(num_samples, nfe, sampler, seed)])
 
     def samples(self, num_samples: int, nfe: int = 1, sampler: str | None = None, seed: int = 0) -> Iterator[Batch]:
@@ -115,26 +114,46 @@ class Model:
         Raises:
             ConfigError: as `sample`.
         """
-        columns = len(labels) or GRID_COLUMNS
-        return grid_image(self._grid(nfe, labels or range(columns), rows, sampler, seed), columns)
+        columns = self._checked(labels) if len(labels) else range(GRID_COLUMNS)
+        return grid_image(self._grid(nfe, columns, rows, sampler, seed), len(columns))
+
+    def _checked(self, labels: Iterable[int]) -> list[int]:
+        if not self.config.dataset.conditional:
+            raise ConfigError("labels: must be left out, the model was trained without")
+        checked = [int(label) for label in labels]
+        for label in (min(checked), max(checked)):
+            if not 0 <= label < self.objective.num_classes:
+                number = self.objective.num_classes
+                raise ConfigError(f"labels = {label}: must be from 0 to {number - 1}, below the number of classes")
+        return checked
 
     def _grid(self, nfe: int, labels: Sequence[int], rows: int, sampler: str | None, seed: int) -> Tensor:
-        if not isinstance(labels, range) and (largest := max(labels)) >= self.objective.num_classes:
-            raise ConfigError(f"labels = {largest}: must be below {self.objective.num_classes}, the number of classes")
+        if nfe < 1:
+            raise ConfigError(f"nfe = {nfe}: must be 1 or more")
         arguments = (self.objective, self.network, self.config, self.device, nfe, sampler, seed, rows)
         return draw_grid(*arguments, classes=labels)
 
-    def evaluate(self, cache: str | Path = "results/reference", **changes: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        cache: str | Path = "results/reference",
+        root: str | Path | None = None,
+        seed: int | None = None,
+        **changes: Any,
+    ) -> dict[str, float]:
         """Compute FID and the other metrics at every NFE, named as in a run's reports.
 
         Args:
             cache: folder of reference features, computed once per dataset and feature network.
+            root: folder of the dataset, if it was moved.
+            seed: seed of the noise; default: the run's.
             changes: fields of the run's `evaluation` to replace, e.g. num_samples=10_000, nfe=(1, 2).
 
         Raises:
             ConfigError, DataError: if the data, the feature network or the reference is unusable.
         """
         changed = {f"evaluation.{name}": value for name, value in changes.items()}
+        changed |= {} if root is None else {"dataset.root": str(root)}
+        changed |= {} if seed is None else {"seed": seed}
         config = parse(override(to_dict(self.config), changed))
         evaluator = self.evaluator(config, Path(cache))
         metrics: dict[str, float] = {}
@@ -154,7 +173,7 @@ class Model:
         Args:
             progress: wraps the batches of each NFE.
         """
-        counts = class_counts(open_source(config.dataset))
+        counts = evaluator.class_counts
         first, *_ = all_nfe = evaluation_nfe(config, self.objective)
         for nfe in all_nfe:
             batches = self._batches(config, nfe, None, counts)

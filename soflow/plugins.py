@@ -18,13 +18,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from soflow.config_base import ConfigError
+
 Entry = TypeVar("Entry")
 
 _roots: dict[str, Path] = {}
 """Folder or file of the top-level package or module of each reference that was loaded from outside this package."""
 
 
-class PluginError(ValueError):
+class PluginError(ConfigError):
     """Reference that cannot be imported, or names something unsuitable; the message says why, without the reference."""
 
 

@@ -9,7 +9,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soflow.config import RunConfig, extends, merge, override, parse
+from soflow.config import RunConfig, extends, flatten, merge, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 from soflow.training import reports
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from soflow.training.run import TrainingRun
 
 
-REFERENCE_FOLDER = "reference"
+REFERENCE_FOLDER, LOCK_FILE = "reference", "lock"
 
 
 def load_config(*layers: str | Path | dict[str, Any]) -> RunConfig:
@@ -45,7 +45,8 @@ def train(
 ) -> Run:
     """Train in this process, with evaluations and checkpoints in a folder, and return the finished run.
 
-    An unfinished run in the folder is resumed; a finished one is returned, or extended if `config` has more steps.
+    An unfinished run in the folder is resumed. A finished one is returned, or extended if `config` has more steps and
+    nothing in its objective follows training progress, as the default gap schedule does.
 
     Args:
         folder: folder of the run; reference features are kept beside it, for other runs.
@@ -54,11 +55,12 @@ def train(
         progress: show a progress bar.
 
     Raises:
-        ConfigError: if the folder contains a run of another configuration.
+        ConfigError: if the folder contains a run of another configuration, or another process trains there.
         DataError: if the data are missing or unusable.
         NonFiniteLoss: if training diverged.
     """
     import torch
+    from filelock import FileLock, Timeout
 
     from soflow.data import open_source
     from soflow.evaluation.fidelity import Evaluator
@@ -66,24 +68,39 @@ def train(
     from soflow.training.run import TrainingRun
 
     folder = Path(folder).absolute()
-    done = 0
-    if (folder / reports.CONFIG_FILE).exists():
-        run = load_run(folder)
-        if not extends(config, run.config):
-            raise ConfigError(f"folder = {folder}: contains a run of another configuration; choose another folder")
-        done = run.reports[-1].step if run.reports else 0
-        if done == config.training.total_steps:
-            return run
-    chosen, source = torch.device(device or best_device()), open_source(config.dataset)
-    evaluator = Evaluator(source, config, chosen, folder.parent / REFERENCE_FOLDER)
+    done = _steps_done(config, folder)
+    if done == config.training.total_steps:
+        return Run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    training = TrainingRun(config, source, folder, chosen, evaluator, start=done)
     try:
-        _advance(training, progress)
+        with FileLock(folder / LOCK_FILE, blocking=False):
+            chosen, source = torch.device(device or best_device()), open_source(config.dataset)
+            evaluator = Evaluator(source, config, chosen, folder.parent / REFERENCE_FOLDER)
+            _advance(TrainingRun(config, source, folder, chosen, evaluator, start=done), progress)
+    except Timeout:
+        raise ConfigError(f"folder = {folder}: another process trains in it; choose another folder") from None
     finally:
         torch.set_num_threads(before)
     return Run(folder)
+
+
+def _steps_done(config: RunConfig, folder: Path) -> int:
+    """Return the last reported step of a run in the folder, 0 for a new one; refuse a run of another configuration."""
+    if not (folder / reports.CONFIG_FILE).exists():
+        return 0
+    run = load_run(folder)
+    if not run.reports or extends(config, run.config):
+        return run.reports[-1].step if run.reports else 0
+    before, now = (flatten(to_dict(other)) for other in (run.config, config))
+    path = next(path for path in {**before, **now} if before.get(path) != now.get(path))
+    schedule = config.objective.progress_schedule
+    why = f" ({schedule} depends on it)" if path == "training.total_steps" and schedule else ""
+    raise ConfigError(
+        f"folder = {folder}: contains a run with {path} = {before.get(path)}, not {now.get(path)}{why}; choose another "
+        "folder"
+    )
 
 
 def _advance(run: TrainingRun, progress: bool) -> None:
@@ -158,6 +175,8 @@ class Run:
         """Return a sample grid of the last report: "samples", "samples_2nfe", … or "real"."""
         from PIL.Image import open as open_image
 
+        if not self.reports:
+            raise ConfigError(f"folder = {self.folder}: has no report yet")
         grids = self.reports[-1].grids
         if name not in grids:
             raise ConfigError(f"grid = {name}: must be one of {', '.join(grids)}")

@@ -17,6 +17,7 @@ from orchestration.sweep.notes import end_note, sweep_note, trial_note
 from orchestration.sweep.ranking import STATES, Summary
 from orchestration.sweep.ray_search import REASON, STATUS, ticket_of
 from orchestration.sweep.search_space import SearchSpace
+from orchestration.sweep.study import LAST_RESULT
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.progress import SweepProgress
 from orchestration.terminal.views import make_view
@@ -148,7 +149,7 @@ class MlflowCallback(tune.Callback):
                 values = trial.values or list(trial.intermediate_values.values())[-1:]
                 self.progress.count_finished(trial.number, trial.params, STATES[trial.state], *values[:1])
                 if trial.state == TrialState.COMPLETE:
-                    self.record.webhook.count_finished(values[0])
+                    self.record.webhook.count_finished(trial.user_attrs[LAST_RESULT]["metrics"]["fid"])
 
     def rejected(self, number: int, reason: str) -> None:
         """Show that a point was drawn again."""

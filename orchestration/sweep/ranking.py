@@ -53,7 +53,8 @@ def ranking(trials: list[FrozenTrial], config: SweepConfig, space: SearchSpace, 
         finished = table["state"] == "finished"
         table["pareto"] = False
         feasible = finished & table["feasible"]
-        table.loc[feasible, "pareto"] = pareto_front(table.loc[feasible, list(config.goals)].to_numpy())
+        if feasible.any():
+            table.loc[feasible, "pareto"] = pareto_front(table.loc[feasible, list(config.goals)].to_numpy())
     table = rank_trials(table, list(config.goals))
     if config.constraints:
         table["feasible"] &= table["state"] == "finished"

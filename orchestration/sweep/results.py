@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 
+from orchestration.interruption import set_last_words
 from orchestration.storage import SWEEP_FILE, new_folder, trial_folder
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
@@ -18,10 +20,10 @@ from orchestration.sweep.run import run_sweep
 from orchestration.sweep.study import accepted
 from orchestration.sweep.study_storage import load_study
 from orchestration.terminal.command_line import validate
-from soflow.config import merge, override
+from soflow.config import flatten, merge, override
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
-from soflow.runs import Run
+from soflow.runs import Run, load_run
 
 
 def sweep_config(*layers: str | Path | dict[str, Any]) -> SweepConfig:
@@ -35,13 +37,13 @@ def sweep_config(*layers: str | Path | dict[str, Any]) -> SweepConfig:
     values: dict[str, Any] = {}
     for layer in layers:
         values = merge(values, override({}, layer) if isinstance(layer, dict) else read_yaml(layer), SweepConfig)
-    return validate(SweepConfig, values)
+    return validate(SweepConfig, values).with_given(flatten(values))
 
 
 def start_sweep(config: SweepConfig) -> Sweep:
-    """Run a sweep to its end on Ray, with MLflow records, and return it.
+    """Run a sweep to its end on Ray, with MLflow records, and return it. Call it from the main thread.
 
-    With `resume` in the configuration, continue or extend a sweep.
+    With `resume` in the configuration, continue a sweep, or extend it to `num_trials`.
 
     Raises:
         ConfigError, DataError, TrackingError: before anything starts.
@@ -49,8 +51,14 @@ def start_sweep(config: SweepConfig) -> Sweep:
     """
     if config.resume is None and config.name is None:
         config = config.model_copy(update={"name": new_folder(config).name})
-    if run_sweep(config, lambda folder, attach: None) == "KILLED":
-        raise KeyboardInterrupt
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        if run_sweep(config, lambda folder, attach: None) == "KILLED":
+            raise KeyboardInterrupt
+    finally:  # the process lives on
+        set_last_words(None)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return load_sweep(config.resume or str(config.name), config.storage)
 
 
@@ -94,8 +102,12 @@ class Sweep:
         return ranking(trials, self.config, search_space.build(self.config), self.folder)
 
     def trial(self, number: int) -> Run:
-        """Return a trial's run."""
-        return Run(trial_folder(self.folder, number))
+        """Return a trial's run.
+
+        Raises:
+            ConfigError: if there is no such trial.
+        """
+        return load_run(trial_folder(self.folder, number))
 
     def best(self) -> Run:
         """Return the run of the best trial that finished and keeps all constraints.

@@ -28,7 +28,8 @@ UNUSED_WHERE = {"objective.r_init": ("objective.gap_schedule", "constant")}
 MEASURED = ("evaluation.", "dataset.")
 NOT_MEASURED = ("dataset.conditional", "dataset.augmentation", "dataset.augmentations", "dataset.loading_processes")
 """Sections that decide what FID measures, and their fields that do not."""
-_RANGE = re.compile(r"[^,:]*:[^,]*")
+_RANGE = re.compile(r"(?![A-Za-z_][\w.]*:[A-Za-z_]\w*$)[^,:]*:[^,]*")
+"""A colon, but not the reference of a plug-in."""
 MOST_COMBINATIONS = 100
 """Random points with which an extreme value is combined before it is refused."""
 PAPER: dict[str, dict[str, Any]] = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from soflow.config_base import Section
+from soflow.config_base import ConfigError, Section
 from soflow.data.registry import SOURCES
 from soflow.networks.registry import NETWORKS
 from soflow.objectives.registry import OBJECTIVES
@@ -53,8 +54,9 @@ def flags_of(model: type[Section], objective: str | None = None, prefix: str = "
         default = field.get_default(call_default_factory=True)
         if isinstance(default, Section):
             section = type(default)
-            if name == "objective" and objective and objective in OBJECTIVES:
-                section = OBJECTIVES[objective].config
+            if name == "objective" and objective:
+                with suppress(KeyError, ConfigError):  # validation says why
+                    section = OBJECTIVES[objective].config
             flags |= flags_of(section, objective, f"{prefix}{name}.")
         else:
             flags[prefix + name] = _flag(prefix + name, field, default)
@@ -97,7 +99,11 @@ def _kind(annotation: Any) -> str:
 def suggestion(unknown: str, flags: dict[str, Flag], objective: str | None) -> str:
     """Return the rest of an error message that suggests the flag that was meant."""
     section, _, leaf = unknown.rpartition(".")
-    others = [name for name, spec in OBJECTIVES.items() if section == "objective" and leaf in spec.config.model_fields]
+    others = [
+        name
+        for name, spec in OBJECTIVES.included.items()
+        if section == "objective" and leaf in spec.config.model_fields
+    ]
     if others:
         return f" for objective {objective or 'soflow'}; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
     same_leaf = [path for path in flags if path.rsplit(".", 1)[-1] == leaf]

@@ -120,13 +120,15 @@ class JsonLines:
 
     def _print(self, event: str, **fields: Any) -> None:
         line = {"event": event, "elapsed_s": round(self.progress.elapsed_s, 3), **fields}
-        print(json.dumps(_finite(line), default=str), file=self.output, flush=True)
+        print(json.dumps(finite(line), default=str), file=self.output, flush=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

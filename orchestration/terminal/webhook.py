@@ -17,7 +17,7 @@ from orchestration.terminal.format import format_number
 from orchestration.terminal.progress import Row
 
 ADDRESS = "SOFLOW_WEBHOOK"
-"""Environment variable with the URL: of Slack, Mattermost or ntfy, or of your own server."""
+"""Environment variable with the URL: of Slack or Mattermost, or of your own server."""
 ANSWERS_WITHIN_S, LAST_MESSAGES_S = 10, 15
 
 

@@ -7,6 +7,7 @@ it, `image_size`; maybe also `feature_network`, default Inception.
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 from soflow.data.base import SourceInfo
@@ -16,6 +17,8 @@ from soflow.plugins import PluginError, Registry
 def _plugin(reference: str, source: Any) -> SourceInfo:
     if missing := [name for name in ("channels", "num_classes") if not isinstance(getattr(source, name, None), int)]:
         raise PluginError(f"needs whole numbers as class attributes {' and '.join(missing)}")
+    if not isinstance(getattr(source, "image_size", None), (int, NoneType)):
+        raise PluginError(f"image_size = {source.image_size}: must be a whole number, the side in pixels")
     return SourceInfo(
         reference,
         source.channels,

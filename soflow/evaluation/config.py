@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from soflow.config_base import Count, InputPath, Section, one_of
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.evaluation.registry import FEATURE_NETWORKS, SUFFIX, feature_network_info
+from soflow.plugins import label
 
 Sampler = Literal["renoise", "compose", "heun"]
 
@@ -60,6 +61,8 @@ class EvaluationConfig(Section):
     def _diagnostics_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             one_of(DIAGNOSTICS)(name)
+        if len(set(map(label, value))) < len(value):
+            raise ValueError("must have different names, as their values are named after them")
         return value
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
-from soflow.data.base import DataSource
+from soflow.data.base import DataSource, class_counts
 from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.evaluation.registry import feature_network_info
@@ -60,6 +60,7 @@ class Evaluator:
         workers: Workers | None = None,
     ):
         self.config, self.device, self.workers = config.evaluation, device, workers or Workers(device)
+        self.class_counts = class_counts(source)
         self.network, self.image_shape = config.feature_network, config.dataset.image_shape
         try:
             self.info = feature_network_info(self.network)

@@ -30,7 +30,10 @@ def _plugin(reference: str, objective: Any) -> ObjectiveSpec:
     for name, kind in (("name", str), ("label_drop", float)):
         field = section.model_fields.get(name)
         if field is None or field.annotation is not kind:
-            raise PluginError(f"its Config needs a field {name}: {kind.__name__}")
+            raise PluginError(
+                f"its Config needs a field {name}: {kind.__name__}, not a Literal; inherit from SoFlowFields, "
+                "MeanFlowFields or ObjectiveFields in soflow.objectives.config"
+            )
     return ObjectiveSpec(reference, section, tuple(getattr(objective, "search", ())))
 
 

@@ -34,8 +34,11 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = 0
-    for check in checks(config, kind):
+    except Exception as error:  # whatever the dataset raises
+        print(f"error: {config.dataset.name}: cannot be opened ({type(error).__name__}: {error})", file=sys.stderr)
+        return 2
+    failed, found = 0, checks(config, kind)
+    for check in found:
         try:
             check()
             print(f"passed  {check}")
@@ -43,7 +46,7 @@ def main(arguments: list[str]) -> int:
             failed += 1
             reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             print(f"FAILED  {check}: {reason}")
-    print(f"{name}: {f'{failed} checks failed' if failed else 'all checks passed'}")
+    print(f"{name}: {f'{failed} of {len(found)} checks failed' if failed else 'all checks passed'}")
     return min(failed, 1)
 
 

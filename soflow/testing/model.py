@@ -64,6 +64,8 @@ def model_of(config: RunConfig, dtype: torch.dtype = torch.float64) -> Model:
     }
     samples = torch.rand((BATCH, *config.dataset.sample_shape), generator=random, dtype=dtype) * 2 - 1
     labels = torch.randint(source.num_classes, (BATCH,), generator=random)
+    if not config.dataset.conditional:
+        labels = torch.full_like(labels, source.num_classes)
     t = torch.linspace(0.3, 1, BATCH, dtype=dtype)
     objective = build_objective(config, source.num_classes)
     attach_teacher(objective, config, CPU)

@@ -53,6 +53,8 @@ def every_input_matters(config: RunConfig) -> None:
         "s": model.s / 2,
         "labels": model.labels.flip(0),
     }
+    if not config.dataset.conditional:
+        del others["labels"]
     for name, other in others.items():
         assert not torch.equal(before, replace(model, **{name: other}).call()), f"F does not depend on {name}"
 

@@ -50,11 +50,18 @@ def find(path: Path, best: bool = False) -> Path:
 
     Args:
         best: choose the one with the lowest FID, if the directory has any FID.
+
+    Raises:
+        CheckpointError: if a directory contains none.
     """
     if not path.is_dir():
         return path
-    step = best_step(path) if best else None
-    return path_of(path, latest_step(path) if step is None else step)
+    step = (best_step(path) if best else None) or latest_step(path)
+    if not step:
+        raise CheckpointError(
+            f"{path}: contains no checkpoint; give the folder of a run or trial, or a checkpoint-*.pt"
+        )
+    return path_of(path, step)
 
 
 def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.nan) -> Path:

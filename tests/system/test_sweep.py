@@ -7,10 +7,12 @@ import shutil
 import signal
 
 import pandas as pd
+import pytest
 import yaml
 from session import ROOT, SMALL, wait_for_line
 
 import orchestration
+import soflow
 
 METRICS = {"fid", "kid", "time/step_ms", "time/train_s", "throughput/images_per_s", "memory/peak_mib"}
 TAGS = {"objective", "dataset", "sweep", "trial_id", "optuna_number", "git_commit", "config_hash", "hardware.cpu"}
@@ -131,9 +133,16 @@ def test_plug_ins_reach_two_workers_a_trial(shared):
     assert best["objective"]["name"] == "my_lab:AnnealedSoFlow"
 
 
+def extend(session, changes):
+    layer = {"resume": "one", "num_trials": 10, "storage": str(session.storage)}
+    orchestration.start_sweep(orchestration.sweep_config(layer | changes))
+
+
 def test_a_finished_sweep_is_extended(finished):
     session, _ = finished
     before, states = pd.read_csv(session.storage / "one" / "trials.csv"), session.study_states("one")
+    with pytest.raises(soflow.ConfigError, match=r"training\.total_steps = 24: cannot change on resume, it is 12"):
+        extend(session, {"training.total_steps": 24})
     session.succeed("sweep_schedule.py", "--resume", "one", "--num-trials", "10")
     written = pd.read_csv(session.storage / "one" / "trials.csv")
     table = written.sort_values("trial")
@@ -141,7 +150,7 @@ def test_a_finished_sweep_is_extended(finished):
     assert session.study_states("one")[:8] == states
     # From Python: the same table.
     sweep = orchestration.load_sweep("one", session.storage)
-    pd.testing.assert_frame_equal(sweep.table().drop(columns="reason"), written.drop(columns="reason"))
+    pd.testing.assert_frame_equal(sweep.table(), written.fillna({"reason": ""}))
     assert sweep.best().metrics["fid"] == written["fid"][0]
     assert repr(sweep) == "<sweep one: 10 of 10 trials ended>"
     assert len(sweep.study.trials) >= 10

@@ -333,7 +333,7 @@ SEARCH_FAULTS = [
     (("objective.r_end=",), "must be PATH="),
     (("=0.1:0.2",), "must be PATH="),
     (("objective.r_end=0.1:0.01",), "must have finite numbers LOW < HIGH"),
-    (("objective.r_end=a:b",), "must have finite numbers LOW < HIGH"),
+    (("objective.r_end=a:b",), r"objective\.r_end = a:b: must be a number"),
     (("objective.r_end=0:0.1:log",), "both above 0 with :log"),
     (("objective.r_end=0.1:0.2:lin",), "must have finite numbers LOW < HIGH"),
     (("objective.r_end=nan:0.2",), "must have finite numbers LOW < HIGH"),

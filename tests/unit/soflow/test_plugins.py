@@ -194,6 +194,19 @@ def test_a_wrong_plug_in_is_one_line(values, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_colon_in_a_key_is_no_reference():
+    for values in ({"objective:name": "meanflow"}, {"training:total_steps": 5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(values))}: unknown key"):
+            parse(values)
+
+
+def test_equal_names_of_diagnostics_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "second_lab.py").write_text("def contrast(subject):\n    return {}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="must have different names"):
+        parse({"evaluation": {"diagnostics": ["my_lab:contrast", "second_lab:contrast"]}})
+
+
 def test_a_module_that_fails_says_why(tmp_path, monkeypatch):
     (tmp_path / "broken_lab.py").write_text("import not_installed_anywhere\n")
     (tmp_path / "broken_lab_2.py").write_text("1 / 0\n")

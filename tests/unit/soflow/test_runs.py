@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import REPOSITORY, tiny_config
+from filelock import FileLock
+from helpers import REPOSITORY
 
 import soflow
 from experiments import evaluate, sample
+from soflow import runs
 from soflow.training import reports
 
 LAYERS = (
@@ -70,8 +72,29 @@ def test_a_finished_run_is_returned_an_unfinished_one_is_resumed(run, tmp_path):
 
 
 def test_another_configuration_is_refused(run):
-    with pytest.raises(soflow.ConfigError, match=r"folder = .*first: contains a run of another configuration; choose"):
+    with pytest.raises(soflow.ConfigError, match=r"folder = .*first: contains a run with seed = 0, not 1; choose"):
         soflow.train(soflow.load_config(*LAYERS, {"seed": 1}), run.folder, progress=False)
+
+
+def test_more_steps_of_a_schedule_are_refused_with_the_reason(run):
+    longer = soflow.load_config(*LAYERS, {"training.total_steps": 9})
+    with pytest.raises(soflow.ConfigError, match=r"training\.total_steps = 6, not 9 \(r\(k, K\) depends on it\)"):
+        soflow.train(longer, run.folder, progress=False)
+
+
+def test_a_run_that_never_reported_begins_anew(tmp_path):
+    reports.begin(soflow.load_config(*LAYERS), tmp_path / "run")
+    with pytest.raises(soflow.ConfigError, match="has no report yet"):
+        soflow.load_run(tmp_path / "run").grid()
+    with pytest.raises(soflow.CheckpointError, match="contains no checkpoint"):
+        soflow.load_run(tmp_path / "run").model()
+    other = soflow.load_config(*LAYERS, {"seed": 3})
+    assert soflow.train(other, tmp_path / "run", progress=False).config.seed == 3
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with FileLock(tmp_path / runs.LOCK_FILE), pytest.raises(soflow.ConfigError, match="another process trains in it"):
+        soflow.train(soflow.load_config(*LAYERS), tmp_path, progress=False)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -82,9 +105,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_a_damaged_report_is_skipped(run, tmp_path):
     (tmp_path / reports.FOLDER).mkdir()
     for report in run.reports:
-        reports.save_report(report, run.folder)
+        reports.save_report(replace(report, grids={}), tmp_path)
+    assert [report.step for report in reports.load_reports(tmp_path)] == [3, 6]
     (tmp_path / reports.FOLDER / "step-00000003.json").write_text("{")
-    assert reports.load_reports(tmp_path) == []
+    assert [report.step for report in reports.load_reports(tmp_path)] == [6]
 
 
 def test_samples_are_those_of_the_evaluation(run):
@@ -96,8 +120,20 @@ def test_samples_are_those_of_the_evaluation(run):
     assert not torch.equal(images, model.sample(20, seed=1))
     assert torch.equal(model.sample(4, labels=[7]), model.sample(4, labels=[7, 7]))
     assert not torch.equal(model.sample(4, labels=[7]), model.sample(4, labels=[8]))
-    with pytest.raises(soflow.ConfigError, match="labels = 10: must be below 10, the number of classes"):
-        model.sample(2, labels=[3, 10])
+    assert torch.equal(model.sample(3, labels=torch.tensor([1, 2])), model.sample(3, labels=(1, 2, 1)))
+    for labels, wrong in (([3, 10], 10), (range(20), 19), ([-1], -1)):
+        with pytest.raises(soflow.ConfigError, match=f"labels = {wrong}: must be from 0 to 9"):
+            model.grid(labels=labels)
+    with pytest.raises(soflow.ConfigError, match="nfe = 0: must be 1 or more"):
+        model.grid(nfe=0)
+
+
+def test_a_model_without_labels_takes_none(tmp_path):
+    config = soflow.load_config(*LAYERS, {"dataset.conditional": False})
+    model = soflow.train(config, tmp_path / "run", progress=False).model()
+    assert model.sample(3).shape == (3, 1, 8, 8)
+    with pytest.raises(soflow.ConfigError, match="labels: must be left out, the model was trained without"):
+        model.sample(3, labels=[1])
 
 
 def test_measuring_again_gives_the_report_s_numbers(run):
@@ -107,6 +143,9 @@ def test_measuring_again_gives_the_report_s_numbers(run):
     fewer = run.model().evaluate(cache=run.folder.parent / "reference", num_samples=16, nfe=(1,))
     assert fewer["fid"] != measured["fid"]
     assert "fid_2nfe" not in fewer
+    again = run.model().evaluate(cache=run.folder.parent / "reference", seed=run.config.seed)
+    other = run.model().evaluate(cache=run.folder.parent / "reference", seed=5)
+    assert again["fid"] == measured["fid"] != other["fid"]
 
 
 def test_programs_give_the_same(run, tmp_path, capsys):
@@ -149,7 +188,4 @@ def test_public_names_exist():
         assert getattr(soflow, name).__doc__
     with pytest.raises(AttributeError, match="module soflow has no attribute nothing"):
         _ = soflow.nothing
-
-
-def test_a_trial_loads_as_a_run(run):
-    assert soflow.load_run(Path(run.folder)).config == run.config != tiny_config()
+    assert set(soflow.__all__) <= set(dir(soflow))

@@ -293,3 +293,5 @@ def test_a_plug_in_is_a_choice_among_others(monkeypatch):
     config = SweepConfig(search=("objective.gap_schedule=constant,my_lab:square_root",), num_trials=2)
     (dimension,) = build(config).dimensions
     assert dimension.choices == ("constant", "my_lab:square_root")
+    alone = SweepConfig(search=("objective.gap_schedule=my_lab:square_root",), num_trials=1)
+    assert build(alone).dimensions[0].choices == ("my_lab:square_root",)

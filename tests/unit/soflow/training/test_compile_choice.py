@@ -49,7 +49,7 @@ def measured_eagerly(monkeypatch):
 
 def compile_always(monkeypatch, smallest_saving: float) -> None:
     """Compile the smallest of networks; -inf chooses the compiled steps, 1 the eager ones."""
-    monkeypatch.setitem(registry.NETWORKS, "DiT-XXS/4", NetworkSpec("soflow.networks.dit", 4, SMALL))
+    monkeypatch.setitem(registry.NETWORKS.included, "DiT-XXS/4", NetworkSpec("soflow.networks.dit:DiT", 4, SMALL))
     monkeypatch.setattr(compile_choice, "LARGEST_SAVING", math.inf)
     monkeypatch.setattr(compile_choice, "SMALLEST_SAVING", smallest_saving)
 
