@@ -118,11 +118,14 @@ def _other_files(folder: str, names: list[str]) -> set[str]:
 
 
 def _root(module: ModuleType) -> Path | None:
-    """Return the folder of a package or the file of a module; None for one without a file, as in a notebook."""
+    """Return the folder of a package or the file of a module; None for an installed one, or a notebook's."""
     if hasattr(module, "__path__"):
-        return Path(next(iter(module.__path__)))
-    file = getattr(module, "__file__", None)
-    return Path(file) if file else None
+        root = Path(next(iter(module.__path__)))
+    elif file := getattr(module, "__file__", None):
+        root = Path(file)
+    else:
+        return None
+    return None if "site-packages" in root.parts else root
 
 
 def label(name: str) -> str:
