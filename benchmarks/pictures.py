@@ -20,17 +20,15 @@ from concepts import draw as draw_concepts
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from orchestration.config import LaunchConfig
+from orchestration.sweep.notes import view_name
 from orchestration.sweep.results import load_sweep
-from orchestration.tracking.mlflow_uploads import linked
-from orchestration.tracking.notes import ranking_link
 from orchestration.tracking.schema import EXPERIMENT
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SWEEP, COMPARISON = "sweep", "comparison"
 REPORT_SIZE, COMPARISON_SIZE = (930, 1832), (1280, 1075)
-PAGE_SIZE = (1300, 950)
+PAGE_SIZE, MLFLOW_SIZE = (1300, 950), (2000, 800)
 LOADS_WITHIN_MS = 60_000
 DRAWS_WITHIN_MS = 8_000
 
@@ -79,13 +77,11 @@ def dashboards(storage: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-def ranking_address(server: str, storage: Path) -> str:
+def ranking_address(server: str, client: MlflowClient, storage: Path) -> str:
     """Return the address of the sweep's trials in MLflow's UI, the best first."""
-    client = MlflowClient(LaunchConfig(storage=storage).resolved_tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
-    text = linked(ranking_link("", SWEEP, "fid"), experiment.experiment_id, "", lambda key: None)
-    return f"{server}/{text.partition('<')[2].partition('>')[0]}"
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view_name(storage / SWEEP)}"
 
 
 def main() -> None:

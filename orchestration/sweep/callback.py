@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD
 from orchestration.storage import SPOOL, STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
 from orchestration.sweep.config import SweepConfig
-from orchestration.sweep.notes import end_note, sweep_note, trial_note
+from orchestration.sweep.notes import end_note, sweep_note, trial_note, trials_view, view_name
 from orchestration.sweep.ranking import STATES, Summary
 from orchestration.sweep.ray_search import REASON, STATUS, ticket_of
 from orchestration.sweep.search_space import SearchSpace
@@ -83,6 +83,8 @@ class SweepRecord:
         tags |= {name: params.pop(name) for name in schema.MAY_CHANGE}
         self.tracker.start_run(self.folder.name, self.folder.name, params, tags)
         self.tracker.describe(self.folder.name, sweep_note(self.config, self.folder, self.space))
+        view = trials_view(self.config, self.folder, self.space)
+        self.tracker.save_view(self.folder.name, view_name(self.folder), view)
         self.tracker.log_artifact(self.folder.name, self.folder / SWEEP_FILE)
 
     def end(self, status: str, summary: Summary | None) -> None:

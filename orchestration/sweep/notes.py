@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from orchestration.sweep.ray_search import REASON
 from orchestration.sweep.search_space import Dimension, SearchSpace
 from orchestration.sweep.ticket import TrialTicket
 from orchestration.terminal.format import format_number, format_value, short_name
-from orchestration.tracking.notes import code, link, ranking_link
+from orchestration.tracking.notes import code, link
+from orchestration.tracking.schema import CASE, FINAL, TRAIN_S
 
 
 def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: Summary | None = None) -> str:
@@ -25,10 +27,33 @@ def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: S
         *([_result(folder, summary)] if summary else []),
         f"**{config.objective.name} on {config.dataset.name}**: {trials}; {kind}:",
         "\n".join(f"- {code(row)}" for row in rows),
-        f"{ranking_link('Trials, the best first', folder.name, config.goals[0])}; the best one has the tag `best`.",
+        f"{link('Trials, the best first', 'view', view_name(folder))}; the best one has the tag `best`.",
         f"Files: {code(folder)}.",
     ]
     return "\n\n".join(parts)
+
+
+def view_name(folder: Path) -> str:
+    """Return the name of a sweep's view in MLflow's UI."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
+def trials_view(config: SweepConfig, folder: Path, space: SearchSpace) -> dict[str, Any]:
+    """Make the state of MLflow's list of runs that shows a sweep's trials, the best first, with what was searched."""
+    goals = [f"metrics.`{FINAL}{goal}`" for goal in config.goals]
+    searched = [
+        f"tags.`{CASE}`" if dimension.path == CASE else f"params.`{dimension.path}`" for dimension in space.dimensions
+    ]
+    return {
+        "searchFilter": f"tags.sweep = {folder.name!r}",
+        "orderByKey": goals[0],
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": list(dict.fromkeys((*goals, f"metrics.`{FINAL}{TRAIN_S}`", *searched))),
+    }
 
 
 def _result(folder: Path, summary: Summary) -> str:

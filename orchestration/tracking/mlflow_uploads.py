@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
 MODEL_TAG = "soflow.model"
-LINK = re.compile(r"\[([^\[\]]*)\]\(<(run|artifact|ranking):([^<>\n]*)>\)")
+LINK = re.compile(r"\[([^\[\]]*)\]\(<(run|artifact|view):([^<>\n]*)>\)")
 MODEL_METRICS = "final/"
 """Prefix of the run's metrics that are copied to its model."""
 
@@ -94,8 +94,8 @@ def linked(note: str, experiment_id: str, run_id: str, find_run: Callable[[str],
 
     def resolve(link: re.Match[str]) -> str:
         words, kind, target = link.groups()
-        if kind == "ranking":
-            return f"[{words}](<#/experiments/{experiment_id}/runs?{target}>)"
+        if kind == "view":
+            return f"[{words}](<#/experiments/{experiment_id}/runs?viewStateShareKey={target}>)"
         target_run = find_run(target) if kind == "run" else run_id
         page = f"/artifacts/{target}" if kind == "artifact" else ""
         return f"[{words}](<#/experiments/{experiment_id}/runs/{target_run}{page}>)" if target_run else words

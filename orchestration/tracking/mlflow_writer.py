@@ -28,6 +28,8 @@ from orchestration.tracking.uri import database_of
 LOG = logging.getLogger(__name__)
 
 KEY_TAG = "soflow.key"
+VIEW_TAG = "mlflow.sharedViewState."
+"""Prefix of the tags in which MLflow's UI keeps the views of an experiment."""
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 """Tag that makes MLflow's UI show an experiment's runs and charts, not its pages for language models."""
 OUTCOME_TAGS = ("state", "failure")
@@ -155,6 +157,8 @@ class MlflowWriter:
             raise LookupError("the run was never started") if key in self._never_started else RunLost(key)
         if event["kind"] == "artifact":
             mlflow_uploads.send_artifact(self._client, run_id, _readable(event["path"]), event["folder"])
+        elif event["kind"] == "view":
+            self._client.set_experiment_tag(self._experiment_id, f"{VIEW_TAG}{event['name']}", event["state"])
         elif event["kind"] == "dataset":
             mlflow_uploads.send_dataset(self._client, run_id, event)
         elif event["kind"] == "model":

@@ -8,10 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from orchestration.config import TrainConfig
-from orchestration.tracking.schema import FINAL
 from soflow.data.config import DatasetConfig
 
 LONGEST = 1000
@@ -53,17 +51,7 @@ def code(text: Any) -> str:
     return f"`{shown if len(shown) <= LONGEST else shown[:LONGEST] + ' …'}`"
 
 
-def ranking_link(words: str, sweep: str, goal: str) -> str:
-    """Format a link for `Tracker.describe` to a sweep's trials in MLflow, sorted by a goal."""
-    shown = {
-        "searchFilter": f"tags.sweep = {sweep!r}",
-        "orderByKey": f"metrics.`{FINAL}{goal}`",
-        "orderByAsc": "true",
-    }
-    return link(words, "ranking", urlencode(shown, quote_via=quote))
-
-
 def link(words: str, kind: str, target: str) -> str:
-    """Format a link for `Tracker.describe`: to a run by its key, a file of this run by its path, or a list of runs."""
+    """Format a link for `Tracker.describe`: to a run by its key, a file of this run by its path, or a view."""
     words = re.sub(r"[\[\]]", "", words)
     return words if set(target) & set("<>\n") else f"[{words}](<{kind}:{target}>)"

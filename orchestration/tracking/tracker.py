@@ -8,6 +8,7 @@ share of one core; under load, more events share a request.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -117,9 +118,14 @@ class Tracker:
     def describe(self, key: str, note: str) -> None:
         """Set a run's description in Markdown.
 
-        `[words](<run:KEY>)` links to another run, `[words](<artifact:PATH>)` to a file of this run.
+        `[words](<run:KEY>)` links to another run, `[words](<artifact:PATH>)` to a file of this run,
+        `[words](<view:NAME>)` to a saved view.
         """
         self.set_tags(key, {"mlflow.note.content": note})
+
+    def save_view(self, key: str, name: str, state: dict[str, Any]) -> None:
+        """Save a view of the experiment for MLflow's UI: filter, order and columns of the list of runs."""
+        self._record("view", key, name=name, state=json.dumps(state))
 
     def set_tags(self, key: str, tags: dict[str, Any]) -> None:
         """Set tags of a run; the last value of a tag wins."""

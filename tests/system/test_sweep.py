@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 
@@ -68,6 +70,14 @@ def test_the_best_trial_is_a_logged_model_and_its_data_is_recorded(finished):
     parent = runs["one"]
     (best,) = [run for run in runs.values() if run.data.tags.get("best") == "true"]
     assert best.data.metrics["final/fid"] == parent.data.metrics["best/fid"]
+    # The saved view that the description links to: the trials, the best first, with what was searched.
+    (name,) = re.findall(r"viewStateShareKey=(\w+)", parent.data.tags["mlflow.note.content"])
+    experiment = client.get_experiment(parent.info.experiment_id)
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{name}"])
+    assert "params.`objective.r_end`" in view["selectedColumns"]
+    order = [f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"]
+    listed = client.search_runs([parent.info.experiment_id], view["searchFilter"], order_by=order)
+    assert listed[0].data.metrics["final/fid"] == best.data.metrics["final/fid"]  # two trials are equal
     (model,) = client.search_logged_models([parent.info.experiment_id])
     assert (model.name, model.status, model.source_run_id) == (best.info.run_name, "READY", best.info.run_id)
     assert {metric.key: metric.value for metric in model.metrics}["final/fid"] == parent.data.metrics["best/fid"]
