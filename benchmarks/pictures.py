@@ -20,6 +20,8 @@ from concepts import draw as draw_concepts
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from dashboards.reading.mlflow_runs import find_sweep
+from orchestration.config import LaunchConfig
 from orchestration.sweep.notes import view_name
 from orchestration.sweep.results import load_sweep
 from orchestration.tracking.schema import EXPERIMENT
@@ -98,11 +100,13 @@ def main() -> None:
         for name, path, size in ((SWEEP, "report.png", REPORT_SIZE), (COMPARISON, "comparison.png", COMPARISON_SIZE)):
             picture(browser, (storage / name / "report.html").as_uri(), DOCS / path, size, "h1")
         with dashboards(storage) as addresses:
-            picture(
-                browser, f"{addresses['live view']}/?sweep={SWEEP}", DOCS / "live.png", PAGE_SIZE, ".js-plotly-plot"
-            )
-            address = ranking_address(addresses["MLflow UI"], storage)
-            picture(browser, address, DOCS / "mlflow.png", PAGE_SIZE, f"text={SWEEP}-0000")
+            client = MlflowClient(LaunchConfig(storage=storage).resolved_tracking_uri)
+            sweep, _ = find_sweep(client, SWEEP)
+            assert sweep is not None
+            live = f"{addresses['live view']}/?sweep={sweep.info.run_id}"
+            picture(browser, live, DOCS / "live.png", PAGE_SIZE, ".js-plotly-plot")
+            address = ranking_address(addresses["MLflow UI"], client, storage)
+            picture(browser, address, DOCS / "mlflow.png", MLFLOW_SIZE, f"text={SWEEP}-0000")
         browser.close()
 
 
