@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestration.terminal.format import format_number
 from orchestration.terminal.progress import Row
+from orchestration.terminal.views import finite
 
 ADDRESS = "SOFLOW_WEBHOOK"
 """Environment variable with the URL: of Slack or Mattermost, or of your own server."""
@@ -67,7 +68,7 @@ class Webhook:
         while True:
             message = self._messages.get()
             try:
-                body = json.dumps(message).encode()
+                body = json.dumps(finite(message)).encode()
                 request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
                 urllib.request.urlopen(request, timeout=ANSWERS_WITHIN_S).close()
             except Exception as error:  # of the URL, the network or the server
