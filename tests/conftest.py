@@ -18,6 +18,14 @@ FINISHED_SWEEP = ("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py
 """System tests that do not use the shared cluster, or hardly; most of them read one finished sweep."""
 
 
+LONG = ("test_docs_site.py", "test_fake_cuda.py")
+"""Unit files that take minutes: they come right after the system tests, as the last file to start runs alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "system" not in item.path.parts and item.path.name not in LONG)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Use one process more than there are CPUs: system tests wait for Ray's processes half of their time."""
