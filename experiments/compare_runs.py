@@ -148,7 +148,7 @@ def write_grids(runs: list[Run], path: Path) -> None:
     """Write the runs' last sample grids as one picture, in the order of the runs."""
     from PIL import Image
 
-    from soflow.files import atomic
+    from soflow.training.grids import save_png
 
     grids = [run.grid() for run in runs]
     width = sum(grid.width for grid in grids) + GAP * (len(grids) - 1)
@@ -157,8 +157,7 @@ def write_grids(runs: list[Run], path: Path) -> None:
     for grid in grids:
         picture.paste(grid, (left, 0))
         left += grid.width + GAP
-    with atomic(path) as partial:
-        picture.save(partial, format="PNG")
+    save_png(picture, path)
 
 
 if __name__ == "__main__":

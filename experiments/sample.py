@@ -78,15 +78,13 @@ def write(options: SampleOptions) -> str:
         CheckpointError: if the checkpoint is missing or damaged.
         ConfigError: if the autoencoder of a latent network cannot be loaded.
     """
-    from soflow.files import atomic
     from soflow.models import load_model
-    from soflow.training.grids import GRID_COLUMNS
+    from soflow.training.grids import GRID_COLUMNS, save_png
 
     model = load_model(options.checkpoint, options.best)
     if options.npz is None:
         image = model.grid(options.nfe, options.labels, options.rows, options.sampler, options.seed)
-        with atomic(options.out) as partial:
-            image.save(partial, format="PNG")
+        save_png(image, options.out)
         written, count = options.out, options.rows * (len(options.labels) or GRID_COLUMNS)
     else:
         write_file(options, model)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from orchestration.config import LaunchConfig
 from soflow.config_base import ConfigError
+from soflow.files import LOCK_FILE
 from soflow.plugins import label
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ SWEEP_FILE = "sweep.yaml"
 RUN_FILE = "run.yaml"
 STUDY_FILE = "study.journal"
 REPORT_FILE = "report.html"
-LOCK_FILE = ".lock"
 SPOOL = "spool"
 """Folder of the records that MLflow has not taken yet."""
 
@@ -103,24 +103,25 @@ def sole_owner(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def resumed_folder(storage: Path, resume: str, file: str) -> Path:
-    """Find the sweep or run to resume, by its name in `storage` or by its folder.
+def resumed_folder(storage: Path, name: str, file: str, field: str = "resume") -> Path:
+    """Find a sweep or run by its name in `storage` or by its folder.
 
     Args:
-        resume: the name or folder.
+        name: the name or folder.
         file: SWEEP_FILE or RUN_FILE, which the folder contains.
+        field: name of the argument in the error.
 
     Raises:
         ConfigError: listing the names that exist.
     """
-    for folder in (storage / resume, Path(resume)):
+    for folder in (storage / name, Path(name)):
         if (folder / file).exists():
             return folder
     kind = "sweep" if file == SWEEP_FILE else "run"
     names = sorted(path.parent.name for path in storage.glob(f"*/{file}"))
     known = f"existing: {', '.join(names)}" if names else "none exists"
     raise ConfigError(
-        f"resume = {resume}: must be the name or folder of a {kind}, which contains {file}; in {storage}, {known}"
+        f"{field} = {name}: must be the name or folder of a {kind}, which contains {file}; in {storage}, {known}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +29,8 @@ from soflow.training.config import OptimizerConfig, TrainingConfig
 
 GUIDANCE_OFF = {"guidance_strength": 1, "guidance_omega": 1, "guidance_kappa": 0}
 """Guidance fields of the objectives and the value at which each switches guidance off."""
-NAMED_SECTIONS = ("objective", "dataset", "network")
-"""Sections whose `name` chooses an entry of a registry."""
+NAMED_SECTIONS: dict[str, Mapping[str, object]] = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
+"""Registries of the sections that are chosen by a `name`; `--objective meanflow` is `--objective.name meanflow`."""
 
 
 def _objective_section(values: Any) -> ObjectiveFields:

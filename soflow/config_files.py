@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from soflow.config import to_dict
-from soflow.config_base import ConfigError
+from soflow.config import RunConfig, merge, override, to_dict
+from soflow.config_base import ConfigError, Section
 from soflow.interop import authors_config
 
 
@@ -22,6 +23,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     values = _mapping(path)
     return authors_config.translate(values, path) if authors_config.is_authors(values) else values
+
+
+def read_layers(layers: Iterable[str | Path | dict[str, Any]], model: type[Section] = RunConfig) -> dict[str, Any]:
+    """Read layers, of which later ones win: YAML files, and dictionaries, nested or with dotted paths.
+
+    Raises:
+        ConfigError: if a file cannot be read, or a section is no mapping.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, override({}, layer) if isinstance(layer, dict) else read_yaml(layer), model)
+    return values
 
 
 def unused_keys(path: str | Path) -> dict[str, str]:

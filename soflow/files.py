@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 LOG = logging.getLogger(__name__)
+LOCK_FILE = ".lock"
+"""File in the folder of a run or sweep that its process locks."""
 
 
 def sha256(path: Path) -> str:

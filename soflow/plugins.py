@@ -72,7 +72,8 @@ def load(reference: str) -> Any:
         PluginError: if it cannot be imported.
     """
     module_name, _, name = reference.partition(":")
-    if os.getcwd() not in sys.path:  # a program in experiments/ has that folder on its path instead
+    top = module_name.partition(".")[0]
+    if top != __package__ and os.getcwd() not in sys.path:  # a program in experiments/ has that folder on it instead
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -90,7 +91,6 @@ def load(reference: str) -> Any:
     except AttributeError:
         close = difflib.get_close_matches(name, vars(module), n=1)
         raise PluginError(f"{module_name} has no {name}{f'; did you mean {close[0]}?' if close else ''}") from None
-    top = module_name.partition(".")[0]
     if top != __package__ and (root := _root(sys.modules[top])):
         _roots[reference] = root
     return loaded

@@ -9,9 +9,10 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soflow.config import RunConfig, extends, flatten, merge, override, parse, to_dict
+from soflow.config import RunConfig, extends, flatten, parse, to_dict
 from soflow.config_base import ConfigError
-from soflow.config_files import read_yaml
+from soflow.config_files import read_layers, read_yaml
+from soflow.files import LOCK_FILE
 from soflow.training import reports
 from soflow.training.reports import Report
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from soflow.training.run import TrainingRun
 
 
-REFERENCE_FOLDER, LOCK_FILE = "reference", "lock"
+REFERENCE_FOLDER = "reference"
 
 
 def load_config(*layers: str | Path | dict[str, Any]) -> RunConfig:
@@ -34,10 +35,7 @@ def load_config(*layers: str | Path | dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: with a line per fault, which names the field, its value and the allowed values.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = merge(values, override({}, layer) if isinstance(layer, dict) else read_yaml(layer))
-    return parse(values)
+    return parse(read_layers(layers))
 
 
 def train(
@@ -51,7 +49,7 @@ def train(
     Args:
         folder: folder of the run; reference features are kept beside it, for other runs.
         device: default: CUDA if available.
-        threads: CPU threads. The last digits depend on it; programs use one per worker unless they are told otherwise.
+        threads: CPU threads. The last digits depend on it; programs use one per worker by default.
         progress: show a progress bar.
 
     Raises:

@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 
 from orchestration.interruption import set_last_words
-from orchestration.storage import SWEEP_FILE, new_folder, trial_folder
+from orchestration.storage import SWEEP_FILE, new_folder, resumed_folder, trial_folder
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.ranking import ranking
@@ -20,9 +20,8 @@ from orchestration.sweep.run import run_sweep
 from orchestration.sweep.study import accepted
 from orchestration.sweep.study_storage import load_study
 from orchestration.terminal.command_line import validate
-from soflow.config import flatten, merge, override
-from soflow.config_base import ConfigError
-from soflow.config_files import read_yaml
+from soflow.config import flatten
+from soflow.config_files import read_layers
 from soflow.runs import Run, load_run
 
 
@@ -34,9 +33,7 @@ def sweep_config(*layers: str | Path | dict[str, Any]) -> SweepConfig:
     Raises:
         ConfigError: with a line per fault.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = merge(values, override({}, layer) if isinstance(layer, dict) else read_yaml(layer), SweepConfig)
+    values = read_layers(layers, SweepConfig)
     return validate(SweepConfig, values).with_given(flatten(values))
 
 
@@ -68,10 +65,7 @@ def load_sweep(name: str | Path, storage: str | Path = "results") -> Sweep:
     Raises:
         ConfigError: if there is no such sweep.
     """
-    for folder in (Path(storage) / name, Path(name)):
-        if (folder / SWEEP_FILE).exists():
-            return Sweep(folder)
-    raise ConfigError(f"name = {name}: must be the name of a sweep in {storage}, or a sweep's folder")
+    return Sweep(resumed_folder(Path(storage), str(name), SWEEP_FILE, "name"))
 
 
 class Sweep:

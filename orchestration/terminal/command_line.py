@@ -16,11 +16,11 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from orchestration.config import LaunchConfig
-from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of, suggestion
+from orchestration.terminal.flags import Flag, flags_of, suggestion
 from orchestration.terminal.help import help_text
-from soflow.config import describe, flatten, merge, override
+from soflow.config import NAMED_SECTIONS, describe, flatten, merge, override
 from soflow.config_base import ConfigError, Section, one_of
-from soflow.config_files import read_yaml, unused_keys
+from soflow.config_files import read_layers, read_yaml, unused_keys
 from soflow.data.base import DataError
 
 Config = TypeVar("Config", bound=Section)
@@ -51,7 +51,7 @@ def read_command_line(
         given = split_arguments(arguments)
         if any(argument.flag in ("help", "h") for argument in given):
             everything = any(argument.values == ["all"] for argument in given if argument.flag == "help")
-            print(help_text(model, description, _layered(model, layers), options, positional, everything))
+            print(help_text(model, description, read_layers(layers, model), options, positional, everything))
             raise SystemExit(0)
         return _read(model, given, layers, positional)
     except (ConfigError, DataError) as error:
@@ -133,21 +133,21 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
     # Names first: another objective has other fields.
     for argument in given:
         section = (argument.flag or "").removesuffix(".name")
-        if section in SHORT_FORMS and section in model.model_fields:
+        if section in NAMED_SECTIONS and section in model.model_fields:
             name = _one(section, argument.values)
             try:
-                one_of(SHORT_FORMS[section])(name)
+                one_of(NAMED_SECTIONS[section])(name)
             except ValueError as error:
                 raise ConfigError(f"{section} = {name}: {error}") from None
             values = merge(values, {section: {"name": name}}, model)
     resuming = any(argument.flag == "resume" for argument in given) and "resume" in model.model_fields
-    user, values = values, values if resuming else merge(_layered(model, layers), values, model)
+    user, values = values, values if resuming else merge(read_layers(layers, model), values, model)
     objective = values.get("objective", {}).get("name") if isinstance(values.get("objective"), dict) else None
     flags, changes, free = flags_of(model, objective), {}, []
     for argument in given:
         if argument.flag is None:
             free += argument.values
-        elif argument.flag != "config" and argument.flag.removesuffix(".name") not in SHORT_FORMS:
+        elif argument.flag != "config" and argument.flag.removesuffix(".name") not in NAMED_SECTIONS:
             flag, value, extra = _find(flags, argument.flag, argument.values, objective)
             changes[flag.path] = value
             free += extra
@@ -194,10 +194,3 @@ def _one(name: str, values: list[str]) -> str:
     if len(values) != 1:
         raise ConfigError(f"{name} = {' '.join(values)}: must be one value")
     return values[0]
-
-
-def _layered(model: type[Section], layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = merge(values, layer, model)
-    return values

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from soflow.config import NAMED_SECTIONS
 from soflow.config_base import ConfigError, Section
-from soflow.data.registry import SOURCES
-from soflow.networks.registry import NETWORKS
 from soflow.objectives.registry import OBJECTIVES
-
-SHORT_FORMS: dict[str, Mapping[str, object]] = {"objective": OBJECTIVES, "dataset": SOURCES, "network": NETWORKS}
-"""Sections whose name alone may be given: `--objective meanflow` is `--objective.name meanflow`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def suggestion(unknown: str, flags: dict[str, Flag], objective: str | None) -> s
     if others:
         return f" for objective {objective or 'soflow'}; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
     same_leaf = [path for path in flags if path.rsplit(".", 1)[-1] == leaf]
-    close = same_leaf or difflib.get_close_matches(unknown, [*flags, *SHORT_FORMS, "config", "help"], n=1)
+    close = same_leaf or difflib.get_close_matches(unknown, [*flags, *NAMED_SECTIONS, "config", "help"], n=1)
     if not close:
         leaves = {path.rsplit(".", 1)[-1]: path for path in flags}
         close = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]

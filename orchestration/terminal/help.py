@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from orchestration.terminal.flags import SHORT_FORMS, Flag, flags_of
-from soflow.config import flatten, to_dict
+from orchestration.terminal.flags import Flag, flags_of
+from soflow.config import NAMED_SECTIONS, flatten, to_dict
 from soflow.config_base import Section
 
 COMMON = {
@@ -43,7 +43,7 @@ def help_text(
         everything: list every flag.
     """
     flags = flags_of(model, values.get("objective", {}).get("name"))
-    short = {name: _short_form(name, flags[f"{name}.name"]) for name in SHORT_FORMS if f"{name}.name" in flags}
+    short = {name: _short_form(name, flags[f"{name}.name"]) for name in NAMED_SECTIONS if f"{name}.name" in flags}
     defaults = _defaults(model, values)
     path = Path(sys.argv[0])
     program = f"-m dashboards.{path.stem}" if path.parent.name == "dashboards" else f"experiments/{path.name}"
@@ -70,7 +70,7 @@ def help_text(
 
 
 def _short_form(name: str, flag: Flag) -> Flag:
-    known = list(SHORT_FORMS[name])
+    known = list(NAMED_SECTIONS[name])
     shown = ", ".join(known if len(known) < 10 else [*known[:3], "…", *known[-3:]])
     return Flag(name, f"one of {shown}", flag.help or f"Training objective: {shown}.", flag.default)
 

@@ -30,8 +30,13 @@ BACKGROUND = 96
 
 def write_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 32) -> None:
     """Write uint8 images [N, C, H, W] as one PNG atomically, see `grid_image`."""
+    save_png(grid_image(images, columns, smallest_side), path)
+
+
+def save_png(image: Image, path: Path) -> None:
+    """Write a picture atomically."""
     with atomic(path) as partial:
-        grid_image(images, columns, smallest_side).save(partial, format="PNG")
+        image.save(partial, format="PNG")
 
 
 def grid_image(images: Tensor, columns: int, smallest_side: int = 32) -> Image:

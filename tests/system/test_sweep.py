@@ -162,6 +162,8 @@ def test_a_finished_sweep_is_extended(finished):
     sweep = orchestration.load_sweep("one", session.storage)
     pd.testing.assert_frame_equal(sweep.table(), written.fillna({"reason": ""}))
     assert sweep.best().metrics["fid"] == written["fid"][0]
+    here = soflow.train(sweep.best().config, session.storage / "here", progress=False)  # without Ray, the same numbers
+    assert here.metrics["fid"] == written["fid"][0]
     assert repr(sweep) == "<sweep one: 10 of 10 trials ended>"
     assert len(sweep.study.trials) >= 10
     same = ["trial", "fid", "step", "state"]

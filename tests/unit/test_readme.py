@@ -26,8 +26,8 @@ from experiments.launch import Experiment, Options
 from orchestration.config import TrainConfig
 from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import read_command_line, read_options
-from orchestration.terminal.flags import SHORT_FORMS, flags_of
-from soflow.config import RunConfig
+from orchestration.terminal.flags import flags_of
+from soflow.config import NAMED_SECTIONS, RunConfig
 from soflow.config_files import to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +178,7 @@ def test_flags_in_sentences_exist(page):
     objectives = (None, "my_lab:AnnealedSoFlow")
     shown = itertools.chain(*(flags_of(*pair).values() for pair in itertools.product(models, objectives)))
     known = OTHER_FLAGS | {flag.name for flag in shown}
-    known |= {f"--{section}" for section in SHORT_FORMS}
+    known |= {f"--{section}" for section in NAMED_SECTIONS}
     for text in inline(page):
         if text.startswith("--"):
             assert {flag.replace("_", "-") for flag in flags(text.split())} <= known, text

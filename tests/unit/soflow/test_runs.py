@@ -15,7 +15,7 @@ from helpers import REPOSITORY
 
 import soflow
 from experiments import evaluate, sample
-from soflow import runs
+from soflow.files import LOCK_FILE
 from soflow.training import reports
 
 LAYERS = (
@@ -93,7 +93,7 @@ def test_a_run_that_never_reported_begins_anew(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    with FileLock(tmp_path / runs.LOCK_FILE), pytest.raises(soflow.ConfigError, match="another process trains in it"):
+    with FileLock(tmp_path / LOCK_FILE), pytest.raises(soflow.ConfigError, match="another process trains in it"):
         soflow.train(soflow.load_config(*LAYERS), tmp_path, progress=False)
 
 
