@@ -3,6 +3,7 @@
 Exit codes: 0 if all checks passed, 1 if one failed, 2 without CUDA.
 
 $ make gpu
+$ make gpu ARGS="--only resume --only compiled"
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ FOLDER = Path(__file__).parents[2] / "docs"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=7.5, help="time budget of all checks (default 7.5)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="run the checks with TEXT in their names, repeatable; others keep their outcomes from this machine",
+    )
     options = parser.parse_args()
     # Read by cuBLAS at its start: without it, torch's deterministic algorithms exclude matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -32,11 +39,11 @@ def main() -> int:
         return 2
     from benchmarks.gpu import page
     from benchmarks.gpu.checks import CORRECTNESS, THROUGHPUT, run
-    from benchmarks.gpu.results import Outcome, Results, save
+    from benchmarks.gpu.results import Outcome, Results, earlier, merged, save
     from soflow.files import write_atomic
 
     def keep(outcomes: list[Outcome]) -> None:
-        results = Results(machine, outcomes)
+        results = Results(machine, merged(outcomes, before, [check.name for check in checks]))
         save(results, FOLDER / "gpu.json")
         write_atomic(FOLDER / "gpu.md", page.with_measured((FOLDER / "gpu.md").read_text(), results))
 
@@ -47,7 +54,12 @@ def main() -> int:
         "CUDA": torch.version.cuda or "",
         "date": datetime.date.today().isoformat(),
     }
-    outcomes = run((*CORRECTNESS, *THROUGHPUT), device, options.minutes * 60, keep)
+    checks = (*CORRECTNESS, *THROUGHPUT)
+    chosen = [check for check in checks if not options.only or any(text in check.name for text in options.only)]
+    if not chosen:
+        parser.error(f"--only: no check has {' or '.join(options.only)} in its name")
+    before = earlier(FOLDER / "gpu.json", machine) if options.only else []
+    outcomes = run(chosen, device, options.minutes * 60, keep)
     print(f"{FOLDER / 'gpu.md'} and {FOLDER / 'gpu.json'} have the figures")
     return 1 if Results(machine, outcomes).failed else 0
 

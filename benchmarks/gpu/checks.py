@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu import agreement, sharing, throughput, training
+from benchmarks.gpu import agreement, sharing, sweep, throughput, training
 from benchmarks.gpu.results import FAILED, NOT_RUN, PASSED, Figure, Outcome
 from benchmarks.gpu.throughput import NotReached
 
@@ -43,6 +44,7 @@ CORRECTNESS = (
     Check("peak memory against prediction", _of_device(training.memory), training.MEMORY_REASON),
     Check("out of memory, then micro-batches", _of_device(training.micro_batches), training.PARTS_REASON),
     Check("two slots on one GPU", _of_device(sharing.shared_gpu), sharing.SHARED_REASON),
+    Check("a sweep on half GPUs", _of_device(sweep.on_half_gpus), sweep.REASON),
     Check("two data-parallel GPUs", _on_two_gpus, sharing.WORKERS_REASON, gpus=2),
 )
 THROUGHPUT = tuple(
@@ -81,6 +83,7 @@ def outcome_of(check: Check, device: torch.device, seconds: float) -> Outcome:
     except NotReached as error:
         return Outcome(check.name, NOT_RUN, time.monotonic() - began, reason=f"not reached: {error}")
     except Exception as error:  # whatever goes wrong, the other checks still say something
+        traceback.print_exc()
         line = (str(error).strip().splitlines() or [""])[0]
         return Outcome(check.name, FAILED, time.monotonic() - began, reason=f"{type(error).__name__}: {line}")
     verdict = PASSED if figures and all(figure.passes for figure in figures) else FAILED

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.gpu.checks import THROUGHPUT, summary
 from benchmarks.gpu.results import Figure, Outcome, Results
+from benchmarks.gpu.throughput import WARMUP
 
 BEGIN, END = "<!-- measured: written by make gpu -->", "<!-- end of measured -->"
 
@@ -59,6 +60,10 @@ PUBLISHED = (
 """Images per second of one GPU, computed from what the source states."""
 
 
+FIGURES = ("images/s", "batch", "peak memory, GiB", "% of the peak FLOP/s", f"first {WARMUP} steps, s")
+"""Names of the figures of a throughput row, in order."""
+
+
 def with_measured(page: str, results: Results) -> str:
     """Replace what stands between the two markers of a page; ValueError if it lacks them."""
     before, begin, rest = page.partition(BEGIN)
@@ -76,7 +81,7 @@ def measured(results: Results) -> str:
     parts = [
         ", ".join(f"{name} {value}" for name, value in results.machine.items()) + ".",
         table(("check", "outcome"), [(outcome.check, summary(outcome)) for outcome in checks]),
-        table(("training step", "images/s", "batch", "peak memory, GiB"), [throughput_row(row) for row in timed]),
+        table(("training step", *FIGURES), [throughput_row(row) for row in timed]),
         table(
             ("published", "hardware", "images/s of one GPU", "source"),
             [(row.training, row.hardware, row.images_per_s, row.source) for row in PUBLISHED],
@@ -88,7 +93,7 @@ def measured(results: Results) -> str:
 
 def throughput_row(outcome: Outcome) -> tuple[str, ...]:
     if not outcome.figures:
-        return outcome.check, f"{outcome.verdict}: {outcome.reason}", "", ""
+        return outcome.check, f"{outcome.verdict}: {outcome.reason}", *[""] * (len(FIGURES) - 1)
     return outcome.check, *(f"{figure.value:.4g}" for figure in outcome.figures)
 
 

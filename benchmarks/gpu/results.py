@@ -63,5 +63,20 @@ def load(path: Path) -> Results:
     return Results(content["machine"], [_outcome(values) for values in content["outcomes"]])
 
 
+def earlier(path: Path, machine: dict[str, str]) -> list[Outcome]:
+    """Read the outcomes of an earlier run, if it was on the same machine; the date does not count."""
+    if not path.exists():
+        return []
+    results = load(path)
+    same = all(results.machine.get(name) == value for name, value in machine.items() if name != "date")
+    return results.outcomes if same else []
+
+
+def merged(outcomes: list[Outcome], before: list[Outcome], order: list[str]) -> list[Outcome]:
+    """Add the outcomes of an earlier run for the checks that have no new one, in the given order of names."""
+    by_name = {outcome.check: outcome for outcome in (*before, *outcomes)}
+    return [by_name[name] for name in order if name in by_name]
+
+
 def _outcome(values: dict[str, Any]) -> Outcome:
     return Outcome(**values | {"figures": [Figure(**figure) for figure in values["figures"]]})

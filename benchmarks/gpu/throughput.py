@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import statistics
+import time
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ from benchmarks.gpu.results import Figure
 from orchestration.cost_study.config import UNGUIDED, VARIANTS
 from soflow.config import RunConfig, parse
 from soflow.cost.measure import peak_bytes, time_steps
+from soflow.cost.predict import predict
 from soflow.cost.synthetic import synthetic_source
+from soflow.cost.utilization import peak_flops_per_s
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.trainer import Trainer
 
@@ -67,7 +70,7 @@ EAGER = [
     for variant in LABELS
     if variant != "meanflow_flash" or importlib.util.find_spec("jvp_flash_attention")
 ]
-COMPILED = [Row(network, variant, True) for network in BATCHES for variant in ("flow_matching", "soflow", "meanflow_c")]
+COMPILED = [Row(network, variant, True) for network in BATCHES for variant in LABELS if variant != "meanflow_flash"]
 ROWS = EAGER + COMPILED
 """Rows in the order in which they are measured: compilation takes long, and the time may run out."""
 
@@ -105,10 +108,15 @@ def timed(row: Row, device: torch.device, batch: int) -> list[Figure]:
         raise RuntimeError(
             "training.compile = True: the compiler does not work here; install a C++ compiler and Triton"
         )
+    began = time.perf_counter()
     time_steps(trainer, WARMUP)
+    warmup_s = time.perf_counter() - began
     step_ms = statistics.median(step["step"] for step in time_steps(trainer, STEPS))
+    rate = predict(config).flops / step_ms * 1e3
     return [
         Figure("images/s", batch * 1e3 / step_ms),
         Figure("batch", batch),
         Figure("peak memory, GiB", peak_bytes(trainer) / 2**30),
+        Figure("% of the peak FLOP/s", 100 * rate / peak_flops_per_s(trainer.device, config.training.precision)),
+        Figure(f"first {WARMUP} steps, s", warmup_s),
     ]
