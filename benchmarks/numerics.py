@@ -12,6 +12,8 @@ with the default shares of flow matching and consistency. The table shows the me
 maximum. "Unit/r" is the amplified unit roundoff of the network's matrix products, which predicts the order of
 magnitude.
 
+A training in bfloat16 computes q from values in float32, and the gradient in bfloat16: the last rows.
+
 bfloat16 is torch's autocast, as in training. CPUs do not have TensorFloat-32, so it is emulated: in the forward pass
 the operands of linear layers, convolutions and attention's products with queries, keys and values are rounded to its 10
 mantissa bits. Sums stay in float32, as do the softmax's weights and the gradients arriving in the backward pass, which
@@ -100,6 +102,14 @@ class Case:
         """Compute ‖g − g₆₄‖ / ‖g₆₄‖ at gap ratio r."""
         draws = self.draws(ratio)
         return gradient_error(self.config(ratio), objective, precision, self.network, self.data, self.labels, draws)
+
+    def error_of_mixed(self, ratio: float) -> float:
+        """Compute the error if only the values that q subtracts are in fp32, and the gradient is in bf16."""
+        objective = SoFlow(self.config(ratio), NUM_CLASSES, True, Precision("bf16"), Precision("fp32"))
+        draws = self.draws(ratio)
+        mixed = gradient(objective, self.network, self.data, self.labels, draws)
+        exact = exact_gradient(self.config(ratio), self.network, self.data, self.labels, in_float64(draws))
+        return distance(mixed, exact)
 
     def config(self, ratio: float) -> SoFlowConfig:
         """Configure the consistency loss alone, without guidance, at a constant gap ratio."""
@@ -210,6 +220,10 @@ def table(cases: list[Case]) -> list[str]:
             for objective in FINITE_DIFFERENCES.values()
         ]
         lines.append(f"| {parameterization} | {precision} | {ratio:g} | {' | '.join(errors)} | {unit / ratio:.1e} |")
+    for parameterization, ratio in itertools.product(PARAMETERIZATIONS, RATIOS):
+        error = spread([case.error_of_mixed(ratio) for case in cases if case.parameterization == parameterization])
+        unit = f"{ROUNDING_UNITS['bf16']:.1e} (unit)"
+        lines.append(f"| {parameterization} | values in fp32, gradient in bf16 | {ratio:g} | | {error} | {unit} |")
     return lines
 
 

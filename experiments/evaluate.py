@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestration.terminal.command_line import fail, read_command_line
+from orchestration.terminal.views import finite
 from soflow.config_base import CheckpointPath, ConfigError, Count, InputPath, Section
 from soflow.data.base import DataError
 from soflow.evaluation.config import Sampler
@@ -59,8 +60,10 @@ class EvaluateOptions(Section):
     """Folder of the dataset, if it was moved."""
     storage: Path = Path("results")
     """Folder of runs, whose cached reference features are reused."""
+    format: Literal["lines", "json"] = "lines"
+    """Print a line per NFE, or one JSON object: metrics and the protocol that they follow."""
     out: Path | None = None
-    """JSON file to write: metrics and the protocol that they follow."""
+    """JSON file to write, with the same content."""
 
     def changes(self) -> dict[str, Any]:
         """Return the given values by their path in the run's configuration."""
@@ -99,7 +102,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     config = parse(override(to_dict(model.config), options.changes()))
     evaluator = model.evaluator(config, options.storage / "reference")
     num_batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)
-    print(f"{model.path}: {config.evaluation.num_samples} samples, features of {config.feature_network}", flush=True)
+    lines = sys.stdout if options.format == "lines" else sys.stderr
+    samples = f"{config.evaluation.num_samples} samples, features of {config.feature_network}"
+    print(f"{model.path}: {samples}", file=lines, flush=True)
 
     def shown(batches, description):
         return track(batches, description, num_batches, transient=True, console=Console(stderr=True))
@@ -107,14 +112,16 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for nfe, sampler, measured in model.measure(config, evaluator, shown):
         listed = ", ".join(f"{name} {value:.6g}" for name, value in measured.items())
-        print(f"{nfe} NFE ({sampler}): {listed}", flush=True)
+        print(f"{nfe} NFE ({sampler}): {listed}", file=lines, flush=True)
         metrics |= measured
     metrics |= evaluator.floor()
+    protocol = evaluator.protocol() | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
+    text = json.dumps(finite({"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}), indent=2)
+    if options.format == "json":
+        print(text)
     if options.out is not None:
-        protocol = evaluator.protocol() | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
-        written = {"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}
-        write_atomic(options.out, json.dumps(written, indent=2))
-        print(f"written to {options.out}")
+        write_atomic(options.out, text)
+        print(f"written to {options.out}", file=lines)
     return metrics
 
 

@@ -23,7 +23,10 @@ from soflow.config_files import read_yaml
 from soflow.data.base import DataError
 
 PRESETS = Path(__file__).parent / "presets"
-NEUTRAL = ("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources")
+NEUTRAL = (
+    *("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources"),
+    *("tags", "note"),
+)
 """Fields that do not change the question of an experiment."""
 
 

@@ -77,7 +77,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     for line in (
         f"{sum(seeds for _, seeds in runs.values())} training runs, {_range((least, most))} {device} {unit} of "
         f"training on {num_workers} each, without evaluation: from every kernel at the peak rate of arithmetic or "
-        f"memory to {SLOWDOWN:g} times as long, as the slowest steps measured.",
+        f"memory to {SLOWDOWN:g} times as long, a little more than the slowest steps measured.",
         "Memory is the peak of all tensors of one worker.",
         f"launch: {cluster_command(config, arguments, workers)}",
     ):

@@ -2,8 +2,8 @@
 
 A step runs on meta tensors while operations and bytes are counted. "products" is the time of the matrix products at the
 accelerator's peak rate, which no step undercuts. "step" is the range to expect: from all kernels at the peak rate of
-arithmetic or memory, whichever limits them, to 2.5 times that, as the slowest step measured. Memory is the peak of all
-tensors on one accelerator; the largest batch that fits is predicted as well.
+arithmetic or memory, whichever limits them, to 3 times that, a little more than the slowest step measured. Memory is
+the peak of all tensors on one accelerator; the largest batch that fits is predicted as well.
 
 $ python experiments/predict_cost.py
 $ python experiments/predict_cost.py soflow-imagenet256-xl2 --accelerators H100 H200 --num-workers 8
@@ -12,11 +12,14 @@ $ python experiments/predict_cost.py results/NAME/best.yaml --accelerators here
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import table_console
+from orchestration.terminal.views import finite
 from soflow.config import RunConfig, override, parse
 from soflow.config_base import ConfigError, Count, Section
 from soflow.config_files import read_yaml
@@ -34,6 +37,8 @@ class PredictOptions(Section):
     """Accelerators that share the batch."""
     batch_size: Count | None = None
     """Samples per step. Default: the configured number."""
+    format: Literal["table", "json"] = "table"
+    """Print a table, or a JSON list with an object per row."""
     out: Path | None = None
     """CSV file to write the table to."""
 
@@ -46,12 +51,15 @@ def main() -> int:
     except ConfigError as error:
         fail(error)
     rows = [row for name, config in runs.items() for row in _predict(name, config, accelerators, options.num_workers)]
-    _show(rows)
+    if options.format == "json":
+        print(json.dumps(finite(rows), indent=2))
+    else:
+        _show(rows)
     if options.out:
         import pandas as pd
 
         pd.DataFrame(rows).to_csv(options.out, index=False)
-        print(f"table: {options.out}")
+        print(f"table: {options.out}", file=sys.stderr)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
+from orchestration.tracking import schema
 from soflow.config import RunConfig
 from soflow.config_base import Count, Section, has_password
 
@@ -49,6 +50,20 @@ def database_url(uri: str) -> str:
     return f"{database[1]}{Path(database[2]).absolute()}" if database and database[2] != ":memory:" else uri
 
 
+def named_value(text: str) -> str:
+    """Check that a tag is NAME=VALUE with a name that is free.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    name, _, value = text.partition("=")
+    if not (value and re.fullmatch(r"\w[\w.\- ]*", name) and len(name) <= LONGEST_NAME):
+        raise ValueError("must be NAME=VALUE, the name of letters, digits, spaces and _ . -, beginning with a letter")
+    if name in schema.TAGS or name.startswith(schema.TAG_PREFIXES):
+        raise ValueError(f"the tag {name} is set by the program; choose another name")
+    return text
+
+
 class ResourcesConfig(Section):
     num_workers: Count = 1
     """Data-parallel workers per run; each trains on an equal share of the batch."""
@@ -70,6 +85,10 @@ class LaunchConfig(RunConfig):
     tracking_uri: Annotated[str, AfterValidator(database_url)] | None = None
     """MLflow server (http(s)://…) or database (sqlite:///…). Default: the environment's MLFLOW_TRACKING_URI, or
     mlflow.db in `storage`."""
+    tags: tuple[Annotated[str, AfterValidator(named_value)], ...] = ()
+    """Your own tags in MLflow, each NAME=VALUE, to filter and group runs; a sweep's trials get them as well."""
+    note: str | None = None
+    """Your own note, at the top of the description in MLflow."""
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -84,6 +103,14 @@ class LaunchConfig(RunConfig):
         copy = self.model_copy()
         copy._given = given
         return copy
+
+    @field_validator("tags")
+    @classmethod
+    def _have_names_of_their_own(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in tags]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+        return tags
 
     @field_validator("name")
     @classmethod
@@ -111,6 +138,11 @@ class LaunchConfig(RunConfig):
         """The part of the configuration that determines the numbers."""
         # Its sections are validated and immutable already.
         return RunConfig.model_construct(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+    @property
+    def own_tags(self) -> dict[str, str]:
+        """Values of `tags` by name."""
+        return {name: value for name, _, value in (text.partition("=") for text in self.tags)}
 
     @property
     def resolved_tracking_uri(self) -> str:

@@ -44,6 +44,6 @@ def check_inputs(config: RunConfig) -> None:
     if (precision := config.training.quotient_precision) != "fp32":
         print(
             f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding errors of "
-            "its two network calls by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
+            "its two network outputs by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
             file=sys.stderr,
         )

@@ -15,7 +15,7 @@ from soflow.files import write_atomic
 Config = TypeVar("Config", bound=LaunchConfig)
 MAY_CHANGE = (
     *("num_trials", "search", "confirm", "confirm_seeds", "resources", "max_concurrent", "trial_retries"),
-    *("address", "tracking_uri", "progress"),
+    *("address", "tracking_uri", "progress", "tags", "note"),
 )
 """Fields and sections that a resume takes from its command line; all others are those of the sweep or run."""
 STEPS = "training.total_steps"

@@ -84,13 +84,17 @@ class _Run:
         from orchestration.workers.training import training_group
 
         run = self.config.run
-        tags = environment_tags() | {
-            schema.KIND: schema.RUN_KIND,
-            schema.OBJECTIVE: run.objective.name,
-            schema.DATASET: run.dataset.name,
-            schema.CONFIG_HASH: config_hash(run),
-            schema.FOLDER: str(self.folder),
-        }
+        tags = (
+            self.config.own_tags
+            | environment_tags()
+            | {
+                schema.KIND: schema.RUN_KIND,
+                schema.OBJECTIVE: run.objective.name,
+                schema.DATASET: run.dataset.name,
+                schema.CONFIG_HASH: config_hash(run),
+                schema.FOLDER: str(self.folder),
+            }
+        )
         set_last_words(self._end_interrupted)
         params = flatten(to_dict(run))
         if self.resuming:  # maybe with more steps, but MLflow keeps a parameter's first value

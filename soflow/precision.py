@@ -2,7 +2,7 @@
 
 Lower precision is harmless in most calls. SoFlow's finite difference, however, divides the difference of two network
 outputs by t − l, which amplifies rounding by 1 / r(k, K): 500 times at r = 0.002. Each objective therefore has two
-precisions, one for the calls of a finite difference and one for all other calls.
+precisions, one for the values in a finite difference, and one for all other calls and for all gradients.
 """
 
 from __future__ import annotations
@@ -78,22 +78,6 @@ class Precision:
         with self.context(x.device):
             return network(x, t, s, labels).to(x.dtype)
 
-    def also_backward(self, output: Tensor) -> Tensor:
-        """Let the backward pass of a call run in this precision as well, where it differs from other calls'.
-
-        The backward pass reaches a call's output before the rest of the call, and later calls before earlier ones.
-        """
-        if output.requires_grad:
-            output.register_hook(self._switch)
-        return output
-
-    def _switch(self, gradient: Tensor) -> None:
-        global _counted
-        if gradient.device.type == "meta":
-            _counted = self.name
-        else:
-            _allow_tensor_float_32(self.name == "tf32")
-
     @contextmanager
     def backward(self, device: torch.device) -> Iterator[None]:
         """Run the backward pass inside the block in this precision; bfloat16 is part of the graph already."""
@@ -115,12 +99,8 @@ class Precision:
 def _tensor_float_32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TensorFloat-32 on CUDA tensor cores; torch's default allows it in convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    _allow_tensor_float_32(allowed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def _allow_tensor_float_32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed

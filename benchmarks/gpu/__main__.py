@@ -38,12 +38,12 @@ def main() -> int:
         print(NO_CUDA, file=sys.stderr)
         return 2
     from benchmarks.gpu import page
-    from benchmarks.gpu.checks import CORRECTNESS, THROUGHPUT, run
+    from benchmarks.gpu.checks import CHECKS, run
     from benchmarks.gpu.results import Outcome, Results, earlier, merged, save
     from soflow.files import write_atomic
 
     def keep(outcomes: list[Outcome]) -> None:
-        results = Results(machine, merged(outcomes, before, [check.name for check in checks]))
+        results = Results(machine, merged(outcomes, before, [check.name for check in CHECKS]))
         save(results, FOLDER / "gpu.json")
         write_atomic(FOLDER / "gpu.md", page.with_measured((FOLDER / "gpu.md").read_text(), results))
 
@@ -54,8 +54,7 @@ def main() -> int:
         "CUDA": torch.version.cuda or "",
         "date": datetime.date.today().isoformat(),
     }
-    checks = (*CORRECTNESS, *THROUGHPUT)
-    chosen = [check for check in checks if not options.only or any(text in check.name for text in options.only)]
+    chosen = [check for check in CHECKS if not options.only or any(text in check.name for text in options.only)]
     if not chosen:
         parser.error(f"--only: no check has {' or '.join(options.only)} in its name")
     before = earlier(FOLDER / "gpu.json", machine) if options.only else []

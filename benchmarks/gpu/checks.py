@@ -44,13 +44,17 @@ CORRECTNESS = (
     Check("peak memory against prediction", _of_device(training.memory), training.MEMORY_REASON),
     Check("out of memory, then micro-batches", _of_device(training.micro_batches), training.PARTS_REASON),
     Check("two slots on one GPU", _of_device(sharing.shared_gpu), sharing.SHARED_REASON),
-    Check("a sweep on half GPUs", _of_device(sweep.on_half_gpus), sweep.REASON),
     Check("two data-parallel GPUs", _on_two_gpus, sharing.WORKERS_REASON, gpus=2),
 )
-THROUGHPUT = tuple(
-    Check(row.name, functools.partial(throughput.throughput, row), throughput.PUBLISHED_REASON)
-    for row in throughput.ROWS
-)
+HALVES = Check("a sweep on half GPUs", _of_device(sweep.on_half_gpus), sweep.REASON)
+
+
+def _rows(rows: list[throughput.Row]) -> list[Check]:
+    return [Check(row.name, functools.partial(throughput.throughput, row), throughput.PUBLISHED_REASON) for row in rows]
+
+
+CHECKS = (*CORRECTNESS, *_rows(throughput.EAGER), HALVES, *_rows(throughput.COMPILED))
+"""All checks in the order in which they are run: those that take long, and may not be reached, come last."""
 
 
 def run(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.gpu.checks import THROUGHPUT, summary
+from benchmarks.gpu.checks import summary
 from benchmarks.gpu.results import Figure, Outcome, Results
-from benchmarks.gpu.throughput import WARMUP
+from benchmarks.gpu.throughput import BATCHES, WARMUP
 
 BEGIN, END = "<!-- measured: written by make gpu -->", "<!-- end of measured -->"
 
@@ -75,13 +75,13 @@ def with_measured(page: str, results: Results) -> str:
 
 def measured(results: Results) -> str:
     """Make the section: machine, verdicts, throughput beside published figures, all figures."""
-    rows = {check.name for check in THROUGHPUT}
-    checks = [outcome for outcome in results.outcomes if outcome.check not in rows]
-    timed = [outcome for outcome in results.outcomes if outcome.check in rows]
+    timed = [outcome for outcome in results.outcomes if outcome.check.startswith(tuple(BATCHES))]
+    checks = [outcome for outcome in results.outcomes if outcome not in timed]
     parts = [
         ", ".join(f"{name} {value}" for name, value in results.machine.items()) + ".",
         table(("check", "outcome"), [(outcome.check, summary(outcome)) for outcome in checks]),
         table(("training step", *FIGURES), [throughput_row(row) for row in timed]),
+        "The peak is that of bf16 for the whole step, also where values of a finite difference are in fp32.",
         table(
             ("published", "hardware", "images/s of one GPU", "source"),
             [(row.training, row.hardware, row.images_per_s, row.source) for row in PUBLISHED],

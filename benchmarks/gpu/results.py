@@ -73,9 +73,13 @@ def earlier(path: Path, machine: dict[str, str]) -> list[Outcome]:
 
 
 def merged(outcomes: list[Outcome], before: list[Outcome], order: list[str]) -> list[Outcome]:
-    """Add the outcomes of an earlier run for the checks that have no new one, in the given order of names."""
+    """Add the outcomes of an earlier run for the checks that have no new one.
+
+    Args:
+        order: names of the checks in order; others, of packages that are not installed here, follow.
+    """
     by_name = {outcome.check: outcome for outcome in (*before, *outcomes)}
-    return [by_name[name] for name in order if name in by_name]
+    return [by_name[name] for name in dict.fromkeys((*order, *by_name)) if name in by_name]
 
 
 def _outcome(values: dict[str, Any]) -> Outcome:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,23 +33,30 @@ def on_half_gpus(device: torch.device, trials: int = TRIALS, steps: int = STEPS)
     expected = torch.cuda.get_device_name(device) if cuda else None
     with tempfile.TemporaryDirectory() as storage:
         began = time.perf_counter()
-        ended = subprocess.run(
-            [
-                *(sys.executable, "experiments/sweep_schedule.py", "--storage", storage, "--name", "half"),
-                *("--num-trials", str(trials), "--training.total-steps", str(steps), "--early-stopping.kind", "none"),
-                *("--resources.gpus-per-worker", "0.5" if cuda else "0", "--evaluation.num-samples", "500"),
-            ],
+        command = [
+            *(sys.executable, "experiments/sweep_schedule.py", "--storage", storage, "--name", "half"),
+            *("--num-trials", str(trials), "--training.total-steps", str(steps), "--early-stopping.kind", "none"),
+            *("--resources.gpus-per-worker", "0.5" if cuda else "0", "--evaluation.num-samples", "500"),
+        ]
+        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.getenv("PYTHONPATH"))))
+        program = subprocess.Popen(
+            command,
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), os.getenv("PYTHONPATH"))))},
+            env=os.environ | {"PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=SECONDS,
+            start_new_session=True,
         )
+        try:
+            output, _ = program.communicate(timeout=SECONDS)
+        finally:
+            with suppress(ProcessLookupError):  # Ray's processes would keep the GPU
+                os.killpg(program.pid, signal.SIGKILL)
         seconds = time.perf_counter() - began
-        if ended.returncode:
-            print(ended.stdout, file=sys.stderr)
-            raise RuntimeError(f"sweep_schedule.py: exit code {ended.returncode}: {ended.stdout.splitlines()[-1:]}")
+        if program.returncode:
+            print(output, file=sys.stderr)
+            raise RuntimeError(f"exit code {program.returncode}: {(output.splitlines() or [''])[-1]}")
         sweep = load_sweep("half", storage)
         table = sweep.table()
         good = (table["state"] == "finished") & table["fid"].notna()

@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from benchmarks.gpu.processes import in_processes
 from benchmarks.gpu.results import Figure
 from orchestration.cost_study.config import UNGUIDED, VARIANTS
 from soflow.config import RunConfig, parse
+from soflow.config_base import PrecisionName
 from soflow.cost.measure import peak_bytes, time_steps
 from soflow.cost.predict import predict
 from soflow.cost.synthetic import synthetic_source
@@ -39,10 +40,13 @@ class Row:
     variant: str
     """One of orchestration.cost_study.config.VARIANTS, without guidance."""
     compiled: bool = False
+    quotient: PrecisionName = "fp32"
+    """Precision of the values in SoFlow's finite difference."""
 
     @property
     def name(self) -> str:
-        return f"{self.network}, {LABELS[self.variant]}{', compiled' if self.compiled else ''}"
+        quotient = "" if self.quotient == "fp32" else f" with its quotient in {self.quotient}"
+        return f"{self.network}, {LABELS[self.variant]}{quotient}{', compiled' if self.compiled else ''}"
 
     def config(self, batch: int) -> RunConfig:
         """Configure this step without guidance, as published figures have none."""
@@ -52,7 +56,13 @@ class Row:
                 "dataset": {"name": "latents", "image_size": 256},
                 "network": {"name": self.network},
                 "objective": objective | UNGUIDED[objective["name"]],
-                "training": {"precision": "bf16", "batch_size": batch, "compile": self.compiled, "total_steps": 1000},
+                "training": {
+                    "precision": "bf16",
+                    "quotient_precision": self.quotient,
+                    "batch_size": batch,
+                    "compile": self.compiled,
+                    "total_steps": 1000,
+                },
             }
         )
 
@@ -65,14 +75,11 @@ LABELS = {
     "meanflow_flash": "MeanFlow with fused attention",
 }
 EAGER = [
-    Row(network, variant)
-    for network in BATCHES
-    for variant in LABELS
-    if variant != "meanflow_flash" or importlib.util.find_spec("jvp_flash_attention")
+    *(Row(network, variant) for network in BATCHES for variant in LABELS if variant != "meanflow_flash"),
+    *(Row(network, "meanflow_flash") for network in BATCHES if importlib.util.find_spec("jvp_flash_attention")),
+    *(Row(network, "soflow", quotient="tf32") for network in BATCHES),
 ]
-COMPILED = [Row(network, variant, True) for network in BATCHES for variant in LABELS if variant != "meanflow_flash"]
-ROWS = EAGER + COMPILED
-"""Rows in the order in which they are measured: compilation takes long, and the time may run out."""
+COMPILED = [replace(row, compiled=True) for row in EAGER if row.variant != "meanflow_flash"]
 
 
 def throughput(row: Row, device: torch.device, seconds: float) -> list[Figure]:

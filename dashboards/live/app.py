@@ -6,11 +6,9 @@ with Markdown escaped in sentences.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -19,18 +17,17 @@ import streamlit as st
 
 from dashboards.labels import title
 from dashboards.live import charts, findings
+from dashboards.live.pairs import show_pair
 from dashboards.live.reader import LiveSweep, Snapshot, Trial, newest_sweeps
+from dashboards.live.sources import client_of, live_sweep, newest_grid, traceback_of
 from dashboards.palette import STATE_COLORS
-from dashboards.reading.images import SAMPLES, list_grids
-from dashboards.reading.mlflow_runs import connect, read_artifact
 from orchestration.terminal.format import format_number, format_time, short_name
-from orchestration.tracking.schema import FAILURE, FID, PEAK_MIB, TRACEBACK, TRAIN_S
+from orchestration.tracking.schema import FAILURE, FID, PEAK_MIB, TRAIN_S
 from orchestration.tracking.uri import TrackingError, root_cause
 from soflow.config_base import without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from PIL.Image import Image
 
 REFRESH_EVERY_S, LIST_EVERY_S = 4, 10
 BADGES = {
@@ -40,7 +37,6 @@ BADGES = {
     "KILLED": ":orange-badge[interrupted]",
 }
 LONGEST_TRACEBACK = 50_000  # characters
-MOST_PIXELS = 10_000_000  # of a sample grid
 COSTS = (TRAIN_S, PEAK_MIB)
 
 
@@ -51,17 +47,6 @@ def main() -> None:
         choose_sweep(tracking_uri, st.session_state.get("sweep"))
     if run_id := st.session_state.get("sweep"):
         show_sweep(tracking_uri, mlflow_url, run_id)
-
-
-@st.cache_resource(show_spinner=False)
-def client_of(tracking_uri: str):
-    return connect(tracking_uri)
-
-
-@st.cache_resource(max_entries=20, show_spinner=False)
-def live_sweep(tracking_uri: str, run_id: str) -> LiveSweep:
-    """Share one reader between all windows that show a sweep."""
-    return LiveSweep(client_of(tracking_uri), run_id)
 
 
 @st.fragment(run_every=LIST_EVERY_S)
@@ -78,6 +63,7 @@ def choose_sweep(tracking_uri: str, shown: str | None) -> None:
         st.info("No sweeps yet. This page shows the first one as soon as it starts:")
         st.code("make sweep", language="sh")
         return
+    st.session_state["names"] = {run_id: sweep_label(sweeps, run_id) for run_id in sweeps}
     running = [run_id for run_id, run in sweeps.items() if run.info.status == "RUNNING"]
     preselected = shown or st.query_params.get("sweep")
     if preselected not in sweeps and not shown:
@@ -126,6 +112,7 @@ def show_sweep(tracking_uri: str, mlflow_url: str, run_id: str) -> None:
         show_best(sweep, best, goal)
     show_costs(snapshot)
     show_failures(sweep, snapshot)
+    show_pair(tracking_uri, sweep, snapshot, st.session_state.get("names", {}) | {run_id: "this one"})
     st.subheader("Trials")
     st.dataframe(findings.table(snapshot), hide_index=True, key="trials")
     st.subheader("Environment")
@@ -195,29 +182,6 @@ def show_best(sweep: LiveSweep, best: Trial | None, goal: str) -> None:
         st.image(image[1], caption=f"samples at step {image[0]}, one column per class", width="stretch")
 
 
-@st.cache_data(max_entries=50, show_spinner=False)
-def grid_of(_sweep: LiveSweep, run_id: str, latest: str) -> tuple[int, Image] | None:
-    """Read a trial's newest sample grid and its step; `latest` changes with every report and invalidates the cache."""
-    from PIL import Image
-
-    grids = list_grids(_sweep.client, run_id).get(SAMPLES)
-    if not grids:
-        return None
-    content = read_artifact(_sweep.client, run_id, grids[max(grids)])
-    with warnings.catch_warnings(), Image.open(io.BytesIO(content or b"")) as image:
-        warnings.simplefilter("error")
-        if image.width * image.height > MOST_PIXELS:
-            return None
-        return max(grids), image.convert("RGB")
-
-
-def newest_grid(sweep: LiveSweep, trial: Trial) -> tuple[int, Image] | None:
-    try:
-        return grid_of(sweep, trial.run_id, repr(sorted(trial.metrics.items())))
-    except Exception:  # incomplete or invalid image, or no server, which is reported elsewhere
-        return None
-
-
 def show_costs(snapshot: Snapshot) -> None:
     goal = findings.goal(snapshot)
     st.subheader("Quality against cost")
@@ -247,12 +211,6 @@ def show_failures(sweep: LiveSweep, snapshot: Snapshot) -> None:
         st.code(traceback[-LONGEST_TRACEBACK:], language=None)
     else:
         st.caption("No traceback was recorded.")
-
-
-@st.cache_data(max_entries=50, show_spinner=False)
-def traceback_of(_sweep: LiveSweep, run_id: str, ended_ms: int | None) -> str | None:
-    content = read_artifact(_sweep.client, run_id, TRACEBACK)
-    return None if content is None else content.decode(errors="replace")
 
 
 def reason_of(trial: Trial) -> str:

@@ -112,6 +112,12 @@ def current_best(snapshot: Snapshot) -> Trial | None:
     return min(ranked, key=lambda trial: trial.value(goal(snapshot)), default=None)
 
 
+def ranked(snapshot: Snapshot, metric: str) -> list[Trial]:
+    """List the trials that have reported a metric, the lowest value first."""
+    measured = [trial for trial in snapshot.trials if not math.isnan(trial.value(metric))]
+    return sorted(measured, key=lambda trial: trial.value(metric))
+
+
 def searched(snapshot: Snapshot) -> list[str]:
     """List the parameters that differ between trials."""
     return differing_params(trial.params for trial in snapshot.trials)[:MOST_COLUMNS]
@@ -130,11 +136,11 @@ def table(snapshot: Snapshot) -> pd.DataFrame:
             "trial": trial.number,
             "state": trial.state,
             "step": steps_done(snapshot, trial),
-            metric: _rounded(trial.value(metric)),
+            metric: rounded(trial.value(metric)),
             **{short_name(path): _display(trial.params.get(path)) for path in paths},
-            "training [s]": _rounded(trial.value(TRAIN_S)),
-            "peak memory [MiB]": _rounded(trial.value(PEAK_MIB)),
-            title(PEAK_SHARE): _rounded(trial.value(PEAK_SHARE)),
+            "training [s]": rounded(trial.value(TRAIN_S)),
+            "peak memory [MiB]": rounded(trial.value(PEAK_MIB)),
+            title(PEAK_SHARE): rounded(trial.value(PEAK_SHARE)),
             "reason": trial.tags.get(FAILURE, ""),
         }
         for trial in snapshot.trials
@@ -164,7 +170,8 @@ def differing_protocols(snapshot: Snapshot) -> list[str]:
     return [name for name in FID_PROTOCOL if len({trial.tags.get(name) for trial in measured}) > 1]
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Round to four digits."""
     return float(f"{value:.4g}")
 
 

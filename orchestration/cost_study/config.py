@@ -62,7 +62,7 @@ class CostStudyConfig(LaunchConfig):
     attentions: tuple[Literal["fused", "math"], ...] = ("fused",)
     """Attention kernels: fused where the objective allows it, or always math."""
     precisions: tuple[PrecisionName, ...] = ("fp32",)
-    """Precision of all network calls except those of a finite difference."""
+    """Precision of network calls and gradients, except the values in a finite difference."""
     compiled: tuple[bool, ...] = (False,)
     """torch.compile, on or off; `False True` compares compiled with eager steps as well."""
     resources: ResourcesConfig = Field(default_factory=lambda: ResourcesConfig(cpus_per_worker=os.cpu_count() or 1))

@@ -97,8 +97,11 @@ def run_cost_study(config: CostStudyConfig) -> str:
         write_atomic(folder / CONFIG_FILE, to_yaml(config))
         print(f"cost study {folder.name}: {len(plan)} settings of {len(contenders)} variants, in {folder}", flush=True)
         try:
-            for cell_results in _measure(config, plan, contenders, resources, folder):
+            for number, cell_results in enumerate(_measure(config, plan, contenders, resources, folder), start=1):
                 measured += cell_results
+                cell = cell_results[0].cell
+                setting = f"{cell.network}, batch {cell.batch}, {cell.precision}"
+                print(f"measured {number} of {len(plan)} settings: {setting}", flush=True)
         except KeyboardInterrupt:
             status = "KILLED"
             print(f"interrupted; {len(measured)} complete measurements are kept")
@@ -248,7 +251,7 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
             "variant": result.contender.label,
             "compiled": result.contender.compiled,
             "round": number,
-            **step,
+            **{f"{name}_ms": value for name, value in step.items()},  # a phase is named batch, and so is a setting
         }
         for result in measured
         for number, steps in enumerate(result.rounds)
@@ -264,9 +267,13 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
 
 def _log(config: CostStudyConfig, folder: Path, costs: pd.DataFrame, status: str) -> None:
     """Log a parent run with tables and charts, and a child run with figures per variant and cell."""
-    tags = environment_tags() | {KIND: COST_KIND, "threads": str(config.resources.cpus_per_worker)}
+    tags = config.own_tags | environment_tags() | {KIND: COST_KIND, "threads": str(config.resources.cpus_per_worker)}
     tracker = Tracker(config.resolved_tracking_uri, EXPERIMENT, folder / "spool")
-    tracker.start_run(folder.name, folder.name, flatten(to_dict(config)), tags)
+    params = flatten(to_dict(config))
+    del params["tags"], params["note"]
+    tracker.start_run(folder.name, folder.name, params, tags)
+    if config.note:
+        tracker.describe(folder.name, config.note)
     for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.png")):
         tracker.log_artifact(folder.name, path)
     for number, record in enumerate(costs.to_dict("records")):

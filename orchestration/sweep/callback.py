@@ -53,11 +53,15 @@ class SweepRecord:
         self.config, self.folder, self.space = config, folder, space
         self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
         self.webhook = Webhook(folder.name)
-        self.common_tags = environment_tags() | {
-            schema.OBJECTIVE: config.objective.name,
-            schema.DATASET: config.dataset.name,
-            schema.SWEEP: folder.name,
-        }
+        self.common_tags = (
+            config.own_tags
+            | environment_tags()
+            | {
+                schema.OBJECTIVE: config.objective.name,
+                schema.DATASET: config.dataset.name,
+                schema.SWEEP: folder.name,
+            }
+        )
 
     def key(self, number: int) -> str:
         """Return the tracker's key of a trial's run."""
@@ -81,6 +85,7 @@ class SweepRecord:
         }
         params = flatten(to_dict(self.config)) | {"cases": [str(case) for case in self.config.cases]}
         tags |= {name: params.pop(name) for name in schema.MAY_CHANGE}
+        del params["tags"], params["note"]
         self.tracker.start_run(self.folder.name, self.folder.name, params, tags)
         self.tracker.describe(self.folder.name, sweep_note(self.config, self.folder, self.space))
         view = trials_view(self.config, self.folder, self.space)

@@ -24,6 +24,7 @@ def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: S
     kind = "compared" if config.cases else f"searched by {config.sampler}, early stopping {config.early_stopping.kind}"
     trials = f"{config.num_trials} trials of {config.training.total_steps} steps, {config.max_concurrent} at a time"
     parts = [
+        *([config.note] if config.note else []),
         *([_result(folder, summary)] if summary else []),
         f"**{config.objective.name} on {config.dataset.name}**: {trials}; {kind}:",
         "\n".join(f"- {code(row)}" for row in rows),

@@ -36,7 +36,7 @@ def read_command_line(
 ) -> Config:
     """Read the configuration: defaults, then `layers`, then `--config` files in order, then flags.
 
-    Ends the program after --help, and with exit code 2 and one line on stderr after a mistake.
+    Ends the program after --help or --print-completion, and with exit code 2 and one line on stderr after a mistake.
 
     Args:
         layers: the program's own defaults, as nested dictionaries; later ones win.
@@ -52,6 +52,11 @@ def read_command_line(
         if any(argument.flag in ("help", "h") for argument in given):
             everything = any(argument.values == ["all"] for argument in given if argument.flag == "help")
             print(help_text(model, description, read_layers(layers, model), options, positional, everything))
+            raise SystemExit(0)
+        if any(argument.flag == "print_completion" for argument in given):
+            from orchestration.terminal.completion import completion_script
+
+            print(completion_script(model, options))
             raise SystemExit(0)
         return _read(model, given, layers, positional)
     except (ConfigError, DataError) as error:

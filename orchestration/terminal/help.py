@@ -21,7 +21,10 @@ COMMON = {
         *("training.precision", "optimizer.learning_rate", "evaluation.nfe", "seed"),
     ),
     "Sweep": ("num_trials", "search", "cases", "sampler", "early_stopping.kind", "max_concurrent"),
-    "Where": ("name", "resume", "storage", "address", "tracking_uri", "resources.num_workers", "progress"),
+    "Where": (
+        *("name", "tags", "note", "resume", "storage", "address"),
+        *("tracking_uri", "resources.num_workers", "progress"),
+    ),
 }
 """The flags of --help, by group."""
 FEW = 20
@@ -64,7 +67,7 @@ def help_text(
     lines += ["  --config FILE", *_wrapped("YAML file with these keys; repeatable, later files and flags win."), ""]
     text = (
         "Every flag is a path into the configuration, the same in YAML files, search spaces and MLflow parameters. "
-        f"--help all lists all {len(flags)} flags."
+        f"--help all lists all {len(flags)} flags; --print-completion prints a script for bash."
     )
     return "\n".join([*lines, *textwrap.wrap(text, _width())])
 

@@ -31,7 +31,8 @@ def dataset_entry(config: DatasetConfig, facts: dict[str, str]) -> dict[str, Any
 def run_note(config: TrainConfig, folder: Path) -> str:
     """Describe a single training run."""
     title = f"**{config.objective.name} on {config.dataset.name}**, {config.training.total_steps} steps"
-    return f"{title}. Files: {code(folder)}. More samples: {code(f'python experiments/sample.py {folder}')}"
+    text = f"{title}. Files: {code(folder)}. More samples: {code(f'python experiments/sample.py {folder}')}"
+    return f"{config.note}\n\n{text}" if config.note else text
 
 
 def model_note(step: int, git_commit: str) -> str:

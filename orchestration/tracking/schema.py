@@ -47,6 +47,11 @@ FID_PROTOCOL = (
 
 # Tags and files of how a run was made and how it failed.
 GIT_COMMIT, CPU = "git_commit", "hardware.cpu"
+CONDITIONS = (
+    *("device", "threads", "workers", "micro_batch", "dtype", "quotient_dtype", "attention", "compiled"),
+    *("memory_measure", "dataset_fingerprint", "dataset_size"),
+)
+"""Further conditions that must agree for two runs' numbers to be comparable."""
 TRACEBACK = "failure.txt"
 IMAGES = "images"
 """Artifact folder of sample grids."""
@@ -65,3 +70,10 @@ FINAL = "final/"
 """Values of a trial's last report; also those of its logged model."""
 RUNG = "rung/"
 """Values of the shorter trainings of a trial, with early_stopping.compare = equal_progress."""
+
+TAGS = {
+    *(OBJECTIVE, DATASET, CONFIG_HASH, FOLDER, STEPS, COMPILE_CHOICE, SWEEP, TRIAL_ID, NUMBER, CASE, STATE, FAILURE),
+    *(BEST, GIT_COMMIT, *MAY_CHANGE, *FID_PROTOCOL, *CONDITIONS),
+}
+TAG_PREFIXES = ("mlflow.", "soflow.", "version.", "hardware.", "fid_")
+"""Tags that the tracker sets, and prefixes of further ones: users' own tags have other names."""

@@ -39,9 +39,6 @@ class Operation(NamedTuple):
 class OperationCounter(TorchDispatchMode):
     """Dispatch mode that counts floating-point operations (FLOPs), by torch's formulas, and bytes of live tensors.
 
-    Products with a structural zero are not counted: in forward-mode differentiation of a linear layer, the zero tangent
-    of the weight enters a product that torch skips outside such a mode.
-
     The mode is also a recorder of phases (soflow.profiling.phases). Register tensors that exist before with `track`.
 
     Attributes:
@@ -56,7 +53,6 @@ class OperationCounter(TorchDispatchMode):
         self.live_bytes = self.peak_bytes = 0
         self._phase = ""
         self._storages: dict[int, int] = {}
-        self._zeros: set[int] = set()
 
     @property
     def flops(self) -> dict[str, int]:
@@ -91,7 +87,6 @@ class OperationCounter(TorchDispatchMode):
 
     def _release(self, key: int) -> None:
         self.live_bytes -= self._storages.pop(key)
-        self._zeros.discard(key)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -104,19 +99,9 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         self.track(*results)
-        if func._overloadpacket in (aten.zeros, aten._efficientzerotensor):
-            self._zeros.update(value.untyped_storage()._cdata for value in results)
-        if formula is not None and any(self._is_structural_zero(value) for value in args):
-            return result
         if not func.is_view:
             inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             moved = sum(value.numel() * value.element_size() for value in (*inputs, *results))
             flops = formula(*args, **kwargs, out_val=result) if formula else 0
             self.operations.append(Operation(self._phase, flops, moved, counted_precision(inputs)))
         return result
-
-    def _is_structural_zero(self, value: Any) -> bool:
-        """Check whether a tensor is a single zero expanded to a shape, as used in differentiation rules."""
-        if not isinstance(value, Tensor) or value.dim() == 0 or any(value.stride()):
-            return False
-        return value.untyped_storage()._cdata in self._zeros

@@ -26,8 +26,8 @@ def build(
     Args:
         num_classes: index of the null label.
         conditional: train with class labels.
-        precision: precision of all network calls except those of a finite difference over t − l.
-        quotient_precision: precision of the two calls of that finite difference.
+        precision: precision of all network calls and gradients, except the values in a finite difference over t − l.
+        quotient_precision: precision of these values.
         dropout: true if the network has dropout.
     """
     from soflow.precision import Precision  # imports torch

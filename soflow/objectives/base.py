@@ -110,8 +110,8 @@ class Objective(ABC):
         config: section of the configuration for this objective.
         num_classes: index of the null label.
         conditional: train with labels; without them guidance is off.
-        precision: precision of all network calls except those of a finite difference.
-        quotient_precision: precision of the two calls of a finite difference over t − l, if the objective has one.
+        precision: precision of all network calls and gradients, except the values in a finite difference over t − l.
+        quotient_precision: precision of these values, if the objective has them.
         dropout: true if the network has dropout; calls that are compared then share their dropout masks.
     """
 
@@ -165,24 +165,33 @@ class Objective(ABC):
     def network_output(
         self, network: nn.Module, x_t: Tensor, labels: Tensor, draws: Draws, n: int, rest: Precision
     ) -> Tensor:
-        """Compute F_θ(x_t, t, s, label) [B, ...], in two calls if precision or dropout requires it, else in one.
+        """Compute F_θ(x_t, t, s, label) [B, ...], with gradients in the objective's precision: nothing amplifies them.
 
         Args:
             labels: network input [B], after label drop.
-            n: number of leading samples, evaluated in the objective's precision.
-            rest: precision of the remaining samples. They share dropout masks with later calls in `same_dropout`.
+            n: number of leading samples, whose values are in the objective's precision.
+            rest: precision of the values of the remaining samples. They share dropout masks with later calls in
+                `same_dropout`. With dropout, value and gradient are those of one call, in this precision, as the masks
+                may depend on it.
         """
-        if n < len(x_t) and self.forward.name == rest.name and not self.dropout:
-            n = 0
-        t, s, outputs = draws.t, draws.s, []
+
+        def call(precision: Precision, rows: slice) -> Tensor:
+            return precision(network, x_t[rows], draws.t[rows], draws.s[rows], labels[rows])
+
+        everything, leading, others = slice(None), slice(n), slice(n, None)
         with phase("forward"):
-            if n:
-                output = self.forward(network, x_t[:n], t[:n], s[:n], labels[:n])
-                outputs.append(self.forward.also_backward(output))
-            if n < len(x_t):
+            if n == len(x_t):
+                return call(self.forward, everything)
+            if self.dropout:
+                outputs = [call(self.forward, leading)] if n else []
                 with self.same_dropout(draws):
-                    outputs.append(rest.also_backward(rest(network, x_t[n:], t[n:], s[n:], labels[n:])))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+                    return torch.cat([*outputs, call(rest, others)])
+            output = call(self.forward, everything)
+            if rest.name == self.forward.name:
+                return output
+            with torch.no_grad():
+                value = call(rest, others)
+            return torch.cat([output[leading], _Replaced.apply(output[others], value)])
 
     @torch.no_grad()
     def guidance_outputs(
@@ -242,6 +251,18 @@ class Objective(ABC):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(draws.dropout_seed)
             yield
+
+
+class _Replaced(torch.autograd.Function):
+    """Value of the second argument, with gradients for the first."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def normal(shape: tuple[int, ...] | int, generator: torch.Generator) -> Tensor:

@@ -42,7 +42,7 @@ class TrainingConfig(Section):
     precision: PrecisionName = "fp32"
     """Precision of network calls: fp32, tf32 (CUDA tensor cores) or bf16."""
     quotient_precision: PrecisionName = "fp32"
-    """Precision of the two network calls of a finite difference, which amplifies rounding by 1 / r(k, K)."""
+    """Precision of the network outputs in a finite difference, which amplifies their rounding by 1 / r(k, K)."""
     compile: bool | Literal["auto"] = False
     """Compile the network and MeanFlow's Jacobian-vector product with torch.compile: up to minutes of start-up, then
     faster steps. auto = before the first step, compare the seconds that the steps to go can save with those that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,19 +65,25 @@ def draw_grid(
 ) -> Tensor:
     """Generate uint8 samples [rows · columns, C, H, W] from seeded noise, row by row, with one column per class.
 
+    At most evaluation.batch_size of them are generated at a time.
+
     Args:
         classes: of the columns; by default the first ten, or all of them in turn if there are fewer.
         codec: codec of the configured data; built if None.
     """
     random = generator(device, seed, "grid")
     fresh = normals((rows * len(classes), *config.dataset.sample_shape), random)
-    noise = next(fresh)
     labels = torch.tensor(list(classes), device=device).repeat(rows) % objective.num_classes
     if not config.dataset.conditional:
         labels = torch.full_like(labels, objective.num_classes)
-    sampler = sampler or sampler_for(config, objective, nfe)
-    samples = sample(objective, network, noise, labels, nfe, sampler, fresh)
-    return (codec or codecs.build(config.dataset, device)).decode(samples)
+    sampler, codec = sampler or sampler_for(config, objective, nfe), codec or codecs.build(config.dataset, device)
+    size, images = config.evaluation.batch_size, []
+    begins = range(0, len(labels), size)
+    for begin, noise in zip(begins, itertools.tee(fresh, len(begins)), strict=True):
+        part = slice(begin, begin + size)
+        own = (values[part] for values in noise)
+        images.append(codec.decode(sample(objective, network, next(own), labels[part], nfe, sampler, own)))
+    return torch.cat(images)
 
 
 def real_grid(source: DataSource, codec: Codec, device: torch.device, rows: int = GRID_ROWS) -> Tensor:

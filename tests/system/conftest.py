@@ -56,6 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, str]:
     session = Session(tmp_path_factory.mktemp("finished"))
     rate = "optimizer.learning_rate"
     flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1"]
+    flags += ["--tags", "purpose=tests", "paper figure=4 = b", "--note", "For the **tests**."]
     flags += ["--search", f"{rate}=0.003,0.00001,1e30", "objective.r_end=0.001:0.05:log", "--known-points"]
     # Two that learn, one that diverges, two that learn too slowly and are stopped; the sampler chooses the others.
     flags += [f"{rate}={value}" for value in ("0.003", "0.003", "1e30", "0.00001", "0.00001")]

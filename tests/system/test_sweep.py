@@ -15,10 +15,12 @@ from session import ROOT, SMALL, wait_for_line
 
 import orchestration
 import soflow
+from orchestration.tracking import schema
 
 METRICS = {"fid", "kid", "time/step_ms", "time/train_s", "throughput/images_per_s", "memory/peak_mib"}
 TAGS = {"objective", "dataset", "sweep", "trial_id", "optuna_number", "git_commit", "config_hash", "hardware.cpu"}
 REPORTED_TAGS = {"fid_feature_network", "fid_feature_weights_sha256", "fid_num_samples", "fid_reference_fingerprint"}
+OWN_TAGS = {"purpose": "tests", "paper figure": "4 = b"}
 REPORTS = {4: 1, 8: 2, 12: 3}
 GRIDS_AT_THE_END = 3  # also at 2 and 4 NFE, and real images
 
@@ -28,7 +30,12 @@ def test_a_sweep_is_recorded_whole(finished):
 
     session, output = finished
     runs, states = session.runs(), session.study_states("one")
+    for run in runs.values():
+        assert OWN_TAGS.items() <= run.data.tags.items()
+        others = {name for name in run.data.tags if not name.startswith(schema.TAG_PREFIXES)}
+        assert others - OWN_TAGS.keys() <= schema.TAGS
     parent = runs.pop("one")
+    assert parent.data.tags["mlflow.note.content"].startswith("For the **tests**.\n\n")
     assert sorted(runs) == [f"one-{number:04d}" for number in range(8)]
     assert parent.info.status == "FINISHED"
     table = pd.read_csv(session.storage / "one" / "trials.csv").set_index("trial").sort_index()

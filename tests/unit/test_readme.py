@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from dashboards.report import ReportOptions
 from dashboards.ui import UiOptions
 from experiments.claims import ClaimsOptions
+from experiments.evaluate import EvaluateOptions
 from experiments.launch import Experiment, Options
 from orchestration.config import TrainConfig
 from orchestration.sweep.config import SweepConfig
@@ -40,7 +41,7 @@ PAGES = {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TOP = ("soflow", "orchestration", "dashboards", "experiments", "tests", "benchmarks", "docs")
-OTHER_FLAGS = {"--help", "--config", "--num-cpus", "--num-gpus", "--server"}
+OTHER_FLAGS = {"--help", "--print-completion", "--config", "--num-cpus", "--num-gpus", "--server"}
 """Flags without a field, of Ray, and of benchmarks."""
 HISTORY = "CHANGELOG.md"
 """Also names what exists no longer."""
@@ -174,7 +175,7 @@ def test_paths_exist(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != HISTORY])
 def test_flags_in_sentences_exist(page):
-    models = (SweepConfig, TrainConfig, Options, ClaimsOptions, ReportOptions, UiOptions)
+    models = (SweepConfig, TrainConfig, Options, ClaimsOptions, EvaluateOptions, ReportOptions, UiOptions)
     objectives = (None, "my_lab:AnnealedSoFlow")
     shown = itertools.chain(*(flags_of(*pair).values() for pair in itertools.product(models, objectives)))
     known = OTHER_FLAGS | {flag.name for flag in shown}

@@ -16,12 +16,12 @@ import pytest
 import torch
 from helpers import CPU, REPOSITORY
 
-from benchmarks.gpu import agreement, page, sharing, throughput, training
+from benchmarks.gpu import agreement, page, sharing, sweep, throughput, training
 from benchmarks.gpu.__main__ import NO_CUDA
 from benchmarks.gpu.agreement import FACTOR, Case, case_of, errors, forms
-from benchmarks.gpu.checks import CORRECTNESS, Check, outcome_of, run, worst
+from benchmarks.gpu.checks import CHECKS, CORRECTNESS, HALVES, Check, outcome_of, run, worst
 from benchmarks.gpu.processes import in_processes
-from benchmarks.gpu.results import FAILED, NOT_RUN, PASSED, Figure, Outcome, Results, load, save
+from benchmarks.gpu.results import FAILED, NOT_RUN, PASSED, Figure, Outcome, Results, earlier, load, merged, save
 from benchmarks.gpu.throughput import LABELS, NotReached, Row, timed
 from soflow.objectives.registry import OBJECTIVES
 
@@ -93,8 +93,8 @@ def test_precision_is_measured_on_a_trained_network():
 
 @pytest.mark.slow
 def test_memory_is_compared_with_its_prediction():
-    figures = training.memory(CPU, network="DiT-XS/2", batch=8)
-    assert len(figures) == 3
+    figures = training.memory(CPU, network="DiT-XS/2", batch=4)
+    assert len(figures) == 6
     assert all(0 <= figure.value <= figure.limit for figure in figures)
 
 
@@ -110,7 +110,7 @@ def test_a_step_is_timed(variant):
 
 
 def test_rows_have_names_of_their_own():
-    assert len({row.name for row in throughput.ROWS}) == len(throughput.ROWS)
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
 # In other processes.
@@ -162,6 +162,13 @@ def test_two_processes_share_a_device():
     differences, ratio = sharing.shared_gpu(CPU, steps=3)
     assert differences.value == 0
     assert ratio.value > 0
+
+
+@pytest.mark.soak
+def test_a_sweep_runs_as_on_half_gpus():
+    figures = sweep.on_half_gpus(CPU, trials=2, steps=20)
+    assert [figure.value for figure in figures[:2]] == [0, 0]
+    assert all(figure.value > 0 for figure in figures[2:])
 
 
 @pytest.mark.slow
@@ -244,11 +251,11 @@ def results() -> Results:
     """Outcomes of real checks on the CPU, one that failed, and rows of which one was not reached."""
     rows = [
         Check(row.name, lambda device, seconds: timed(Row("DiT-XXS/4", "soflow"), device, 4), "")
-        for row in throughput.ROWS[:1]
+        for row in throughput.EAGER[:1]
     ]
     checks = [Check("resume bit for bit", lambda device, _: training.resume(device, ["soflow"]), "exact"), *rows]
     outcomes = [outcome_of(check, CPU, 9) for check in checks]
-    missing = Outcome(throughput.ROWS[1].name, NOT_RUN, 0.0, reason="not reached: the time budget was spent")
+    missing = Outcome(throughput.EAGER[1].name, NOT_RUN, 0.0, reason="not reached: the time budget was spent")
     return Results({"GPU": "none", "date": "today"}, [*outcomes, Outcome("a|b", FAILED, 1.0, reason="why"), missing])
 
 
@@ -258,6 +265,16 @@ def test_results_survive_the_file(results, tmp_path):
     json.loads((tmp_path / "gpu.json").read_text(), parse_constant=pytest.fail)
     assert results.failed
     assert not Results({}, results.outcomes[:1]).failed
+
+
+def test_single_checks_keep_the_outcomes_of_others_from_the_same_machine(results, tmp_path):
+    save(results, tmp_path / "gpu.json")
+    again = Outcome(results.outcomes[1].check, FAILED, 1.0, reason="new")
+    found = merged([again], earlier(tmp_path / "gpu.json", {"GPU": "none", "date": "tomorrow"}), [again.check, "b"])
+    assert found[0] == again
+    assert sorted(outcome.check for outcome in found) == sorted(outcome.check for outcome in results.outcomes)
+    assert earlier(tmp_path / "gpu.json", {"GPU": "another"}) == []
+    assert earlier(tmp_path / "none.json", {}) == []
 
 
 def test_the_page_gets_the_results_between_its_markers(results):
@@ -271,7 +288,7 @@ def test_the_page_gets_the_results_between_its_markers(results):
     for outcome in results.outcomes:
         assert outcome.check.replace("|", "\\|") in section
     speed = results.outcomes[1].figures[0].value
-    assert f"| {throughput.ROWS[0].name} | {speed:.4g} | 4 |" in section
+    assert f"| {throughput.EAGER[0].name} | {speed:.4g} | 4 |" in section
     assert "not reached" in section
     assert all(row.source in section for row in page.PUBLISHED)
 
@@ -283,7 +300,7 @@ def test_a_page_without_markers_is_refused(results):
 
 def test_the_page_describes_every_check():
     text = (REPOSITORY / "docs/gpu.md").read_text()
-    assert all(f"| {check.name} |" in text for check in CORRECTNESS)
+    assert all(f"| {check.name} |" in text for check in (*CORRECTNESS, HALVES))
 
 
 @pytest.mark.slow

@@ -136,7 +136,8 @@ def test_the_table_has_a_row_for_everything(monkeypatch):
     cases = [Case(golden_dit(torch.float32), name, data, labels, seed=0) for name in numerics.PARAMETERIZATIONS]
     header, rule, *rows = numerics.table(cases)
     assert [row.split("|")[1:4] for row in rows] == [
-        [f" {name} ", f" {precision} ", " 0.1 "] for name in numerics.PARAMETERIZATIONS for precision in UNIT
+        *([f" {name} ", f" {precision} ", " 0.1 "] for name in numerics.PARAMETERIZATIONS for precision in UNIT),
+        *([f" {name} ", " values in fp32, gradient in bf16 ", " 0.1 "] for name in numerics.PARAMETERIZATIONS),
     ]
     assert {line.count("|") for line in (header, rule, *rows)} == {7}
 

@@ -46,6 +46,15 @@ def test_the_figures_of_the_run_come_out_again(run, monkeypatch, capsys):
     assert facts.items() <= report.facts.items()
 
 
+def test_json_goes_to_stdout_alone(run, monkeypatch, capsys):
+    folder, _ = run
+    out = folder / "measured.json"
+    program = ["evaluate.py", folder, "--storage", folder, "--nfe", "1", "--format", "json", "--out", out]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in program])
+    assert evaluate.main() == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+
+
 def test_other_settings_replace_those_of_the_run(run, monkeypatch, capsys):
     folder, report = run
     flags = ["--num-samples", "100", "--nfe", "4", "--precision-recall", "--labels", "data", "--seed", "3", "--best"]

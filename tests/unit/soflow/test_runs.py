@@ -111,6 +111,19 @@ def test_a_damaged_report_is_skipped(run, tmp_path):
     assert [report.step for report in reports.load_reports(tmp_path)] == [6]
 
 
+@pytest.mark.parametrize("nfe", [1, 4])
+def test_the_size_of_batches_changes_no_sample(run, nfe):
+    whole, parts = run.model(), run.model()
+    sizes = []
+    parts.network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    parts.config = parts.config.model_copy(
+        update={"evaluation": parts.config.evaluation.model_copy(update={"batch_size": 7})}
+    )
+    difference = whole.sample(16, nfe, labels=[3, 5]).int() - parts.sample(16, nfe, labels=[3, 5]).int()
+    assert set(sizes) == {7, 2}
+    assert difference.abs().max() <= 1  # sums in another order, before rounding to whole numbers
+
+
 def test_samples_are_those_of_the_evaluation(run):
     model = run.model()
     images = model.sample(20)
@@ -121,6 +134,7 @@ def test_samples_are_those_of_the_evaluation(run):
     assert torch.equal(model.sample(4, labels=[7]), model.sample(4, labels=[7, 7]))
     assert not torch.equal(model.sample(4, labels=[7]), model.sample(4, labels=[8]))
     assert torch.equal(model.sample(3, labels=torch.tensor([1, 2])), model.sample(3, labels=(1, 2, 1)))
+
     for labels, wrong in (([3, 10], 10), (range(20), 19), ([-1], -1)):
         with pytest.raises(soflow.ConfigError, match=f"labels = {wrong}: must be from 0 to 9"):
             model.grid(labels=labels)

@@ -255,3 +255,61 @@ def test_the_page_shows_a_sweep_and_escapes_markdown(tmp_path):
             assert "<script" not in box.value.replace("\\<", "")
             assert "![x]" not in box.value
         assert EVIL in [box.value for box in shown.code]
+
+
+def test_two_trials_are_compared_also_of_different_sweeps(tmp_path):
+    sweep = RunningSweep(tmp_path)
+    for number, fid in enumerate((4.0, 2.0, 3.0)):
+        run = sweep.start(number, **{"objective.r_end": 0.01 * (number + 1), "seed": 0})
+        sweep.report(run, 50, fid)
+        sweep.end(run, "finished")
+    with page(sweep.uri) as shown:
+        settings, metrics = (frame.value for frame in shown.dataframe[:2])
+        assert settings.to_numpy().tolist() == [["objective.r_end", "0.02", "0.03"]]  # the best two
+        assert list(settings) == ["setting", "left: trial 1", "right: trial 2"]
+        assert metrics.to_numpy().tolist() == [
+            ["fid", 2.0, 3.0, 1.5],
+            ["memory/peak_mib", 20.0, 20.0, 1.0],
+            ["time/train_s", 5.0, 5.0, 1.0],
+        ]
+        shown.selectbox(key="right trial").select_index(2).run()
+        assert shown.dataframe[1].value["right / left"][0] == 2.0
+
+    other = sweep.client.create_run(sweep.experiment, sweep.began, {"soflow.kind": "run"}, "alone").info.run_id
+    sweep.client.log_param(other, "objective.name", "meanflow")
+    for name, value in {"fid_feature_network": "inception"}.items():
+        sweep.client.set_tag(other, name, value)
+    sweep.report(other, 100, 5.0)
+    sweep.client.set_terminated(other)
+    with page(sweep.uri) as shown:
+        shown.selectbox(key="sweep").select(sweep.id).run()
+        shown.selectbox(key="right sweep").select(other).run()
+        settings, metrics = (frame.value for frame in shown.dataframe[:2])
+        assert ["objective.name", "–", "meanflow"] in settings.to_numpy().tolist()
+        assert metrics["right / left"][0] == 2.5
+
+
+def test_trials_with_fids_of_different_protocols_are_pointed_out(tmp_path):
+    sweep = RunningSweep(tmp_path)
+    for number in range(2):
+        run = sweep.start(number)
+        sweep.report(run, 50, 1.0 + number)
+        sweep.client.set_tag(run, "fid_feature_network", "digits")
+        sweep.end(run, "finished")
+    other = sweep.client.create_run(sweep.experiment, sweep.began, {"soflow.kind": "run"}, "alone").info.run_id
+    sweep.client.set_tag(other, "fid_feature_network", "inception")
+    sweep.report(other, 100, 5.0)
+    sweep.client.set_terminated(other)
+    with page(sweep.uri) as shown:
+        shown.selectbox(key="sweep").select(sweep.id).run()
+        assert not shown.warning
+        shown.selectbox(key="right sweep").select(other).run()
+        (warning,) = shown.warning
+        assert "(fid_feature_network differ) and must not be compared" in warning.value
+
+
+def test_one_trial_is_compared_with_nothing(tmp_path):
+    sweep = RunningSweep(tmp_path)
+    sweep.report(sweep.start(0), 50, 1.0)
+    with page(sweep.uri) as shown:
+        assert any(box.value.startswith("There is nothing to compare yet.") for box in shown.info)

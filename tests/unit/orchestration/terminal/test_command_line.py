@@ -61,6 +61,12 @@ FAULTS = [
         "--training.batch-size 10 --resources.num-workers 3",
         "training.batch_size = 10: must be divisible by resources.num_workers = 3",
     ),
+    ("--tags purpose", "tags.0 = purpose: must be NAME=VALUE"),
+    ("--tags a=b purpose=", "tags.1 = purpose=: must be NAME=VALUE"),
+    ("--tags a//b=1", "tags.0 = a//b=1: must be NAME=VALUE"),
+    ("--tags a=1 a=2", "tags = .*: a is there twice"),
+    ("--tags state=good", "tags.0 = state=good: the tag state is set by the program; choose another name"),
+    ("--tags soflow.kind=x", "tags.0 = soflow.kind=x: the tag soflow.kind is set by the program"),
     ("--dataset cifar", f"dataset = cifar: must be one of {SOURCES}, latents"),
     ("--dataset.name cifar", f"dataset = cifar: must be one of {SOURCES}"),
     (
