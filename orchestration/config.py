@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
-from orchestration.tracking import schema
 from soflow.config import RunConfig
 from soflow.config_base import Count, Section, has_password
 
@@ -51,7 +50,7 @@ def database_url(uri: str) -> str:
 
 
 def named_value(text: str) -> str:
-    """Check that a tag is NAME=VALUE with a name that is free.
+    """Check that a tag is NAME=VALUE.
 
     Raises:
         ValueError: if it is not.
@@ -59,8 +58,6 @@ def named_value(text: str) -> str:
     name, _, value = text.partition("=")
     if not (value and re.fullmatch(r"\w[\w.\- ]*", name) and len(name) <= LONGEST_NAME):
         raise ValueError("must be NAME=VALUE, the name of letters, digits, spaces and _ . -, beginning with a letter")
-    if name in schema.TAGS or name.startswith(schema.TAG_PREFIXES):
-        raise ValueError(f"the tag {name} is set by the program; choose another name")
     return text
 
 

@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> str:
         config = resumed(validate(TrainConfig, read_yaml(folder / RUN_FILE)), config, folder)
     check_storage(config.storage)
     check_inputs(config)
+    schema.check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=1) as resources:
         budget = memory_budget(resources, groups=1)

@@ -18,7 +18,7 @@ from orchestration.cost_study.config import BEST, REFERENCE, Cell, CostStudyConf
 from orchestration.storage import check_storage, new_folder
 from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.schema import COST_KIND, EXPERIMENT, KIND, OBJECTIVE, STEP_COST_KIND
+from orchestration.tracking.schema import COST_KIND, EXPERIMENT, KIND, OBJECTIVE, STEP_COST_KIND, check_own_tags
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
 from soflow.config import flatten, to_dict
@@ -87,6 +87,7 @@ def run_cost_study(config: CostStudyConfig) -> str:
             _values(config, cell, contender)
     folder = new_folder(config).absolute()
     check_storage(config.storage)
+    check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     measured: list[VariantCost] = []
     status = "FINISHED"

@@ -34,6 +34,7 @@ from orchestration.sweep.points import as_many_as_points
 from orchestration.sweep.resume import check_journal, saved_config
 from orchestration.sweep.rungs import rungs
 from orchestration.terminal.views import stdout_for
+from orchestration.tracking.schema import check_own_tags
 from orchestration.tracking.uri import check_tracking
 from soflow.config_files import to_yaml
 from soflow.files import write_atomic
@@ -81,6 +82,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
     from orchestration.sweep.checks import check_study  # imports optuna
 
     check_study(config, folder, resuming, space)
+    check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     record, callback, asked = None, None, config
     config = as_many_as_points(config, space)

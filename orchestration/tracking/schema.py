@@ -7,6 +7,10 @@ Writers and readers (orchestration, dashboards) take names from here. Metrics of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from soflow.config_base import ConfigError
+
 EXPERIMENT = "soflow"
 """The MLflow experiment of all sweeps and runs."""
 
@@ -77,3 +81,14 @@ TAGS = {
 }
 TAG_PREFIXES = ("mlflow.", "soflow.", "version.", "hardware.", "fid_")
 """Tags that the tracker sets, and prefixes of further ones: users' own tags have other names."""
+
+
+def check_own_tags(names: Iterable[str]) -> None:
+    """Check that users' own tags have other names than those that the tracker sets.
+
+    Raises:
+        ConfigError: naming the tag.
+    """
+    for name in names:
+        if name in TAGS or name.startswith(TAG_PREFIXES):
+            raise ConfigError(f"tags = {name}: is a tag that the program sets; choose another name")

@@ -65,8 +65,6 @@ FAULTS = [
     ("--tags a=b purpose=", "tags.1 = purpose=: must be NAME=VALUE"),
     ("--tags a//b=1", "tags.0 = a//b=1: must be NAME=VALUE"),
     ("--tags a=1 a=2", "tags = .*: a is there twice"),
-    ("--tags state=good", "tags.0 = state=good: the tag state is set by the program; choose another name"),
-    ("--tags soflow.kind=x", "tags.0 = soflow.kind=x: the tag soflow.kind is set by the program"),
     ("--dataset cifar", f"dataset = cifar: must be one of {SOURCES}, latents"),
     ("--dataset.name cifar", f"dataset = cifar: must be one of {SOURCES}"),
     (
