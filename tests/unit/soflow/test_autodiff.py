@@ -69,6 +69,17 @@ def test_layers_with_constant_weights_have_torch_s_derivative_in_fewer_products(
         assert theirs.get_total_flops() == 3 * once.get_total_flops()  # else this class has become useless
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_torch_s_derivative_in_bfloat16_as_well(name):
+    layer, shape = LAYERS[name]
+    x, v = (torch.randn(shape, generator=RANDOM) for _ in range(2))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = jvp(layer, (x,), (v,)), directional_derivative(layer, (x,), (v,))
+    for value, other in zip(found, expected, strict=True):
+        assert value.dtype == torch.bfloat16
+        torch.testing.assert_close(value, other, rtol=0, atol=0)
+
+
 def test_gradients_flow_through_the_value_and_the_derivative():
     layer, _ = LAYERS["linear"]
     x, v = (torch.randn(3, 6, generator=RANDOM) for _ in range(2))

@@ -84,6 +84,25 @@ def test_the_quotient_keeps_full_precision_unless_asked():
         assert network.calls == calls
 
 
+@pytest.mark.parametrize("known", [0, KNOWN, BATCH])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_only_the_samples_of_the_quotient_have_its_precision(known, dropout):
+    config, (x_t, _, _, labels) = objective_config("soflow", guidance_strength=1.0), inputs()
+    network = Recorder(golden_dit(torch.float32).requires_grad_())
+    low, full = Precision("bf16"), Precision("fp32")
+    objective = SoFlow(config, NUM_CLASSES, True, low, full, dropout)
+    output = objective.network_output(network, x_t, labels, draws(), known, full)
+    others = draws()
+    rows = slice(known, None)
+    exact = full(network, x_t[rows], others.t[rows], others.s[rows], labels[rows])
+    torch.testing.assert_close(output[rows], exact, rtol=1e-5, atol=1e-6)  # sums in another order
+    calls = [(BATCH - known, False)] if known < BATCH else []
+    gradient_calls = [(known, True)] if dropout and known < BATCH else [(BATCH, True)]
+    assert [call for call in network.calls[:-1] if call[0]] == [*(call for call in gradient_calls if call[0]), *calls]
+    output.sum().backward()
+    assert all(weights.grad is not None for name, weights in network.named_parameters())
+
+
 def test_the_quotient_s_value_is_full_precision_and_its_gradient_that_of_the_other_calls():
     config = objective_config("soflow", guidance_strength=1.0)
     data, _, _, labels = inputs()
