@@ -25,7 +25,7 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
 
-    output = shared.succeed("compare_baselines.py", *flags)
+    output = shared.succeed("compare_baselines.py", *flags, "--tags", "purpose=again", "--note", "Resumed.")
     assert "resuming" in output
     assert HYPOTHESES[1] in output
     folder = shared.storage / "compare_baselines-small"
@@ -34,6 +34,9 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     assert list(zip(table["case"], table["seed"], strict=True)) == expected
     assert set(table["state"]) == {"finished"}
     runs = shared.runs()
+    whole = runs["compare_baselines-small"].data.tags
+    assert whole["purpose"] == runs["compare_baselines-small-0003"].data.tags["purpose"] == "again"
+    assert whole["mlflow.note.content"].startswith("Resumed.\n")
     for _, row in table.iterrows():
         run = runs[f"compare_baselines-small-{row['trial']:04d}"].data
         assert run.tags["case"] == run.tags["objective"] == run.params["objective.name"] == row["case"]
