@@ -35,7 +35,7 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     assert set(table["state"]) == {"finished"}
     runs = shared.runs()
     whole = runs["compare_baselines-small"].data.tags
-    assert whole["purpose"] == runs["compare_baselines-small-0003"].data.tags["purpose"] == "again"
+    assert whole["purpose"] == "again"  # its trials may all have ended before the kill
     assert whole["mlflow.note.content"].startswith("Resumed.\n")
     for _, row in table.iterrows():
         run = runs[f"compare_baselines-small-{row['trial']:04d}"].data
