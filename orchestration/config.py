@@ -57,7 +57,7 @@ def named_value(text: str) -> str:
     """
     name, _, value = text.partition("=")
     if not (value and re.fullmatch(r"\w[\w.\- ]*", name) and len(name) <= LONGEST_NAME):
-        raise ValueError("must be NAME=VALUE, the name of letters, digits, spaces and _ . -, beginning with a letter")
+        raise ValueError("must be NAME=VALUE, the name of letters, digits, _ . - and spaces, without a space first")
     return text
 
 
