@@ -18,7 +18,7 @@ from dashboards.reading.cost_study import CostStudy, read_cost_study
 from dashboards.reading.images import TrialImages, read_images
 from dashboards.reading.sweep_data import SweepData, read_sweep
 from dashboards.sweep.findings import Findings, find
-from orchestration.config import LaunchConfig
+from orchestration.config import Folder, LaunchConfig
 from orchestration.storage import REPORT_FILE
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
@@ -102,7 +102,7 @@ def _default_output(name: str) -> Path:
 class ReportOptions(Section):
     sweep: str
     """Name or folder of the sweep, or the id of its MLflow run."""
-    storage: Path = Path("results")
+    storage: Folder = Path("results")
     """Folder of the sweeps, with mlflow.db in it."""
     tracking_uri: str | None = None
     """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestration.config import LaunchConfig
+from orchestration.config import Folder, LaunchConfig
 from orchestration.storage import check_storage
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
@@ -39,7 +39,7 @@ QUIET = MLFLOW_SETTINGS | {
 
 
 class UiOptions(Section):
-    storage: Path = Path("results")
+    storage: Folder = Path("results")
     """Folder of sweeps and runs, which contains mlflow.db. Need not exist yet."""
     tracking_uri: str | None = None
     """MLflow: a running http(s):// server, or a sqlite:/// database. Default: mlflow.db in `storage`."""

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.config import FLUSH_S, LaunchConfig
+from orchestration.config import FLUSH_S, Folder, LaunchConfig
 from orchestration.interruption import exit_code, listen, received
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
@@ -36,7 +36,7 @@ CLAIMS = HERE / "claims.yaml"
 class ClaimsOptions(Section):
     experiments: tuple[str, ...] = ()
     """Experiments to run, and whose claims to test. Default: all in claims.yaml."""
-    storage: Path = Path("results")
+    storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md."""
     tracking_uri: str | None = None
     """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""

@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from orchestration.config import Folder
+from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.views import finite
-from soflow.config_base import CheckpointPath, ConfigError, Count, InputPath, Section
+from soflow.config_base import ConfigError, Count, InputPath, Section
 from soflow.data.base import DataError
 from soflow.evaluation.config import Sampler
 
@@ -30,7 +32,7 @@ EVALUATION = (
 
 
 class EvaluateOptions(Section):
-    checkpoint: CheckpointPath
+    checkpoint: StoredCheckpoint
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
@@ -58,7 +60,7 @@ class EvaluateOptions(Section):
     """Seed of the noise."""
     root: InputPath | None = None
     """Folder of the dataset, if it was moved."""
-    storage: Path = Path("results")
+    storage: Folder = Path("results")
     """Folder of runs, whose cached reference features are reused."""
     format: Literal["lines", "json"] = "lines"
     """Print a line per NFE, or one JSON object: metrics and the protocol that they follow."""

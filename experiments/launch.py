@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestration.interruption import exit_code, listen
-from orchestration.storage import SWEEP_FILE, new_folder, resumed_folder
+from orchestration.storage import SWEEP_FILE, fetch_to_read, new_folder, resumed_folder
+from orchestration.store.location import url_or_path
+from orchestration.store.program import is_stored
 from orchestration.sweep.cases import Case, parse_case
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import saved_config
@@ -168,15 +170,17 @@ def _resumed_if_it_exists(config: SweepConfig) -> SweepConfig:
         ConfigError: if a sweep of this name has other settings.
     """
     folder = config.storage / config.name
-    if not (folder / SWEEP_FILE).exists():
+    if not (is_stored(folder) or (folder / SWEEP_FILE).exists()):
         return config
+    fetch_to_read(folder)
     values, saved_values = (
         {key: value for key, value in to_dict(sweep).items() if key not in NEUTRAL}
         for sweep in (config, saved_config(folder))
     )
     if different := [key for key in values if values[key] != saved_values[key]]:
         raise ConfigError(
-            f"name = {config.name}: exists in {config.storage} with other {', '.join(different)}; choose another --name"
+            f"name = {config.name}: exists in {url_or_path(config.storage)} with other {', '.join(different)}; choose "
+            "another --name"
         )
-    print(f"resuming {folder}", file=sys.stderr)
+    print(f"resuming {url_or_path(folder)}", file=sys.stderr)
     return config.model_copy(update={"resume": config.name})

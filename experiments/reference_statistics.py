@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
+from orchestration.config import Folder
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
@@ -30,7 +31,7 @@ class ReferenceConfig(RunConfig):
     """Folder for torch-fidelity's cache file; its programs read it with cache_root and `name`."""
     name: str | None = None
     """Name of the data set in torch-fidelity's cache."""
-    storage: Path = Path("results")
+    storage: Folder = Path("results")
     """Folder of runs, whose cached reference features are reused."""
 
     @model_validator(mode="after")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config_base import CheckpointPath, ConfigError, Count, Section
+from soflow.config_base import ConfigError, Count, Section
 from soflow.evaluation.config import Sampler
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SampleOptions(Section):
-    checkpoint: CheckpointPath
+    checkpoint: StoredCheckpoint
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""

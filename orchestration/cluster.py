@@ -27,9 +27,10 @@ REMEDY = "start one with `ray start --head`, or leave out address to use this ma
 LONGEST_SOCKET_FOLDER = 40
 """Bytes of the folder's path in which Ray's sockets are."""
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Setting of Ray Train: watch for announced ends of nodes. The watcher is one more process per worker group."""
 RAY_SETTINGS = {
-    # The watcher is one more process per worker group to start; lost workers are noticed without it.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",  # until a worker that does not answer is replaced
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its default
@@ -153,14 +154,16 @@ def ray_session(address: str | None) -> Iterator[None]:
     Raises:
         ConfigError: if the cluster cannot be reached.
     """
-    for name, value in RAY_SETTINGS.items():
+    # On this machine alone, nothing announces the end of a node.
+    settings = RAY_SETTINGS | {PREEMPTION_WATCHER: "1" if address else "0"}
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     import ray
 
     # "local" starts a new cluster even if one is running on this machine, which may belong to somebody else.
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
     runtime_env: dict[str, Any] = {
-        "env_vars": {name: os.environ[name] for name in RAY_SETTINGS} | {"PYTHONWARNINGS": "ignore"}
+        "env_vars": {name: os.environ[name] for name in settings} | {"PYTHONWARNINGS": "ignore"}
     }
     if address:
         runtime_env["py_modules"] = _packages() + [str(root) for root in loaded_roots()]

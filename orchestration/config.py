@@ -7,8 +7,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
+from orchestration.store.location import is_url, local_folder, url_or_path
 from soflow.config import RunConfig
 from soflow.config_base import Count, Section, has_password
 
@@ -32,9 +41,15 @@ STORAGE = Path("results")
 """Default storage."""
 
 
-def absolute_folder(path: Path) -> Path:
-    """Make a folder's path absolute, so that a sweep resumes from everywhere; a URL is left as it is."""
-    return path if re.match(r"\w+:/", str(path)) else path.expanduser().absolute()
+def storage_folder(path: Any) -> Any:
+    """Make a path absolute, so that a sweep resumes from everywhere; a store's URL becomes its local folder."""
+    if isinstance(path, str) and is_url(path):
+        return local_folder(path)
+    return Path(path).expanduser().absolute() if isinstance(path, (str, Path)) else path
+
+
+Folder = Annotated[Path, BeforeValidator(storage_folder), PlainSerializer(url_or_path)]
+"""Folder on a disk, or in an object store, which is written as its URL."""
 
 
 def database_url(uri: str) -> str:
@@ -77,8 +92,9 @@ class LaunchConfig(RunConfig):
     """Name of the sweep or run and of its folder in `storage`. Default: objective, data set and start time."""
     address: str | None = None
     """HOST:PORT of a running Ray cluster, or `auto`. Default: start one on this machine and stop it at the end."""
-    storage: Annotated[Path, AfterValidator(absolute_folder)] = Field(default=STORAGE, validate_default=True)
-    """Folder for checkpoints, sample grids and tables; on a cluster, a folder that all nodes share."""
+    storage: Folder = Field(default=STORAGE, validate_default=True)
+    """Folder for checkpoints, sample grids and tables; on a cluster, a folder that all nodes share, or an object
+    store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX."""
     tracking_uri: Annotated[str, AfterValidator(database_url)] | None = None
     """MLflow server (http(s)://…) or database (sqlite:///…). Default: the environment's MLFLOW_TRACKING_URI, or
     mlflow.db in `storage`."""

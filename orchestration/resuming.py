@@ -7,16 +7,15 @@ from typing import TypeVar
 
 from orchestration.config import LaunchConfig, TrainConfig
 from orchestration.storage import SPOOL
+from orchestration.store.location import store_of, url_or_path
 from orchestration.terminal.command_line import validate
+from orchestration.tracking import schema
 from soflow.config import flatten, override, to_dict
 from soflow.config_base import ConfigError
 from soflow.files import write_atomic
 
 Config = TypeVar("Config", bound=LaunchConfig)
-MAY_CHANGE = (
-    *("num_trials", "search", "confirm", "confirm_seeds", "resources", "max_concurrent", "trial_retries"),
-    *("address", "tracking_uri", "progress", "tags", "note"),
-)
+MAY_CHANGE = (*schema.MAY_CHANGE, "tags", "note")
 """Fields and sections that a resume takes from its command line; all others are those of the sweep or run."""
 STEPS = "training.total_steps"
 """Field that extends a run."""
@@ -37,12 +36,13 @@ def resumed(saved: Config, config: Config, folder: Path) -> Config:
     """
     storage = folder.absolute().parent
     before, values = flatten(to_dict(saved)), flatten(to_dict(config))
-    changes = {"storage": str(storage)}
+    changes = {"storage": url_or_path(storage)}
     for path in config.given:
         if path.partition(".")[0] in MAY_CHANGE:
             changes[path] = values[path]
-        elif path == "storage" and not config.storage.samefile(storage):
-            raise ConfigError(f"storage = {config.storage}: {folder.name} is in {storage}; leave storage out")
+        elif path == "storage" and config.storage != storage and not config.storage.samefile(storage):
+            where = f"{folder.name} is in {url_or_path(storage)}"
+            raise ConfigError(f"storage = {url_or_path(config.storage)}: {where}; leave storage out")
         elif path not in ("resume", "storage") and values.get(path) != before.get(path):
             if path == STEPS and not (reason := _no_extension(saved, values[STEPS])):
                 changes[path] = values[path]
@@ -72,6 +72,8 @@ def check_original(folder: Path) -> None:
         ConfigError: naming the original.
     """
     folder = folder.absolute()
+    if store_of(folder):  # every machine that works on it has a copy
+        return
     path = folder / SPOOL / LOCATION_FILE
     original = Path(path.read_text()) if path.exists() else folder
     if (original / SPOOL / LOCATION_FILE).exists() and not original.samefile(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,6 +24,8 @@ from orchestration.storage import (
     resumed_folder,
     sole_owner,
 )
+from orchestration.store.location import url_or_path
+from orchestration.store.runs import fetch_run
 from orchestration.terminal.command_line import validate
 from orchestration.terminal.format import plain_console
 from orchestration.tracking import schema
@@ -48,27 +51,34 @@ def train(config: TrainConfig) -> str:
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
     """
+    with ExitStack() as until_the_end:
+        return _train(config, until_the_end)
+
+
+def _train(config: TrainConfig, until_the_end: ExitStack) -> str:
     resuming = config.resume is not None
     if config.resume is None:
         folder = new_folder(config)
     else:
         folder = resumed_folder(config.storage, config.resume, RUN_FILE)
+        until_the_end.enter_context(sole_owner(folder))
         check_original(folder)
         config = resumed(validate(TrainConfig, read_yaml(folder / RUN_FILE)), config, folder)
-    check_storage(config.storage)
+    check_storage(config.storage, may_be_store=True)
     check_inputs(config)
     schema.check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     with connected(config, groups=1) as resources:
         budget = memory_budget(resources, groups=1)
         check_memory(config, budget)
-        if not resuming:
-            create(folder, RUN_FILE, to_yaml(config))
-        with sole_owner(folder):
+        if resuming:
             write_atomic(folder / RUN_FILE, to_yaml(config))
-            note_location(folder)
-            print(f"run {folder.name} in {folder}; records: {config.mlflow_ui}", flush=True)
-            return _Run(config, folder.absolute(), resuming).execute(resources, budget)
+        else:
+            create(folder, RUN_FILE, to_yaml(config))
+            until_the_end.enter_context(sole_owner(folder))
+        note_location(folder)
+        print(f"run {folder.name} in {url_or_path(folder)}; records: {config.mlflow_ui}", flush=True)
+        return _Run(config, folder.absolute(), resuming).execute(resources, budget)
 
 
 class _Run:
@@ -93,7 +103,7 @@ class _Run:
                 schema.OBJECTIVE: run.objective.name,
                 schema.DATASET: run.dataset.name,
                 schema.CONFIG_HASH: config_hash(run),
-                schema.FOLDER: str(self.folder),
+                schema.FOLDER: url_or_path(self.folder),
             }
         )
         set_last_words(self._end_interrupted)
@@ -120,6 +130,7 @@ class _Run:
                     self.tracker.end_run(self.key, status)
                 group.close()
                 if status == "FINISHED":
+                    fetch_run(self.folder)
                     upload_bytes = register(self.tracker, self.key, self.folder, self.folder.name)
                 if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
                     self._say(f"{undelivered} records wait in {self.folder / SPOOL}; send them with: {command}")
@@ -159,7 +170,10 @@ class _Run:
                 fid = answer.reported.metrics["fid"]
                 progress.update(task, completed=step, description=f"step {step}, FID {fid:.4g}")
                 self._say(_line(step, answer.reported.metrics))
-        self._say(f"samples: {self.folder / 'grids'}; generate more: python experiments/sample.py {self.folder}")
+        self._say(
+            f"samples: {url_or_path(self.folder / 'grids')}; generate more: python experiments/sample.py "
+            f"{url_or_path(self.folder)}"
+        )
         return True
 
     def _say_choice(self, report: Report) -> None:

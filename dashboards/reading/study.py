@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
 from orchestration.storage import STUDY_FILE, SWEEP_FILE
+from orchestration.store.location import path_of
 from orchestration.sweep.resume import saved_config
 from orchestration.sweep.study_storage import first_study, open_journal
 from orchestration.tracking.schema import FOLDER
@@ -57,7 +58,7 @@ def _read_database(url: str, name: str) -> tuple[optuna.Study | None, str]:
 def _folder(parent: Run | None, children: list[Run]) -> Path | None:
     """Find the sweep's folder from the tags of its run or of its trials."""
     if parent and parent.data.tags.get(FOLDER):
-        return Path(parent.data.tags[FOLDER])
+        return path_of(parent.data.tags[FOLDER])
     for run in children:
         if folder := run.data.tags.get(FOLDER):
             return Path(folder).parents[1] if len(Path(folder).parents) > 2 else None

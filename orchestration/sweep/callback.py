@@ -12,6 +12,8 @@ from ray.tune.experiment import Trial
 
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD
 from orchestration.storage import SPOOL, STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
+from orchestration.store.location import url_or_path
+from orchestration.store.runs import CHECKPOINTS, fetch_run
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.notes import end_note, sweep_note, trial_note, trials_view, view_name
 from orchestration.sweep.ranking import STATES, Summary
@@ -81,10 +83,11 @@ class SweepRecord:
         tags = self.common_tags | {
             schema.KIND: schema.SWEEP_KIND,
             schema.CONFIG_HASH: config_hash(self.config.run),
-            schema.FOLDER: str(self.folder),
+            schema.FOLDER: url_or_path(self.folder),
         }
         params = flatten(to_dict(self.config)) | {"cases": [str(case) for case in self.config.cases]}
-        tags |= {name: params.pop(name) for name in schema.MAY_CHANGE}
+        changing = {*schema.MAY_CHANGE, *schema.OF_A_START}
+        tags |= {path: params.pop(path) for path in list(params) if path.partition(".")[0] in changing}
         del params["tags"], params["note"]
         self.tracker.start_run(self.folder.name, self.folder.name, params, tags)
         self.tracker.describe(self.folder.name, sweep_note(self.config, self.folder, self.space))
@@ -120,6 +123,7 @@ class SweepRecord:
         write_atomic(path, str(number))
         self.tracker.set_tags(self.key(number), {schema.BEST: "true"})
         name = f"{self.folder.name}-{number:04d}"
+        fetch_run(trial_folder(self.folder, number))
         return register(self.tracker, self.key(number), trial_folder(self.folder, number), name)
 
     def close(self, upload_bytes: int = 0) -> None:
@@ -191,7 +195,7 @@ class MlflowCallback(tune.Callback):
             schema.KIND: schema.TRIAL_KIND,
             schema.TRIAL_ID: trial.trial_id,
             schema.NUMBER: str(ticket.number),
-            schema.FOLDER: str(trial_folder(self.folder, ticket.number)),
+            schema.FOLDER: url_or_path(trial_folder(self.folder, ticket.number)),
         }
         tags |= {schema.CASE: ticket.point[schema.CASE]} if schema.CASE in ticket.point else {}
         try:
@@ -241,6 +245,7 @@ class MlflowCallback(tune.Callback):
         if state == "finished":
             final = {f"{schema.FINAL}{name}": value for name, value in result["metrics"].items()}
             self.tracker.log_metrics(key, final, result["step"])
+            fetch_run(trial_folder(self.folder, ticket.number), CHECKPOINTS)
             config_file = trial_folder(self.folder, ticket.number) / CONFIG_FILE
             if config_file.exists():  # else the trial was stopped at an earlier rung
                 self.tracker.log_artifact(key, config_file)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestration.storage import trial_folder
+from orchestration.store.location import url_or_path
 from orchestration.sweep.config import SweepConfig, read_constraint
 from orchestration.sweep.rank import rank_trials
 from orchestration.sweep.search_space import SearchSpace
@@ -42,7 +43,7 @@ def ranking(trials: list[FrozenTrial], config: SweepConfig, space: SearchSpace, 
     table = pd.DataFrame(
         [
             {"trial": trial.number, **space.point(trial.params), **_result(trial, config.goals, shown)}
-            | {"folder": str(trial_folder(folder, trial.number))}
+            | {"folder": url_or_path(trial_folder(folder, trial.number))}
             for trial in trials
         ],
         columns=None if trials else columns,
@@ -123,10 +124,11 @@ def _print_best(console: Console, best: pd.Series, path: Path) -> None:
     floor = ""
     if "fid_floor" in best:  # unless the reference is a file of statistics
         floor = f", {best['fid'] / best['fid_floor']:.1f} times the real-data floor of {best['fid_floor']:.3g}"
-    grids = sorted((Path(best["folder"]) / "grids").glob("step-????????.png"))
+    folder = trial_folder(path.parent, int(best["trial"]))
+    grids = sorted((folder / "grids").glob("step-????????.png"))
     for line in (
         f"best:        trial {best['trial']}, FID {best['fid']:.4g}{floor}",
-        f"its samples: {grids[-1]}",
+        f"its samples: {url_or_path(grids[-1])}",
         f"train it:    python experiments/train.py --config {path}",
     ):
         console.print(line, soft_wrap=True, highlight=False)

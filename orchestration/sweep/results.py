@@ -10,8 +10,9 @@ from typing import Any
 import optuna
 import pandas as pd
 
+from orchestration.config import storage_folder
 from orchestration.interruption import set_last_words
-from orchestration.storage import SWEEP_FILE, new_folder, resumed_folder, trial_folder
+from orchestration.storage import SWEEP_FILE, fetch_to_read, new_folder, resumed_folder, trial_folder
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.ranking import ranking
@@ -65,7 +66,9 @@ def load_sweep(name: str | Path, storage: str | Path = "results") -> Sweep:
     Raises:
         ConfigError: if there is no such sweep.
     """
-    return Sweep(resumed_folder(Path(storage), str(name), SWEEP_FILE, "name"))
+    folder = resumed_folder(storage_folder(storage), str(name), SWEEP_FILE, "name")
+    fetch_to_read(folder)
+    return Sweep(folder)
 
 
 class Sweep:

@@ -28,6 +28,8 @@ from orchestration.storage import (
     resumed_folder,
     sole_owner,
 )
+from orchestration.store.location import url_or_path
+from orchestration.store.program import fetch_trials
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.points import as_many_as_points
@@ -76,7 +78,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
         if config.study_storage is None:
             check_journal(folder / STUDY_FILE)
     space = search_space.build(config)
-    check_storage(config.storage)
+    check_storage(config.storage, may_be_store=True)
     check_inputs(config)
     from orchestration.sweep.callback import MlflowCallback, SweepRecord  # imports Ray Tune
     from orchestration.sweep.checks import check_study  # imports optuna
@@ -93,13 +95,14 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
             _silence_libraries()
             folder = folder.absolute()
             if resuming:
+                fetch_trials(folder)
                 write_atomic(folder / SWEEP_FILE, to_yaml(asked))
             else:
                 create(folder, SWEEP_FILE, to_yaml(asked))
                 until_the_end.enter_context(sole_owner(folder))
             note_location(folder)
             trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
-            print(f"sweep {folder.name}: {trials}, in {folder}", flush=True)
+            print(f"sweep {folder.name}: {trials}, in {url_or_path(folder)}", flush=True)
             record = SweepRecord(config, folder, space)
             set_last_words(functools.partial(_interrupted, record))
             record.start()

@@ -33,8 +33,15 @@ SWEEP, TRIAL_ID, NUMBER = "sweep", "trial_id", "optuna_number"
 CASE = "case"
 STATE, FAILURE, BEST = "state", "failure", "best"
 """How a trial ended (finished, stopped, failed), why it failed, and "true" for the best trial of a sweep."""
-MAY_CHANGE = ("num_trials", "search", "confirm", "confirm_seeds", "progress", "resume")
-"""Fields of a sweep that a resume may change; recorded as tags, because MLflow does not change parameters."""
+MAY_CHANGE = (
+    *("num_trials", "search", "confirm", "confirm_seeds", "resources", "max_concurrent", "trial_retries"),
+    *("address", "tracking_uri", "progress"),
+)
+"""Fields and sections of a sweep that a resume takes from its command line; recorded as tags, because MLflow does not
+change parameters."""
+
+OF_A_START = ("storage", "resume")
+"""Fields that may differ from one start of a sweep to the next; tags as well."""
 
 FINGERPRINT, NFE = "fid_reference_fingerprint", "nfe"
 FID_PROTOCOL = (
@@ -77,9 +84,9 @@ RUNG = "rung/"
 
 TAGS = {
     *(OBJECTIVE, DATASET, CONFIG_HASH, FOLDER, STEPS, COMPILE_CHOICE, SWEEP, TRIAL_ID, NUMBER, CASE, STATE, FAILURE),
-    *(BEST, GIT_COMMIT, *MAY_CHANGE, *FID_PROTOCOL, *CONDITIONS),
+    *(BEST, GIT_COMMIT, *MAY_CHANGE, *OF_A_START, *FID_PROTOCOL, *CONDITIONS),
 }
-TAG_PREFIXES = ("mlflow.", "soflow.", "version.", "hardware.", "fid_")
+TAG_PREFIXES = ("mlflow.", "soflow.", "version.", "hardware.", "fid_", "resources.")
 """Tags that the tracker sets, and prefixes of further ones: users' own tags have other names."""
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from orchestration.store.program import Delivery
 from orchestration.tracking.mlflow_writer import MlflowWriter, RunLost
 from orchestration.tracking.recorded_runs import RecordedRuns
 from orchestration.tracking.spool import Spool
@@ -57,6 +58,7 @@ class Tracker:
         self._recorded, self._recording = RecordedRuns(), threading.Lock()
         self._spool = Spool(self.spool_dir, self._recorded)
         self._writer = MlflowWriter(tracking_uri, experiment, _origin(self.spool_dir))
+        self._delivery = Delivery(self.spool_dir.absolute().parent)
         self._hurry, self._flushing = threading.Event(), False
         self._thread = threading.Thread(target=self._deliver_until_stopped, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -180,7 +182,9 @@ class Tracker:
             try:
                 self._writer.connect()
                 began = time.thread_time()  # without MLflow's import
-                events = self._spool.peek(EVENTS_PER_BATCH)
+                events = self._delivery.ready(self._spool.peek(EVENTS_PER_BATCH))
+                if not events:
+                    self._pause(FIRST_RETRY_S)  # the first one needs an image that is still on its way
                 # Drop events only after all of them are delivered: a crash in between sends them twice, which is safe.
                 if self._writer.deliver(events, stopped=lambda: self._spool.stopped):
                     self._spool.drop(len(events))
@@ -202,6 +206,8 @@ class Tracker:
                 if not self._flushing:
                     self._pause(min(REST_PER_WORK * (time.thread_time() - began), LONGEST_REST_S))
         self._spool.close()
+        with suppress(OSError):  # all that matters is in the store already
+            self._delivery.finish()
 
     def _pause(self, seconds: float) -> None:
         """Wait; return early if `flush` or `close` is called."""

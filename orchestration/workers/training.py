@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestration.cluster import PREEMPTION_WATCHER
 from orchestration.config import ResourcesConfig
+from orchestration.store.runs import Uploads, fetch_run
 from orchestration.workers import mailbox
 from orchestration.workers.group import WorkerGroup
 from orchestration.workers.messages import Answer, Request
@@ -50,6 +53,7 @@ class TrainingWorker:
         self._request: Request | None = None
         self._run: TrainingRun | None = None
         self._answered_at: float | None = None
+        self._uploads = Uploads()
 
     def serve(self, request: Request) -> Answer:
         """Train to the next report.
@@ -77,6 +81,9 @@ class TrainingWorker:
             self._answered_at = time.perf_counter()
         if report is None:
             return Answer(run.trainer.step)
+        self._uploads.add(request.directory)
+        if report.finished:  # others may need its files now
+            self._uploads.wait()
         return Answer(report.step, replace(report, metrics=report.metrics | waited))
 
     def _prepare(self, request: Request) -> tuple[TrainingRun, bool]:
@@ -89,6 +96,7 @@ class TrainingWorker:
         self._run = None  # frees its memory first
         if request.micro_batches > 1:  # memory is scarce
             _free_memory()
+        fetch_run(request.directory)
         config = request.config
         self._run = TrainingRun(
             config,
@@ -101,6 +109,8 @@ class TrainingWorker:
             self.world_size,
             request.micro_batches,
             Utilization(config, self.device, self.world_size).metrics,
+            preemption_announced,
+            functools.partial(self._uploads.add, request.directory),
         )
         self._request = request
         return self._run, request.start == 0
@@ -133,6 +143,15 @@ class TrainingWorker:
             return Answer(request.start, failure=str(error), out_of_memory=True)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Answer(request.start, failure=reason, details=traceback.format_exc())
+
+
+def preemption_announced() -> bool:
+    """Check whether the cluster has announced that it will take a node of this group; on all workers alike."""
+    if os.environ.get(PREEMPTION_WATCHER) != "1":
+        return False
+    from ray.train import get_preemption_info
+
+    return get_preemption_info() is not None
 
 
 def _free_memory() -> None:

@@ -19,18 +19,26 @@ class StepClock:
         self.device = device
         self._num_steps = 0
         self._marks: list = []
+        self._timed: list[float] = []
+        """Milliseconds of the steps up to the last pause since the last `stop`."""
         self._steps_ms: list[float] = []
 
     def start_step(self) -> None:
         self._marks.append(self._now())
 
-    def stop(self) -> None:
+    def pause(self) -> None:
+        """End a step that is followed by something else before the next one."""
         marks, self._marks = [*self._marks, self._now()], []
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             steps = [a.elapsed_time(b) for a, b in pairwise(marks)]
         else:
             steps = [(b - a) * 1e3 for a, b in pairwise(marks)]
+        self._timed += steps
+
+    def stop(self) -> None:
+        self.pause()
+        steps, self._timed = self._timed, []
         warmup = min(max(WARMUP_STEPS - self._num_steps, 0), len(steps) - 1)
         self._num_steps += len(steps)
         self._steps_ms = steps[warmup:]

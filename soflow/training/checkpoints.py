@@ -1,6 +1,7 @@
 """Checkpoint files: written atomically, verified on reading, loaded without executing code.
 
-A run keeps its last checkpoint, the one before and that of its best report. If the last one is damaged or missing, the
+A run keeps its last report's checkpoint, the one before and that of its best report, and between reports an interim
+one (training.checkpoint_every_s). If the last one is damaged or missing, the
 run resumes from the one before. torch writes zip archives, which store a CRC-32 of each member.
 """
 
@@ -23,6 +24,8 @@ LOG = logging.getLogger(__name__)
 
 BEST_FILE = "best.json"
 """File with step and FID of the best report so far; the checkpoint of that step is kept."""
+INTERIM_FILE = "interim.pt"
+"""Checkpoint between two reports; the next report's takes its place."""
 
 
 class CheckpointError(RuntimeError):
@@ -73,13 +76,13 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
         fid: FID of this step's report, which selects the best checkpoint.
     """
     path = path_of(directory, step)
-    for stale in directory.glob(".checkpoint-*"):  # left by a process that was killed while writing
+    for stale in (
+        *directory.glob(".checkpoint-*"),
+        *directory.glob(f".{INTERIM_FILE}-*"),
+    ):  # left by a process that was killed while writing
         stale.unlink()
-    with atomic(path) as partial, partial.open("wb") as file:
-        torch.save(state, file)
-        # Without fsync, a machine failure soon after the rename could leave an empty file under the final name.
-        file.flush()
-        os.fsync(file.fileno())
+    _write(state, path)
+    (directory / INTERIM_FILE).unlink(missing_ok=True)
     best = _best(directory)
     if math.isfinite(fid) and (best is None or best[0] >= step or fid < best[1]):
         best = step, fid
@@ -89,6 +92,31 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
     for old in set(steps) - kept:
         path_of(directory, old).unlink(missing_ok=True)
     return path
+
+
+def save_interim(state: dict[str, Any], directory: Path) -> None:
+    """Write a checkpoint between reports atomically, in place of the one before."""
+    _write(state, directory / INTERIM_FILE)
+
+
+def load_interim(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Load the checkpoint between reports; None if it is missing or damaged."""
+    path = directory / INTERIM_FILE
+    if not path.exists():
+        return None
+    try:
+        return load(path, device)
+    except CheckpointError as error:
+        LOG.warning("%s; resuming from the last report", error)
+        return None
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    with atomic(path) as partial, partial.open("wb") as file:
+        torch.save(state, file)
+        # Without fsync, a machine failure soon after the rename could leave an empty file under the final name.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -29,6 +29,8 @@ class TrainingConfig(Section):
     """Global batch size: samples per optimizer step, summed over all workers."""
     report_every: Count = 200
     """Optimizer steps between reports. Each report evaluates the model, draws a sample grid and writes a checkpoint."""
+    checkpoint_every_s: Positive = 600.0
+    """Seconds between checkpoints if reports are farther apart: what a lost worker may have to train again."""
     log_every: Count = 50
     """Optimizer steps between points of the learning curves `train/…`: losses, gradient norm and learning rate, logged
     with the next report."""

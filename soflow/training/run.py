@@ -26,6 +26,7 @@ from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sample
 from soflow.files import patiently
 from soflow.training import checkpoints, reports
 from soflow.training.grids import GRID_COLUMNS, draw_grid, real_grid, write_grid
+from soflow.training.interval import CheckpointTimer
 from soflow.training.reports import Report
 from soflow.training.trainer import Trainer
 
@@ -46,6 +47,8 @@ class TrainingRun:
             which may be an earlier one.
         evaluator: evaluator of the configured data and features, for the same rank and number of workers.
         utilization: metrics of the steps up to one, from its number and their median milliseconds.
+        notice: called on all workers alike; True once one's machine has announced its end, so that a checkpoint is due.
+        on_interim: called on rank 0 after a checkpoint between reports.
 
     Raises:
         CheckpointError: if the checkpoint to start from is of another configuration.
@@ -63,14 +66,14 @@ class TrainingRun:
         world_size: int = 1,
         micro_batches: int = 1,
         utilization: Callable[[int, float], dict[str, float]] = lambda step, step_ms: {},
+        notice: Callable[[], bool] = lambda: False,
+        on_interim: Callable[[], None] = lambda: None,
     ):
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
-        self._utilization = utilization
+        self._utilization, self._on_interim = utilization, on_interim
         self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
-        if start:
-            self._restore(start)
-        elif rank == 0:
-            patiently(lambda: reports.begin(config, directory), directory)
+        self._timer = CheckpointTimer(config.training.checkpoint_every_s, self.trainer.reduce, notice, device)
+        self._restore(start)
 
     @property
     def finished(self) -> bool:
@@ -84,7 +87,9 @@ class TrainingRun:
             StepOutOfMemory: if a step did not fit into memory.
         """
         trainer = self.trainer
-        metrics = trainer.advance(reports.next_step(self.config, trainer.step) - trainer.step)
+        metrics = trainer.advance(
+            reports.next_step(self.config, trainer.step) - trainer.step, self._timer.due, self._save_interim
+        )
         metrics |= self._utilization(trainer.step, metrics["time/step_ms"])
         if trainer.approximates_derivative:
             metrics["jvp/relative_error"] = trainer.derivative_error()
@@ -96,15 +101,29 @@ class TrainingRun:
         metrics["time/evaluate_s"] = time.perf_counter() - began  # the metrics are Python floats: already synchronized
         if trainer.rank:
             return None
-        return patiently(lambda: self._save(network, metrics), self.directory)
+        report = patiently(lambda: self._save(network, metrics), self.directory)
+        self._timer.saved()
+        return report
+
+    def _save_interim(self) -> None:
+        """Save a checkpoint between reports; on all workers."""
+        state = self._complete(self.trainer.state_dict())
+        if not self.trainer.rank:
+            patiently(lambda: checkpoints.save_interim(state, self.directory), self.directory)
+            self._on_interim()
+        self._timer.saved()
+
+    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Add to a trainer's state what sampling from a checkpoint needs."""
+        source = self.trainer.source
+        facts = {"config": to_dict(self.config), "num_classes": source.num_classes}
+        return state | facts | {"class_counts": class_counts(source)}
 
     def _save(self, network: nn.Module, metrics: dict[str, float]) -> Report:
         """Write sample grids, a checkpoint and the report, in this order: a report has all its files."""
         trainer = self.trainer
         grids = self._draw(network)
-        facts = {"config": to_dict(self.config), "num_classes": trainer.source.num_classes}
-        state = trainer.state_dict() | facts | {"class_counts": class_counts(self.trainer.source)}
-        checkpoints.save(state, self.directory, trainer.step, metrics["fid"])
+        checkpoints.save(self._complete(trainer.state_dict()), self.directory, trainer.step, metrics["fid"])
         report = Report(trainer.step, metrics, self._facts(), grids, self.finished, tuple(trainer.curve))
         reports.save_report(report, self.directory)
         return report
@@ -189,11 +208,21 @@ class TrainingRun:
             LOG.warning("%s; training from the start", error)
             return 0, {}
 
+    def _interim(self, start: int) -> tuple[int, dict[str, Any]] | None:
+        """Read the checkpoint between reports, if it follows this report of this run with as many workers."""
+        state = checkpoints.load_interim(self.directory, self.device)
+        if state is None or len(intervals := state["interval"]) != self.trainer.world_size:
+            return None
+        fits = intervals[0]["begin"] == start and parse(state["config"]) == self.config
+        return (state["step"], state) if fits else None
+
     def _restore(self, start: int) -> None:
-        step, state = self._newest(start)
+        step, state = self._interim(start) or self._newest(start)
         if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
             step, state = self._newest(agreed)
         if not step:
+            if not (start or self.trainer.rank):
+                patiently(lambda: reports.begin(self.config, self.directory), self.directory)
             return
         if not extends(self.config, parse(state["config"])):
             path = checkpoints.path_of(self.directory, step)

@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -29,15 +29,14 @@ from soflow.training.compilation import (
     disturbed,
 )
 from soflow.training.compile_choice import choose
-from soflow.training.curve import TermTotals
 from soflow.training.ema import MovingAverage
 from soflow.training.inputs import StepInputs
+from soflow.training.interval import NEVER, Interval
 from soflow.training.loss_module import LossModule, accumulate_gradients
 from soflow.training.out_of_memory import StepOutOfMemory, is_out_of_memory
 from soflow.training.teacher import attach_teacher
 
 LOG = logging.getLogger(__name__)
-NEVER = torch.iinfo(torch.int64).max
 
 
 class NonFiniteLoss(RuntimeError):
@@ -83,6 +82,9 @@ class Trainer:
         self._loss = LossModule(self.network, self.objective)
         self.module = DistributedDataParallel(self._loss) if world_size > 1 else self._loss
         self.step, self.train_s = 0, 0.0
+        self._interval: Interval | None = None
+        """Measurements since the last report, while `advance` runs or after a checkpoint made by it was loaded."""
+        self._since = 0.0, 0.0
         self.curve: list[tuple[int, dict[str, float]]] = []
         self.compile_choice = ""
         self._undecided = config.training.compile == "auto" and device.type != "meta"
@@ -93,11 +95,19 @@ class Trainer:
                 self._compile()
             self._check_derivative()
 
-    def advance(self, steps: int) -> dict[str, float]:
+    def advance(
+        self, steps: int, due: Callable[[], bool] = lambda: False, save: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """Take optimizer steps and return metrics over them, equal on all workers except for times.
+
+        If the state was restored from a checkpoint between reports, the metrics include the steps before it.
 
         Losses are means over samples. "gradient/norm" is the median over steps of the norm of the full gradient,
         "gradient/spike" the maximum divided by the median.
+
+        Args:
+            due: asked after every step but the last whether to save a checkpoint now.
+            save: saves it, from `state_dict`.
 
         Raises:
             NonFiniteLoss: if a loss was infinite or NaN; the message names the first such step.
@@ -106,7 +116,7 @@ class Trainer:
         with self._memory_named():
             if self._undecided:
                 self._choose_compilation()
-            return self._advance(steps)
+            return self._advance(steps, due, save)
 
     @contextmanager
     def _memory_named(self) -> Iterator[None]:
@@ -126,12 +136,11 @@ class Trainer:
         """Largest number of samples per network call on this worker."""
         return -(-self.config.training.batch_size // (self.world_size * self.micro_batches))
 
-    def _advance(self, steps: int) -> dict[str, float]:
+    def _advance(self, steps: int, due: Callable[[], bool], save: Callable[[], None]) -> dict[str, float]:
         self.network.train()
         self._process.reset()
-        totals, gradients = TermTotals(), list[Tensor]()
-        first_bad = torch.full((), NEVER, device=self.device)
-        begin, compile_s = time.perf_counter(), self._compile_clock.seconds
+        self._interval = interval = self._interval or Interval.after(self.step, self.device)
+        self._since = time.perf_counter(), self._compile_clock.seconds
         memory, persistent_bytes = AllocationPeak(self.device), 0
         for step in range(steps):
             self._clock.start_step()
@@ -141,21 +150,28 @@ class Trainer:
                 persistent_bytes = bytes_of(self.persistent_tensors())
             with memory if measured else nullcontext():
                 loss, terms = self.take_step()
-            gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
+            interval.gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
             # No host synchronization in the loop: sums and the first bad step (counted from 1) stay on the device.
-            first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
-            totals.add(terms)
+            first_bad = interval.first_bad
+            interval.first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
+            interval.totals.add(terms)
             if self.step % self.config.training.log_every == 0:
-                totals.mark(self.step)
+                interval.totals.mark(self.step)
+            if not measured and due():
+                self._clock.pause()
+                self._count_time()
+                save()
+                self._since = time.perf_counter(), self._compile_clock.seconds
         self._clock.stop()
-        self.train_s += time.perf_counter() - begin - (self._compile_clock.seconds - compile_s)
-        self._check_finite(first_bad)
-        norms = torch.stack(gradients)
-        self.curve = totals.curve(self._reduce, norms, self.step - steps)
+        self._count_time()
+        self._interval = None
+        self._check_finite(interval.first_bad)
+        norms = torch.stack(interval.gradients)
+        self.curve = interval.totals.curve(self.reduce, norms, interval.begin)
         for step, values in self.curve:
             values["train/learning_rate"] = self._learning_rate(step - 1)
         return (
-            totals.means(self._reduce)
+            interval.totals.means(self.reduce)
             | {
                 "gradient/norm": norms.median().item(),
                 "gradient/spike": (norms.max() / norms.median()).item(),
@@ -167,6 +183,11 @@ class Trainer:
             }
             | self._compile_clock.metrics()
         )
+
+    def _count_time(self) -> None:
+        """Add the time since `_since` to `train_s`, without compilation."""
+        began, compile_s = self._since
+        self.train_s += time.perf_counter() - began - (self._compile_clock.seconds - compile_s)
 
     def take_step(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Take one optimizer step; return its loss and the objective's per-sample terms, on the device."""
@@ -210,7 +231,7 @@ class Trainer:
         """Choose between compiled and eager steps, measured with the current step's; nothing else changes."""
         self._undecided = False
         self.network.train()
-        total = functools.partial(self._reduce, operation="SUM")
+        total = functools.partial(self.reduce, operation="SUM")
         choice, self._compile_clock = choose(self.module, self.inputs, self.step, self.derivative_error, total)
         self.compile_choice = str(choice)
         if not self.rank:
@@ -246,24 +267,27 @@ class Trainer:
 
     def earliest(self, step: int) -> int:
         """Return the minimum of `step` over all workers."""
-        return int(self._reduce(torch.tensor(step, device=self.device), "MIN"))
+        return int(self.reduce(torch.tensor(step, device=self.device), "MIN"))
 
     def _check_finite(self, first_bad: Tensor) -> None:
-        step = int(self._reduce(first_bad, "MIN"))
+        step = int(self.reduce(first_bad, "MIN"))
         if step < NEVER:
             raise NonFiniteLoss(
                 f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or a longer optimizer.warmup_steps"
             )
 
-    def _reduce(self, value: Tensor, operation: str) -> Tensor:
+    def reduce(self, value: Tensor, operation: str) -> Tensor:
         """All-reduce a tensor over the workers in place, with operation "SUM" or "MIN"."""
         if self.world_size > 1:
             torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, operation))
         return value
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for an exact resume; random numbers depend on seed and step only, so none are stored."""
+        """Return the state for an exact resume; random numbers depend on seed and step only, so none are stored.
+
+        Between reports all workers must call it, as it contains what each has measured.
+        """
         return {
             "step": self.step,
             "train_s": self.train_s,
@@ -271,7 +295,15 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-        }
+        } | ({"interval": self._gathered(self._interval.state())} if self._interval else {})
+
+    def _gathered(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Collect an object from all workers, in the order of their ranks."""
+        if self.world_size == 1:
+            return [state]
+        states: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(states, state)
+        return states
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of `state_dict`, and with training.compile = auto its choice, if it has been made."""
@@ -280,6 +312,8 @@ class Trainer:
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
         self.inputs.restart()
+        intervals = state.get("interval")
+        self._interval = Interval.of_state(intervals[self.rank], self.device) if intervals else None
         # The optimizer keeps references to the loaded tensors and updates them in place.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self._undecided and "compiled" in state:

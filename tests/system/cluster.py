@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -78,6 +79,8 @@ class Cluster:
     """More of the environment of all nodes."""
     directory: Path | None = None
     """Where `ray start` is called."""
+    private: Path | None = None
+    """A folder of which each node has one of its own, in memory; needs root."""
     nodes: list[Node] = field(default_factory=list, init=False)
     _started: list[Node] = field(default_factory=list, init=False)
 
@@ -109,6 +112,9 @@ class Cluster:
         ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={_free_port()}"]
         command = [RAY, "start", "--block", "--disable-usage-stats", SMALL_STORE, *place]
         command += [*ports, f"--num-cpus={cpus}", *self.options, *options]
+        if self.private is not None:
+            mount = f"mount -t tmpfs none {shlex.quote(str(self.private))} && exec "
+            command = ["unshare", "--mount", "sh", "-c", mount + shlex.join(command)]
         for attempt in range(3):  # Ray gives a starting node 30 s, which a busy machine may exceed
             node = self._start(command, self.folder / f"node-{len(self.nodes)}-{attempt}.log")
             deadline = time.monotonic() + START_S

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401 - a fixture
+from chaos import Chaos
 from cluster import Cluster, new_token
 from session import SMALL, Session
 
@@ -33,6 +34,14 @@ def cluster() -> Iterator[Cluster]:
     """A Ray cluster that asks for a token: a head without CPUs and two nodes of two CPUs, started once."""
     with Cluster((0, 2, 2)) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep to which nothing happens, with which every disturbed one must agree to the last digit."""
+    chaos = Chaos(tmp_path_factory.mktemp("undisturbed") / "sweep", cluster, seed=0)
+    chaos.run(faults=())
+    return chaos.folder
 
 
 @pytest.fixture

@@ -16,14 +16,6 @@ from session import wait_for_line
 OUTAGE_S = 10
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster, tmp_path_factory):
-    """The sweep to which nothing happens, with which every disturbed one must agree to the last digit."""
-    chaos = Chaos(tmp_path_factory.mktemp("undisturbed") / "sweep", cluster, seed=0)
-    chaos.run(faults=())
-    return chaos.folder
-
-
 # More seeds: make soak.
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 7))])
 def test_a_sweep_survives_the_loss_of_everything_but_its_storage(undisturbed, tmp_path, seed):
