@@ -76,10 +76,8 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
         fid: FID of this step's report, which selects the best checkpoint.
     """
     path = path_of(directory, step)
-    for stale in (
-        *directory.glob(".checkpoint-*"),
-        *directory.glob(f".{INTERIM_FILE}-*"),
-    ):  # left by a process that was killed while writing
+    # Left by a process that was killed while writing.
+    for stale in (*directory.glob(".checkpoint-*"), *directory.glob(f".{INTERIM_FILE}-*")):
         stale.unlink()
     _write(state, path)
     (directory / INTERIM_FILE).unlink(missing_ok=True)
