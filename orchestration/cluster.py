@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,12 +135,39 @@ def connected(config: LaunchConfig, groups: int) -> Iterator[ResourcesConfig]:
     else:
         check_address(config.address)
     threading.Thread(target=_preload, daemon=True).start()
-    import ray
 
     with ray_session(config.address):
-        available = ray.cluster_resources()
-        check_fits(config.resources, groups, available, "the cluster")
+        available = _resources_of_cluster(config, groups)
         yield share_gpus(config.resources, groups, available.get("GPU", 0))
+
+
+def _resources_of_cluster(config: LaunchConfig, groups: int) -> dict[str, float]:
+    """Return a cluster's resources; if they are too few, ask its autoscaler for nodes and wait for them.
+
+    Raises:
+        ConfigError: if they are too few after `wait_for_nodes_s`.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    began, asked = time.monotonic(), False
+    while True:
+        available = ray.cluster_resources()
+        try:
+            check_fits(config.resources, groups, available, "the cluster")
+            break
+        except ConfigError:
+            if time.monotonic() - began >= config.wait_for_nodes_s:
+                raise
+        if not asked:
+            print(f"waiting for nodes, at most {config.wait_for_nodes_s:g} s", flush=True)
+            worker = {"CPU": config.resources.cpus_per_worker, "GPU": config.resources.gpus_per_worker or 0}
+            request_resources(bundles=[worker] * (groups * config.resources.num_workers))
+            asked = True
+        time.sleep(1)
+    if asked:
+        request_resources(num_cpus=0)  # the groups themselves keep the nodes from now on
+    return available
 
 
 def _preload() -> None:

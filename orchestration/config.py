@@ -92,6 +92,8 @@ class LaunchConfig(RunConfig):
     """Name of the sweep or run and of its folder in `storage`. Default: objective, data set and start time."""
     address: str | None = None
     """HOST:PORT of a running Ray cluster, or `auto`. Default: start one on this machine and stop it at the end."""
+    wait_for_nodes_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to wait for nodes if the cluster is too small at the start; its autoscaler, if any, is asked for them."""
     storage: Folder = Field(default=STORAGE, validate_default=True)
     """Folder for checkpoints, sample grids and tables; on a cluster, a folder that all nodes share, or an object
     store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX."""

@@ -143,7 +143,7 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
             storage_path=str(folder / "workers"),
             callbacks=[LossReport(mailbox), StartLimit(start_limit_s())],
             # Unlimited here: the mailbox counts losses per request, Ray Train only per group.
-            failure_config=FailureConfig(max_failures=-1),
+            failure_config=FailureConfig(max_failures=-1, max_preemption_failures=-1),
         ),
     )
 
@@ -188,6 +188,8 @@ class LossReport(UserCallback):
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if any(_is_preempted(error) for error in worker_exceptions.values()):
+            return  # announced by the cluster: no loss, and others may have failed with it
         losses = [
             f"worker {rank}: {_one_line(getattr(error, 'health_check_failure', error))}"
             for rank, error in sorted(worker_exceptions.items())
@@ -195,6 +197,12 @@ class LossReport(UserCallback):
         ]
         with contextlib.suppress(ray.exceptions.RayActorError):  # without a mailbox, nobody waits for an answer
             ray.get(self._mailbox.ended.remote(losses))
+
+
+def _is_preempted(error: Exception) -> bool:
+    """Check whether a worker was lost because the cluster took its node."""
+    cause = getattr(error, "health_check_failure", error)
+    return isinstance(cause, ray.exceptions.RayActorError) and cause.preempted
 
 
 def _one_line(error: BaseException | None) -> str:
