@@ -45,6 +45,8 @@ def storage_folder(path: Any) -> Any:
     """Make a path absolute, so that a sweep resumes from everywhere; a store's URL becomes its local folder."""
     if isinstance(path, str) and is_url(path):
         return local_folder(path)
+    if re.match(r"\w[\w+.-]+:/[^/]", str(path)):
+        raise ValueError("is a URL that has lost a slash; give it as text, not as a Path")
     return Path(path).expanduser().absolute() if isinstance(path, (str, Path)) else path
 
 

@@ -82,9 +82,9 @@ def team(tmp_path, monkeypatch):
         inherit(store | {"PGPASSWORD": PASSWORD, "MLFLOW_TRACKING_USERNAME": ADMIN}, monkeypatch.setenv)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", OLD)
         monkeypatch.setenv("SOFLOW_CACHE", str(tmp_path / "first"))
-        server = MlflowServer(tmp_path, f"postgresql://{USER}@{address}/mlflow")
+        server = MlflowServer(tmp_path, f"postgresql+psycopg://{USER}@{address}/mlflow")
         try:
-            yield server, f"postgresql://{USER}@{address}/optuna"
+            yield server, f"postgresql+psycopg://{USER}@{address}/optuna"
         finally:
             server.stop()
 
@@ -93,7 +93,7 @@ def rotate_password(server: MlflowServer) -> None:
     from mlflow.server import get_app_client
 
     client = get_app_client("basic-auth", tracking_uri=server.uri)
-    client.update_user_password(ADMIN, NEW)
+    client.update_user_password(ADMIN, NEW, OLD)
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="PostgreSQL is not installed")

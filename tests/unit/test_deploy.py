@@ -89,8 +89,8 @@ def test_kubectl_builds_them(name):
     assert all(one["metadata"].get("namespace", "soflow") == "soflow" for one in objects)
     assert "image: soflow\n" not in built  # every image has its registry
     kinds = {one["kind"] for one in objects}
-    expected = {"base": {"Namespace", "Service", "StatefulSet", "Deployment", "RayCluster"}, "sweep": {"RayJob"}}
-    assert kinds == expected[name]
+    base = {"Namespace", "ConfigMap", "Service", "StatefulSet", "Deployment", "RayCluster"}
+    assert kinds == {"base": base, "sweep": {"RayJob"}}[name]
 
 
 def test_ray_s_launcher_accepts_its_file():

@@ -1,6 +1,6 @@
-"""Folders of sweeps and runs."""
+"""Folders of sweeps and runs on a disk; those in stores are tested in store/."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
 
@@ -8,7 +8,9 @@ from orchestration.storage import check_storage
 from soflow.config_base import ConfigError
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/results", "gs://bucket", "file:///results"])
-def test_an_object_store_is_refused_in_one_line(storage):
-    with pytest.raises(ConfigError, match=r"storage = .*: must be a folder that all nodes share"):
-        check_storage(Path(storage))
+def test_a_folder_is_made_and_one_that_cannot_be_is_refused_in_one_line(tmp_path):
+    check_storage(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"storage = .*/file: must be a writable folder \(File exists\)"):
+        check_storage(tmp_path / "file")

@@ -9,26 +9,7 @@ import pytest
 
 from orchestration.store.location import Store, store_of
 from orchestration.store.parts import DRIVER, RUN, Damaged, Pusher, pull, read_manifest
-from tests.object_store import BUCKET, inherit, objects, s3_server
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def machine(server, tmp_path, monkeypatch):
-    """Make the local folder of a run as it is on a machine of this name."""
-    inherit(server, monkeypatch.setenv)
-
-    def folder(name: str, run: str = "run") -> Path:
-        path = tmp_path / name / f"s3=3A=2F=2F{BUCKET}=2F{tmp_path.name}" / run
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    return folder
+from tests.object_store import objects
 
 
 def store(folder: Path) -> Store:
