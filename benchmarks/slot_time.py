@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = SweepConfig.model_validate({"name": "sweep", "storage": folder, "num_trials": options.trials})
-        run_sweep(config)
+        run_sweep(config, lambda folder, attach: None)
         seconds = shares(config, Path(folder) / "sweep")
     total = seconds.pop("slots")
     seconds["other"] = total - sum(seconds.values())

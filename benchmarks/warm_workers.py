@@ -103,7 +103,7 @@ def warm_gaps(config: SweepConfig) -> list[float]:
     """Run a sweep and return the seconds between trials, as measured by the workers."""
     from mlflow import MlflowClient
 
-    run_sweep(config)
+    run_sweep(config, lambda folder, attach: None)
     client = MlflowClient(config.resolved_tracking_uri)
     experiment = client.get_experiment_by_name("soflow")
     runs = client.search_runs([experiment.experiment_id], "tags.`soflow.kind` = 'trial'", max_results=10_000)

@@ -26,6 +26,8 @@ from soflow.config_files import to_yaml
 from soflow.files import write_atomic
 from soflow.statistics import pareto_front
 
+SHOWN = 60
+"""Trials in the printed ranking; trials.csv has all."""
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 METRICS = ("fid", "kid", "class_consistency", "fid_floor", "time/train_s", "time/step_ms", "memory/peak_mib")
 
@@ -95,7 +97,9 @@ def write_summary(study: SweepStudy) -> Summary:
     write_atomic(summary.files[0], table.to_csv(index=False))
     console = table_console()
     if not config.cases:
-        console.print(_as_rich(table, [dimension.path for dimension in study.space.dimensions]))
+        console.print(_as_rich(table.head(SHOWN), [dimension.path for dimension in study.space.dimensions]))
+        if len(table) > SHOWN:
+            console.print(f"{len(table) - SHOWN} more in trials.csv", highlight=False)
     best = table.iloc[0]
     if best["state"] == "finished" and not best.get("feasible", True):
         console.print(f"No finished trial keeps to {' and '.join(config.constraints)}.", highlight=False)
@@ -128,7 +132,7 @@ def _print_best(console: Console, best: pd.Series, path: Path) -> None:
     grids = sorted((folder / "grids").glob("step-????????.png"))
     for line in (
         f"best:        trial {best['trial']}, FID {best['fid']:.4g}{floor}",
-        f"its samples: {url_or_path(grids[-1])}",
+        *(f"its samples: {url_or_path(grid)}" for grid in grids[-1:]),
         f"train it:    python experiments/train.py --config {path}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
