@@ -15,10 +15,11 @@ import itertools
 import os
 import platform
 import resource
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from orchestration.sweep import callback, study, trial_actor
 from orchestration.sweep.config import SweepConfig
@@ -55,8 +56,8 @@ class IdleTrial(trial_actor.TrialActor):
 class Stopwatch:
     """Seconds that the driver has spent in parts of itself, and readings after each block of trials."""
 
-    def __init__(self, block: int):
-        self.block, self.seconds = block, Counter[str]()
+    def __init__(self, block: int, slots: int):
+        self.block, self.slots, self.seconds = block, slots, Counter[str]()
         self.readings: list[dict[str, float]] = []
 
     def watch(self, owner: type, method: str, part: str) -> None:
@@ -78,6 +79,8 @@ class Stopwatch:
             used = resource.getrusage(resource.RUSAGE_SELF)
             now = {"trials": count, "wall": time.perf_counter(), "cpu": used.ru_utime + used.ru_stime}
             self.readings.append(now | {"rss": used.ru_maxrss / 2**20} | dict(self.seconds))
+            for line in table(self.readings[-2:], self.slots):
+                print(line, file=sys.stderr, flush=True)
 
 
 PARTS = {
@@ -94,7 +97,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--sampler", default="random")
     options = parser.parse_args()
-    watch = Stopwatch(options.trials // options.blocks)
+    watch = Stopwatch(options.trials // options.blocks, options.slots)
     for part, methods in PARTS.items():
         for owner, method in methods:
             watch.watch(owner, method, part)
@@ -121,21 +124,21 @@ def main() -> None:
         )
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.slots} slots")
         run_sweep(config, lambda folder, attach: None)
-        table(watch.readings, options.slots)
         delivered(f"sqlite:///{folder}/mlflow.db", options.trials)
 
 
-def table(readings: list[dict[str, float]], slots: int) -> None:
-    """Print what a trial of each block cost."""
+def table(readings: list[dict[str, float]], slots: int) -> Iterator[str]:
+    """Yield a table's row per block, with what a trial of it cost; before the first, the table's head."""
     names = list(PARTS)
-    print(f"\n| trials | slot time, s | driver CPU, s | {', s | '.join(names)}, s | memory, GiB |")
-    print("|---|---|---|" + "---|" * (len(names) + 1))
+    if len(readings) == 1:
+        yield f"| trials | slot time, s | driver CPU, s | {', s | '.join(names)}, s | memory, GiB |"
+        yield "|---|---|---|" + "---|" * (len(names) + 1)
     for before, after in itertools.pairwise(readings):
         trials = after["trials"] - before["trials"]
         per_trial = {name: (after.get(name, 0) - before.get(name, 0)) / trials for name in ("wall", "cpu", *names)}
         parts = " | ".join(f"{per_trial[name]:.4f}" for name in names)
         span = f"{before['trials']:g}–{after['trials']:g}"
-        print(f"| {span} | {slots * per_trial['wall']:.3f} | {per_trial['cpu']:.3f} | {parts} | {after['rss']:.2f} |")
+        yield f"| {span} | {slots * per_trial['wall']:.3f} | {per_trial['cpu']:.3f} | {parts} | {after['rss']:.2f} |"
 
 
 def delivered(uri: str, trials: int) -> None:

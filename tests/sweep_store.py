@@ -68,7 +68,7 @@ class SweepStore:
         (folder / SWEEP_FILE).write_text(to_yaml(config))
         tags = {"soflow.kind": "sweep", "sweep": name, "folder": str(folder), "git_commit": "a" * 40}
         params = flatten(to_dict(config))
-        tags |= {field: str(params.pop(field)) for field in MAY_CHANGE}
+        tags |= {path: str(params.pop(path)) for path in list(params) if path.partition(".")[0] in MAY_CHANGE}
         tags |= {"objective": config.objective.name, "dataset": config.dataset.name}
         parent = self.client.create_run(self.experiment, 1_000, tags, name).info.run_id
         self.client.log_batch(parent, params=[Param(key, str(value)) for key, value in params.items()])

@@ -74,6 +74,11 @@ class StudyPruning(FIFOScheduler):
     def __reduce__(self):
         return object, ()  # as OptunaSearcher
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the first trial that waits; among those that have not ended, where Tune's own looks through all."""
+        waiting = (trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING)
+        return min(waiting, key=lambda trial: trial.config["number"], default=None)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         return self.STOP if self.must_stop(trial.config["number"], result) else self.CONTINUE
 

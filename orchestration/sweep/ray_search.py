@@ -50,7 +50,7 @@ class OptunaSearcher(Searcher):
         """Return the Tune configuration of a new trial; None while all slots are busy, or if there is none."""
         if len(self.live) >= self.study.config.max_concurrent:
             return None
-        ticket = self.study.next_trial(set(self.numbers.values()), self.replay)
+        ticket = self.study.next_trial(self.numbers.values(), self.replay)
         if ticket is None:
             return None
         self.numbers[trial_id] = ticket.number

@@ -58,6 +58,11 @@ class SweepStudy:
         self.finite = None if config.cases else valid_points(config, space)
         self.exhausted = False
         """True if no valid point is left to try."""
+        self._left: list[int] | None = None
+        """Trials of an interrupted process that this one has not started yet; None before the first is asked for."""
+        self._waiting: list[int] = []
+        """Numbers of the points that wait to be tried."""
+        self._num_started = self._total = 0
         self.constraints = [read_constraint(constraint) for constraint in config.constraints]
         if config.study_storage is None:
             repair_journal(folder / STUDY_FILE)
@@ -92,7 +97,7 @@ class SweepStudy:
         """Return the trials whose points were rejected."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if REJECTED in trial.user_attrs]
 
-    def next_trial(self, started: set[int], replay: Collection[int] = ()) -> TrialTicket | None:
+    def next_trial(self, started: Collection[int], replay: Collection[int] = ()) -> TrialTicket | None:
         """Return the next trial to run; None if there is none.
 
         Trials that an interrupted process left unfinished come first, with the points that they had. An invalid point
@@ -102,31 +107,51 @@ class SweepStudy:
             started: numbers of the trials that this process has started.
             replay: numbers of finished trials to run once more; they read their reports instead of training.
         """
-        for trial in self.trials():
-            unfinished = trial.state == TrialState.RUNNING or trial.number in replay
-            if unfinished and trial.number not in started and self._suggest(trial.number):
-                return self.ticket(trial.number)
+        if self._left is None:
+            self._count(replay)
+        while self._left:
+            number = self._left.pop(0)
+            if number not in started:
+                if self._suggest(number):
+                    return self.ticket(number)
+                self._num_started -= 1
         rejections = 0
-        while self._num_started() < self.config.resolved_num_trials:
-            trials = self.study.get_trials(deepcopy=False)
-            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-            if rejections >= PATIENCE or (rejections and self.finite is not None and not waiting):
-                tried = (key_of(self.space.point(trial.params)) for trial in accepted(trials))
-                params = untried(self.config, self.space, self.finite, tried, len(trials))
+        while self._num_started < self.config.resolved_num_trials:
+            if rejections >= PATIENCE or (rejections and self.finite is not None and not self._waiting):
+                tried = (key_of(self.space.point(trial.params)) for trial in self.trials())
+                params = untried(self.config, self.space, self.finite, tried, self._total)
                 if params is None:
                     self.exhausted = True
                     return None
                 self.study.enqueue_trial(params)
-                waiting = [len(trials)]
-            self.study.sampler = make_sampler(self.config, min(waiting, default=len(trials)))
-            number = self.study.ask().number
+                self._waiting.append(self._total)
+                self._total += 1
+            number = self._ask()
             if self._suggest(number):
+                self._num_started += 1
                 return self.ticket(number)
             rejections += 1
         return None
 
-    def _num_started(self) -> int:
-        return sum(trial.state != TrialState.WAITING for trial in self.trials())
+    def _count(self, replay: Collection[int]) -> None:
+        """Count the trials of the study once: this process alone adds others."""
+        trials = self.study.get_trials(deepcopy=False)
+        self._total = len(trials)
+        self._waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+        begun = [trial for trial in accepted(trials) if trial.state != TrialState.WAITING]
+        self._num_started = len(begun)
+        self._left = [t.number for t in begun if t.state == TrialState.RUNNING or t.number in replay]
+
+    def _ask(self) -> int:
+        """Start the trial that waits first, or a new one; return its number."""
+        number = self._waiting.pop(0) if self._waiting else None
+        self.study.sampler = make_sampler(self.config, self._total if number is None else number)
+        if number is not None:
+            return self.study.ask().number
+        # As `ask` does, which looks through all trials for one that waits.
+        self.storage.create_new_trial(self.storage.get_study_id_from_name(self.study.study_name))
+        self._total += 1
+        return self._total - 1
 
     def _suggest(self, number: int) -> bool:
         """Choose the values of a trial's point that are not chosen yet; return False if it is unusable."""
