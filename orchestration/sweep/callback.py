@@ -255,6 +255,9 @@ class MlflowCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         reason = "its process was lost"
+        if trial.config["number"] not in self.progress.running:  # Tune starts none whose process does not start
+            self.on_trial_start(iteration, trials, trial)
+            reason = "its process did not start; a node may lack the dependencies"
         self.tracker.set_tags(self._key(trial), {schema.STATE: "failed", schema.FAILURE: reason})
         self._end(trial, "failed", reason)
 
