@@ -84,7 +84,7 @@ def end(process: Program) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_encoding_survives_interruptions_bad_images_and_lost_workers_and_its_latents_train(session, inputs, flags):
+def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, inputs):
     storage, parts = session.storage, session.storage / "made" / "latents.h5.shards"
     arguments = [*inputs, "--out", "made/latents.h5", "--num-workers", "1"]
 
@@ -127,6 +127,11 @@ def test_encoding_survives_interruptions_bad_images_and_lost_workers_and_its_lat
     # The order of a convolution's sums, and so the last bits, depends on where in memory a process has its arrays.
     np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
     check_that_training_can_use(storage / "made" / "latents.h5", storage / "vae", latents)
+
+
+@pytest.mark.soak  # the part above checks the batches that training gets
+def test_a_network_trains_on_encoded_latents(session, inputs, flags):
+    session.succeed("encode_latents.py", *inputs, "--out", "made/latents.h5", "--num-workers", "1")
     train_and_sample(
         session,
         *("--dataset", "latents", "--dataset.root", "made/latents.h5", "--dataset.vae", "vae"),

@@ -79,6 +79,7 @@ def test_a_distillation_killed_while_its_teacher_trains_resumes_to_all_its_trial
     assert (shared.storage / "taught" / "report.html").exists()
 
 
+@pytest.mark.soak  # its parts: tests/unit/orchestration/cost_study, tests/unit/experiments
 def test_equal_time_and_memory_follow_from_the_cost_study(shared):
     settings = "objective.name=meanflow,objective.jvp=with_gradient"
     cases = ["soflow:objective.name=soflow", *(f"meanflow_a_{equal}:{settings}" for equal in ("time", "memory"))]

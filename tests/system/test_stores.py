@@ -68,6 +68,7 @@ def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(und
         assert steps == [8, 16, 24, 32, 40], number
 
 
+@pytest.mark.soak  # a sweep does so above
 def test_a_run_in_a_store_equals_one_on_a_disk_and_continues_on_another_machine(session, machine, monkeypatch):
     machine("first")
     url = f"s3://{BUCKET}/exp"

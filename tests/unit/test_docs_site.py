@@ -78,6 +78,7 @@ def test_the_notebook_is_the_page():
     assert nbformat.read(notebook.NOTEBOOK, as_version=4) == expected, "run `make docs`"
 
 
+@pytest.mark.soak  # two minutes; `make docs` makes the notebook anew
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(module("notebook").NOTEBOOK, as_version=4)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
