@@ -138,12 +138,10 @@ class SweepRecord:
 class MlflowCallback(tune.Callback):
     """Records every trial in MLflow and shows the progress of the sweep."""
 
-    def __init__(self, record: SweepRecord):
+    def __init__(self, record: SweepRecord, slots: int):
         self.record, self.config, self.folder = record, record.config, record.folder
         self.tracker = record.tracker
-        self.progress = SweepProgress(
-            self.config.resolved_num_trials, self.config.training.total_steps, self.config.max_concurrent
-        )
+        self.progress = SweepProgress(self.config.resolved_num_trials, self.config.training.total_steps, slots)
         self.view = make_view(self.config.progress, self.progress)
         self.facts: dict[str, dict[str, str]] = {}
         self.datasets: set[str] = set()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from orchestration.config import LaunchConfig, database_url
 from orchestration.sweep.cases import Case, read_cases, value_text
@@ -36,8 +43,9 @@ class SweepConfig(LaunchConfig):
 
     num_trials: Count | None = None
     """Configurations to try. With --resume: extend the sweep to this many."""
-    max_concurrent: Count = 2
-    """Trials that run in parallel, each on its own group of workers."""
+    max_concurrent: Count | Literal["auto"] = 2
+    """Trials that run in parallel, each on its own group of workers. auto = as many as fit on the cluster, also when
+    nodes join or leave."""
     seeds_per_trial: Count = 1
     """Seeds per configuration, all trained to the end; the search sees their mean FID."""
     trial_retries: Annotated[int, Field(ge=0)] = 3
@@ -162,6 +170,19 @@ class SweepConfig(LaunchConfig):
             cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
             return values | {"num_trials": len(read_cases(cases or ())) * int(seeds) or NUM_TRIALS}
         return values
+
+    @field_validator("max_concurrent", mode="wrap")
+    @classmethod
+    def _is_a_number_or_auto(cls, value: Any, read: ValidatorFunctionWrapHandler) -> int | str:
+        try:
+            return read(value)
+        except ValidationError:  # one line in place of one for each type
+            raise ValueError("must be a number of at least 1, or auto") from None
+
+    @property
+    def at_a_time(self) -> str:
+        """How many trials run in parallel, in words."""
+        return "as many at a time as fit" if self.max_concurrent == "auto" else f"{self.max_concurrent} at a time"
 
     @property
     def resolved_num_trials(self) -> int:

@@ -22,7 +22,7 @@ def sweep_note(config: SweepConfig, folder: Path, space: SearchSpace, summary: S
     """Describe a sweep's set-up and, with a summary, its result."""
     rows = config.cases or [f"{short_name(dimension.path)}: {_range(dimension)}" for dimension in space.dimensions]
     kind = "compared" if config.cases else f"searched by {config.sampler}, early stopping {config.early_stopping.kind}"
-    trials = f"{config.num_trials} trials of {config.training.total_steps} steps, {config.max_concurrent} at a time"
+    trials = f"{config.num_trials} trials of {config.training.total_steps} steps, {config.at_a_time}"
     parts = [
         *([config.note] if config.note else []),
         *([_result(folder, summary)] if summary else []),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -25,11 +25,13 @@ class OptunaSearcher(Searcher):
     Args:
         replay: numbers of finished trials whose end was not recorded before an interruption; they run once more,
             reading their reports instead of training.
+        slots: returns how many trials may run at a time; default: the configured number.
     """
 
-    def __init__(self, study: SweepStudy, replay: Collection[int] = ()):
+    def __init__(self, study: SweepStudy, replay: Collection[int] = (), slots: Callable[[], int] | None = None):
         super().__init__(metric="fid", mode="min")
         self.study, self.replay = study, replay
+        self.slots = slots or (lambda: int(study.config.max_concurrent))
         self.numbers: dict[str, int] = {}
         """Numbers in the study of the trials that Tune has, by Tune's trial id."""
         self.live: set[str] = set()
@@ -48,7 +50,7 @@ class OptunaSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the Tune configuration of a new trial; None while all slots are busy, or if there is none."""
-        if len(self.live) >= self.study.config.max_concurrent:
+        if len(self.live) >= self.slots():
             return None
         ticket = self.study.next_trial(self.numbers.values(), self.replay)
         if ticket is None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.cluster import connected
+from orchestration.cluster import Slots, connected
 from orchestration.config import ResourcesConfig
 from orchestration.interruption import is_interruption, received, set_last_words
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
@@ -89,8 +89,10 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
     record, callback, asked = None, None, config
     config = as_many_as_points(config, space)
     try:
-        with connected(config, groups=config.max_concurrent) as resources:
-            budget = memory_budget(resources, config.max_concurrent)
+        groups = None if config.max_concurrent == "auto" else config.max_concurrent
+        with connected(config, groups) as resources:
+            slots = Slots(resources, groups)
+            budget = memory_budget(resources, slots())
             check_memory(config, budget, space)
             _silence_libraries()
             folder = folder.absolute()
@@ -101,13 +103,15 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
                 create(folder, SWEEP_FILE, to_yaml(asked))
                 until_the_end.enter_context(sole_owner(folder))
             note_location(folder)
-            trials = f"{config.num_trials} trials, {config.max_concurrent} at a time"
-            print(f"sweep {folder.name}: {trials}, in {url_or_path(folder)}", flush=True)
+            print(
+                f"sweep {folder.name}: {config.num_trials} trials, {config.at_a_time}, in {url_or_path(folder)}",
+                flush=True,
+            )
             record = SweepRecord(config, folder, space)
             set_last_words(functools.partial(_interrupted, record))
             record.start()
-            callback = MlflowCallback(record)
-            study = _train(record, callback, resources, budget)
+            callback = MlflowCallback(record, slots())
+            study = _train(record, callback, resources, budget, slots)
         return _finish(record, callback, study, write_report)
     except BaseException as error:
         if record is None:
@@ -122,7 +126,9 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
         raise
 
 
-def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesConfig, budget: MemoryBudget):
+def _train(
+    record: SweepRecord, callback: MlflowCallback, resources: ResourcesConfig, budget: MemoryBudget, slots: Slots
+):
     """Train all trials that have not finished; return the study."""
     from orchestration.sweep.ray_search import OptunaSearcher
     from orchestration.sweep.study import SweepStudy
@@ -131,7 +137,7 @@ def _train(record: SweepRecord, callback: MlflowCallback, resources: ResourcesCo
     # Trials that ended in the study, but were interrupted before their end was recorded in MLflow.
     replay = {number for number in record.open_trials() if study.has_finished(number)}
     callback.count_finished(study.trials(), study.rejected(), replay)
-    searcher = OptunaSearcher(study, replay)
+    searcher = OptunaSearcher(study, replay, slots)
     if not searcher.is_complete:
         # Tune's own state is never restored: the study knows the trials, their folders have their reports.
         with tempfile.TemporaryDirectory(prefix="soflow-tune-", ignore_cleanup_errors=True) as scratch:

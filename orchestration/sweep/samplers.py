@@ -41,7 +41,7 @@ class SamplerSpec:
 
 def _tpe(config: SweepConfig, seed: int) -> samplers.BaseSampler:
     # `group` models dimensions of the same conditional branch together; the constant liar spreads concurrent trials.
-    return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=config.max_concurrent > 1)
+    return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=config.max_concurrent != 1)
 
 
 def _gp(config: SweepConfig, seed: int) -> samplers.BaseSampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from pathlib import Path
 
 from cluster import RAY, Cluster
 from session import wait_for_line
@@ -13,38 +14,43 @@ from soflow.training.checkpoints import INTERIM_FILE
 
 STEPS, NOTICE_S = 1200, 12
 FLAGS = [
-    *("--num-trials", "1", "--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),
+    *("--num-trials", "2", "--max-concurrent", "auto", "--early-stopping.kind", "none", "--name", "sweep"),
     *("--trial-retries", "0", "--training.total-steps", str(STEPS), "--training.report-every", str(STEPS)),
     *("--training.batch-size", "32", "--evaluation.num-samples", "64"),
 ]
-WORKER_NODE = (
-    "__import__('ray.util.state').util.state.list_actors(filters=[('class_name', '=', 'RayTrainWorker'), "
-    "('state', '=', 'ALIVE')])[0].node_id"
-)
+NODE = "min((n for n in ray.nodes() if n['Resources'].get('CPU')), key=lambda n: n['NodeManagerPort'])['NodeID']"
 
 
-def test_a_node_taken_back_costs_the_steps_since_the_notice_and_no_retry(session):
-    with Cluster((0, 1, 1)) as cluster:
+def wait_for(path: Path, limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear within {limit_s} s"
+        time.sleep(0.1)
+
+
+def test_a_node_that_joins_is_used_and_one_taken_back_costs_the_steps_since_the_notice_and_no_retry(session):
+    with Cluster((0, 1)) as cluster:
         sweep = session.start("sweep_schedule.py", *FLAGS, "--address", cluster.address, "--progress", "plain")
         wait_for_line(sweep, "starting the training workers")
         trial = session.storage / "sweep" / "trials" / "0000"
-        while not (trial / "config.yaml").exists():
-            time.sleep(0.2)
-        index, node = cluster.processes("ray::RayTrainWorker")[0][0], cluster.ask(WORKER_NODE)
+        wait_for(trial / "config.yaml", 120)
+        cluster.add_node(1)
+        wait_for(trial.with_name("0001") / "config.yaml", 120)
+        assert not list((trial / "reports").glob("*.json"))  # both run at once
+        index, node = 1, cluster.ask(NODE.format(cpus=1))
         announced = time.time()
         notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"]
         notice += ["--node-id", node, "--deadline-remaining-seconds", str(NOTICE_S)]
         subprocess.run([RAY, "drain-node", "--address", cluster.address, *notice], check=True, capture_output=True)
         interim = trial / INTERIM_FILE
-        while not interim.exists():
-            assert time.time() < announced + NOTICE_S, "no checkpoint on the notice"
-            time.sleep(0.1)
+        wait_for(interim, NOTICE_S)
         print(f"checkpoint {interim.stat().st_mtime - announced:.1f} s after the notice")
         time.sleep(max(0.0, announced + NOTICE_S - time.time()))
         cluster.remove_node(cluster.nodes[index])
+        cluster.add_node(1)
         output, _ = sweep.communicate(timeout=200)
         assert sweep.returncode == 0, output
-    assert "1 of 1 trials ended (1 finished)" in output
+    assert "2 of 2 trials ended (2 finished)" in output
     run = soflow.load_run(trial)
     undisturbed = soflow.train(run.config, session.storage / "undisturbed", progress=False)
     same = [name for name in run.metrics if name.startswith(("loss/", "fid", "kid", "gradient/"))]

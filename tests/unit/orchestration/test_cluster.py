@@ -1,10 +1,13 @@
-"""The token of a local Ray cluster."""
+"""The token of a local Ray cluster, and the size of any."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
+
 from orchestration import cluster
+from orchestration.config import ResourcesConfig
 
 
 def test_a_local_cluster_s_token_is_readable_by_its_user_alone(tmp_path, monkeypatch):
@@ -19,3 +22,28 @@ def test_a_local_cluster_s_token_is_readable_by_its_user_alone(tmp_path, monkeyp
     cluster._create_token()
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / ".ray" / "auth_token").read_text() == token
+
+
+def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
+    return {"Alive": alive, "Resources": {"CPU": cpus, "memory": 1e9} | ({"GPU": gpus} if gpus else {})}
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "expected"),
+    [
+        ({}, [node(2), node(3), node(0)], 5),
+        ({}, [node(2), node(3, alive=False)], 2),
+        ({"cpus_per_worker": 2}, [node(3), node(3)], 2),  # a worker is on one node
+        ({"num_workers": 2}, [node(1), node(1), node(1)], 1),  # a group may be on several
+        ({"gpus_per_worker": 1.0}, [node(8, 2), node(8)], 2),
+        ({"gpus_per_worker": 0.1}, [node(64, 1)], 10),
+        ({"gpus_per_worker": 0.5, "cpus_per_worker": 4}, [node(7, 8)], 1),
+        ({}, [], 0),
+    ],
+)
+def test_groups_that_fit_on_the_nodes_are_counted(resources, nodes, expected):
+    assert cluster.groups_that_fit(ResourcesConfig(**resources), nodes) == expected
+
+
+def test_a_fixed_number_of_slots_asks_no_cluster():
+    assert cluster.Slots(ResourcesConfig(), 3)() == 3

@@ -21,7 +21,7 @@ def callback(tmp_path):
     record = SweepRecord(config, folder, search_space.build(config))
     (folder / "sweep.yaml").write_text("")
     record.start()
-    yield MlflowCallback(record)
+    yield MlflowCallback(record, slots=2)
     record.tracker.close(30)
 
 
