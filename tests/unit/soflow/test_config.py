@@ -58,6 +58,7 @@ RUN_PATHS = {
     "training.total_steps",
     "training.batch_size",
     "training.report_every",
+    "training.checkpoint_every_s",
     "training.log_every",
     "training.ema_decay",
     "training.ema_every",
