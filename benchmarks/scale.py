@@ -39,6 +39,9 @@ class IdleWorker:
         metrics = {"fid": request.config.objective.velocity_mix, "time/step_ms": 0.0, "time/train_s": 0.0}
         return Answer(steps, Report(steps, metrics, {"device": "none"}, {}, finished=True))
 
+    def close(self) -> None:
+        pass
+
     def failure(self, request: Request, error: Exception) -> Answer:
         return Answer(request.start, failure=str(error))
 

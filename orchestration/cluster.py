@@ -194,23 +194,24 @@ def _resources_of_cluster(config: LaunchConfig, groups: int) -> dict[str, float]
     from ray.autoscaler.sdk import request_resources
 
     began, asked = time.monotonic(), False
-    while True:
-        available = ray.cluster_resources()
-        try:
-            check_fits(config.resources, groups, available, "the cluster")
-            break
-        except ConfigError:
-            if time.monotonic() - began >= config.wait_for_nodes_s:
-                raise
-        if not asked:
-            print(f"waiting for nodes, at most {config.wait_for_nodes_s:g} s", flush=True)
-            worker = {"CPU": config.resources.cpus_per_worker, "GPU": config.resources.gpus_per_worker or 0}
-            request_resources(bundles=[worker] * (groups * config.resources.num_workers))
-            asked = True
-        time.sleep(1)
-    if asked:
-        request_resources(num_cpus=0)  # the groups themselves keep the nodes from now on
-    return available
+    try:
+        while True:
+            available = ray.cluster_resources()
+            try:
+                check_fits(config.resources, groups, available, "the cluster")
+                return available
+            except ConfigError:
+                if time.monotonic() - began >= config.wait_for_nodes_s:
+                    raise
+            if not asked:
+                print(f"waiting for nodes, at most {config.wait_for_nodes_s:g} s", flush=True)
+                worker = {"CPU": config.resources.cpus_per_worker, "GPU": config.resources.gpus_per_worker or 0}
+                request_resources(bundles=[worker] * (groups * config.resources.num_workers))
+                asked = True
+            time.sleep(1)
+    finally:
+        if asked:  # the groups themselves keep the nodes from now on
+            request_resources(num_cpus=0)
 
 
 def _preload() -> None:

@@ -19,7 +19,15 @@ from orchestration.config import LaunchConfig
 from orchestration.store.location import is_url, path_of, store_of, url_or_path
 from orchestration.store.parts import SPOOL as SPOOL
 from orchestration.store.parts import STUDY_FILE as STUDY_FILE
-from orchestration.store.program import check_store, claimed, fetch_program, fetch_trials, is_stored, stored_names
+from orchestration.store.program import (
+    check_store,
+    claimed,
+    fetch_program,
+    fetch_trials,
+    is_stored,
+    put_aside,
+    stored_names,
+)
 from soflow.config_base import ConfigError
 from soflow.files import LOCK_FILE
 from soflow.plugins import label
@@ -58,6 +66,7 @@ def new_folder(config: LaunchConfig) -> Path:
     """
     started = time.strftime("%Y%m%d-%H%M%S")
     folder = config.storage / (config.name or f"{label(config.objective.name)}-{label(config.dataset.name)}-{started}")
+    put_aside(folder)
     if is_stored(folder) or folder.exists():
         raise _taken(folder)
     return folder

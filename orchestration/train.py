@@ -25,7 +25,7 @@ from orchestration.storage import (
     sole_owner,
 )
 from orchestration.store.location import url_or_path
-from orchestration.store.runs import fetch_run
+from orchestration.store.runs import CHECKPOINTS, fetch_run
 from orchestration.terminal.command_line import validate
 from orchestration.terminal.format import plain_console
 from orchestration.tracking import schema
@@ -151,6 +151,7 @@ class _Run:
         # Not the newest checkpoint: its report may have been lost with the driver and has to be read again.
         recorded = self.folder / RECORDED_FILE
         step = read_number(recorded) or 0
+        fetch_run(self.folder, CHECKPOINTS)
         num_workers = self.config.resources.num_workers
         micro_batches = micro_batches_that_fit(self.config.run, budget, num_workers)
         run = FollowedRun(self.config.run, self.folder, num_workers, step, micro_batches)

@@ -38,15 +38,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+SECRETS = r"[?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)="
+"""Options of a URL with a secret value, e.g. of a store."""
+
+
 def has_password(url: str) -> bool:
     """Check whether a URL contains a password or token."""
-    return bool(re.search(r"//[^/@\s]*:[^/@\s]+@|[?&](password|passwd|pwd|token|secret)=", url, re.IGNORECASE))
+    return bool(
+        re.search(r"//[^/@\s]*:[^/@\s]+@|[?&][\w.-]*(password|passwd|pwd|token|secret|sig|key)=", url, re.IGNORECASE)
+    )
 
 
 def without_password(text: str) -> str:
     """Replace the user and password, and tokens, of URLs in a text by ***."""
     text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+    return re.sub(
+        r"([?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE
+    )
 
 
 def one_of(names: Collection[str]):

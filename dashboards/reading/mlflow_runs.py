@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import yaml
 
+from orchestration.store.location import is_url, url_or_path
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
 from orchestration.tracking.schema import FID, FOLDER, KIND, PARENT, SWEEP, SWEEP_KIND, TRIAL_KIND
 from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause
@@ -155,7 +156,7 @@ def _find_by_name(client: MlflowClient, experiments: list[str], name: str) -> Ru
     """Find the sweep of this name or folder, by comparing here: MLflow's filters cannot quote every name."""
     from mlflow.entities import ViewType
 
-    folder = str(Path(name).absolute())
+    folder = name.rstrip("/") if is_url(name) else url_or_path(Path(name).absolute())
     matches = [
         run
         for run in _search(client, experiments, KIND, SWEEP_KIND, ViewType.ALL)

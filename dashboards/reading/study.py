@@ -61,7 +61,7 @@ def _folder(parent: Run | None, children: list[Run]) -> Path | None:
         return path_of(parent.data.tags[FOLDER])
     for run in children:
         if folder := run.data.tags.get(FOLDER):
-            return Path(folder).parents[1] if len(Path(folder).parents) > 2 else None
+            return path_of(folder.rsplit("/", 2)[0]) if folder.count("/") > 2 else None
     return None
 
 

@@ -40,6 +40,9 @@ class CostWorker:
         self._trainer: Trainer | None = None
         self._attention = "fused"
 
+    def close(self) -> None:
+        """Do nothing: there is nothing to finish."""
+
     def serve(self, request: Prepare | Time) -> Any:
         with self._kernels():
             if isinstance(request, Time):

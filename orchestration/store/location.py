@@ -51,6 +51,11 @@ class Store:
         """Return the name in `filesystem` of what a path in the local folder stands for."""
         return "/".join((_opened(self.url)[1], *path.relative_to(self.folder).parts))
 
+    def here(self, path: Path) -> Path:
+        """Return where a path in another machine's local folder of this store is in this one."""
+        other = store_of(path)
+        return self.folder / path.relative_to(other.folder) if other else path
+
     @property
     def filesystem(self) -> FileSystem:
         """The store's file system; opened once per process."""
@@ -104,6 +109,12 @@ def store_of(path: Path) -> Store | None:
         if SCHEME in folder.name:
             return Store(unquote(folder.name.replace("=", "%")), folder)
     return None
+
+
+def on_this_machine(path: Path) -> Path:
+    """Return where a path, possibly in another machine's local folder of a store, is on this machine."""
+    store = store_of(path)
+    return Store(store.url, local_folder(store.url)).here(path) if store else path
 
 
 def url_or_path(path: Path) -> str:

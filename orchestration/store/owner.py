@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from orchestration.store.location import Store
 from soflow.config_base import ConfigError
@@ -21,36 +23,45 @@ LOG = logging.getLogger(__name__)
 OWNER = ".owner.json"
 SIGN_S = 20.0
 """Seconds between two signs of life."""
-DEAD_S = 90.0
-"""Seconds without a sign after which a process counts as dead."""
+DEAD_S, POLL_S = 90.0, 2.0
+"""Seconds without a sign after which a process counts as dead, and between two looks."""
 
 
 @contextmanager
 def owned(store: Store, folder: Path) -> Iterator[None]:
     """Claim a sweep or run in a store for this process, with signs of life until the block ends.
 
+    If its last process died less than DEAD_S ago on another machine, wait until that is certain. If this process has
+    given no signs for so long that another one took over, it is interrupted.
+
     Raises:
-        ConfigError: if a process on another machine gives signs, or the store cannot be written.
+        ConfigError: if a process on another machine gives signs, or the store cannot be used.
     """
-    target, me = store.object_of(folder / OWNER), uuid.uuid4().hex
+    me = uuid.uuid4().hex
 
     def write(alive: bool) -> None:
-        sign = {"id": me, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time() if alive else 0}
-        with store.filesystem.open_output_stream(target) as stream:
-            stream.write(json.dumps(sign).encode())
+        sign = {"id": me, "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        with store.filesystem.open_output_stream(store.object_of(folder / OWNER)) as stream:
+            stream.write(json.dumps(sign | {"time": time.time() if alive else 0}).encode())
 
-    def sign() -> None:
+    def keep_signing() -> None:
         while not ended.wait(SIGN_S):
             with suppress(OSError):  # the store is away; others cannot claim it either
+                if (sign := _read(store, folder)) and sign["id"] != me:
+                    LOG.warning("%s: %s", store.url_of(folder), f"process {sign['pid']} on {sign['host']} took over")
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
                 write(alive=True)
 
     ended = threading.Event()
     try:
-        _check_free(store, folder)
+        _wait_until_free(store, folder)
         write(alive=True)
+        if (sign := _read(store, folder)) and sign["id"] != me:  # both started at once
+            raise _running(folder, sign)
     except OSError as error:
         raise ConfigError(f"storage = {store.url}: cannot be used ({first_line(error)})") from None
-    thread = threading.Thread(target=sign, name="owner", daemon=True)
+    thread = threading.Thread(target=keep_signing, name="owner", daemon=True)
     thread.start()
     try:
         yield
@@ -58,36 +69,57 @@ def owned(store: Store, folder: Path) -> Iterator[None]:
         ended.set()
         thread.join(SIGN_S)  # a sign under way would come after the last one
         try:
-            write(alive=False)
+            if (sign := _read(store, folder)) is None or sign["id"] == me:
+                write(alive=False)
         except OSError:
             LOG.warning("%s: counts as running for %d s more", store.url_of(folder), DEAD_S)
 
 
-def _check_free(store: Store, folder: Path) -> None:
+def _read(store: Store, folder: Path) -> dict[str, Any] | None:
     try:
         with store.filesystem.open_input_stream(store.object_of(folder / OWNER)) as stream:
-            sign = json.loads(stream.read())
+            return json.loads(stream.read())
     except (FileNotFoundError, ValueError):
-        return
-    silent = time.time() - sign["time"]
-    if silent < DEAD_S and not _is_dead(sign):
-        raise ConfigError(
-            f"resume = {folder.name}: process {sign['pid']} on {sign['host']} is already running it; its last sign of "
-            f"life is {max(0, silent):.0f} s old; stop it, or wait until it has given none for {DEAD_S:.0f} s"
-        )
+        return None
 
 
-def _is_dead(sign: dict) -> bool:
-    """Check whether a process of this machine is gone."""
-    if sign["host"] != socket.gethostname():
-        return False
+def _wait_until_free(store: Store, folder: Path) -> None:
+    """Wait until the last process is surely dead; refuse if it lives, on this machine or by another sign of life."""
+    first = sign = _read(store, folder)
+    while sign and time.time() - sign["time"] < DEAD_S:
+        if sign["machine"] == _machine() and not _lives(sign["pid"]):
+            return
+        if sign["machine"] == _machine() or (first and sign["time"] != first["time"]):
+            raise _running(folder, sign)
+        if sign is first:
+            last = f"the last sign of life of process {sign['pid']} on {sign['host']}"
+            print(f"waiting until {last} is {DEAD_S:.0f} s old", flush=True)
+        time.sleep(POLL_S)
+        sign = _read(store, folder)
+
+
+def _running(folder: Path, sign: dict[str, Any]) -> ConfigError:
+    return ConfigError(f"resume = {folder.name}: process {sign['pid']} on {sign['host']} is running it; stop it first")
+
+
+def _lives(pid: int) -> bool:
+    """Check whether a process of this machine is alive."""
     try:
-        os.kill(sign["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _machine() -> str:
+    """Return a name of this machine's processes, also among containers that share its host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def first_line(error: BaseException) -> str:

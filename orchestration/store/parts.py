@@ -11,14 +11,15 @@ import hashlib
 import json
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+
+from filelock import FileLock
 
 from orchestration.store.location import Store
 from soflow.files import atomic, sha256, write_atomic
@@ -34,6 +35,8 @@ RUN_FILES = ("reports/*.json", "config.yaml", "best.json", "code/*", "code/*/*",
 """Files of a run, reports first: a report found by a scan has all its files, as they were written before it."""
 GROWING = (f"{SPOOL}/journal.jsonl", STUDY_FILE)
 """Files to which their process appends, in the order of a scan: what the first says has happened, the second knows."""
+KEPT = (*GROWING, "sweep.yaml", "run.yaml", "config.yaml")
+"""Files that their process never deletes."""
 
 
 class Damaged(RuntimeError):
@@ -88,7 +91,6 @@ def _driver_files(folder: Path) -> list[Path]:
 
 
 DRIVER, RUN = Part("driver", _driver_files), Part("run", _run_files)
-_pulling = threading.Lock()
 
 
 def pull(store: Store, folder: Path, part: Part, without: str | None = None) -> None:
@@ -103,31 +105,37 @@ def pull(store: Store, folder: Path, part: Part, without: str | None = None) -> 
         Damaged: after all intact files were copied.
         OSError: if the store cannot be reached.
     """
-    with _pulling:
+    with _no_push(folder, part):
         while True:
             manifest = read_manifest(store, folder, part)
             known = folder / part.version
             unchanged = manifest.version == (known.read_text() if known.exists() else None)
+            wanted = {
+                name: stored for name, stored in manifest.files.items() if not (without and fnmatch(name, without))
+            }
             if not unchanged:
                 known.unlink(missing_ok=True)  # until all is copied, this machine has neither state
                 for path in part.scan(folder):
-                    if path.relative_to(folder).as_posix() not in manifest.files:
+                    if path.relative_to(folder).as_posix() not in wanted:
                         path.unlink(missing_ok=True)
-            wanted = {
-                name: stored
-                for name, stored in manifest.files.items()
-                if not (without and fnmatch(name, without)) and not _is_here(folder / name, stored, unchanged)
+            missing = {
+                name: stored for name, stored in wanted.items() if not _is_here(folder / name, stored, unchanged)
             }
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                faults = list(filter(None, pool.map(lambda item: _fetch(store, folder, *item), wanted.items())))
+                faults = list(filter(None, pool.map(lambda item: _fetch(store, folder, *item), missing.items())))
             if faults and read_manifest(store, folder, part).version != manifest.version:
                 continue  # its writer has replaced them meanwhile
             if manifest.version:
-                folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(known, manifest.version)
             if faults:
                 raise Damaged("; ".join(faults))
             return
+
+
+def _no_push(folder: Path, part: Part) -> FileLock:
+    """Return a lock in which no process of this machine changes what version a part has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f".lock-{part.name}")
 
 
 def _is_here(path: Path, stored: StoredFile, any_content: bool) -> bool:
@@ -149,6 +157,7 @@ def _fetch(store: Store, folder: Path, name: str, stored: StoredFile) -> str:
             if (size, digest.hexdigest()) != (stored.size, stored.sha256):
                 raise ValueError("does not match its checksum")
     except (FileNotFoundError, ValueError) as error:
+        (folder / name).unlink(missing_ok=True)  # it is of another state
         reason = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         return f"{store.url_of(source)}: {reason}"
     return ""
@@ -164,7 +173,11 @@ def read_manifest(store: Store, folder: Path, part: Part) -> Manifest:
     try:
         with store.filesystem.open_input_stream(store.object_of(folder / part.manifest)) as stream:
             values = json.loads(stream.read())
-        return Manifest(values["version"], {name: StoredFile(**stored) for name, stored in values["files"].items()})
+        files = {name: StoredFile(**stored) for name, stored in values["files"].items()}
+        for name in (*files, *(stored.object for stored in files.values())):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError("names a file outside of its folder")
+        return Manifest(values["version"], files)
     except FileNotFoundError:
         return Manifest()
     except (ValueError, KeyError, TypeError):
@@ -188,9 +201,12 @@ class Pusher:
         """Copy all files that have changed, delete those that are gone, and make this the part's state.
 
         Raises:
-            OSError: if the store cannot be written; the next call does the rest.
+            OSError: if the store cannot be written; the next call does the rest. Also if another process has written
+                the part, or the local files are gone: the store keeps what it has.
         """
-        before = self._manifest or read_manifest(self.store, self.folder, self.part)
+        before = read_manifest(self.store, self.folder, self.part)
+        if self._manifest and self._manifest.version != before.version:
+            raise OSError(f"another process has written {self.store.url_of(self.folder)}")
         names, changed, marks = [], {}, {}
         for path in self.part.scan(self.folder):
             name = path.relative_to(self.folder).as_posix()
@@ -202,6 +218,8 @@ class Pusher:
             mark = status.st_ino, status.st_size, status.st_mtime_ns
             if self._marks.get(name) != mark or name not in before.files:
                 changed[name], marks[name] = path, mark
+        if gone := [name for name in KEPT if name in before.files and name not in names]:
+            raise OSError(f"{self.folder / gone[0]} is gone from this machine")
         with ThreadPoolExecutor(AT_ONCE) as pool:
             copied = pool.map(lambda name: self._copy(name, changed[name], marks[name][1], before), changed)
             stored = {name: file for name, file in zip(changed, copied, strict=True) if file is not None}
@@ -209,8 +227,9 @@ class Pusher:
         files = {name: known[name] for name in names if name in known}
         if files != before.files:
             now = Manifest(uuid.uuid4().hex, files)
-            self._write(self.part.manifest, [json.dumps(asdict(now)).encode()])
-            write_atomic(self.folder / self.part.version, now.version or "")
+            with _no_push(self.folder, self.part):
+                self._write(self.part.manifest, [json.dumps(asdict(now)).encode()])
+                write_atomic(self.folder / self.part.version, now.version or "")
             self._delete({file.object for file in before.files.values()} - {file.object for file in files.values()})
         else:
             now = before

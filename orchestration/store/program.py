@@ -6,8 +6,8 @@ that is resumed on another machine, from the store alone, contradicts nothing th
 
 from __future__ import annotations
 
-import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from orchestration.store.parts import AT_ONCE, DRIVER, Damaged, Pusher, pull, re
 from orchestration.store.runs import CHECKPOINTS, fetch_run
 from soflow.config_base import ConfigError
 
-IMAGE_WAIT_S = 120.0
+IMAGE_WAIT_S = 40.0
 """Seconds after a report until an image of it that its worker has not uploaded counts as lost with the worker."""
 
 
@@ -29,7 +29,7 @@ def _access(store: Store) -> Iterator[None]:
     try:
         yield
     except Damaged as error:
-        raise ConfigError(f"{error}; restore it from a version that the bucket keeps, or start anew") from None
+        raise ConfigError(f"{error}; restore the object, if the bucket keeps earlier versions, or start anew") from None
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"storage = {store.url}: cannot be used ({first_line(error)}); credentials come from {CREDENTIALS}"
@@ -50,14 +50,17 @@ def check_store(store: Store) -> None:
 
 
 def is_stored(folder: Path) -> bool:
-    """Check whether a store has this sweep or run; remove what a deleted one left on this machine."""
+    """Check whether a store has this sweep or run."""
     if (store := store_of(folder)) is None:
         return False
     with _access(store):
-        stored = read_manifest(store, folder, DRIVER).version is not None
-    if not stored and (folder / DRIVER.version).exists():
-        shutil.rmtree(folder)
-    return stored
+        return read_manifest(store, folder, DRIVER).version is not None
+
+
+def put_aside(folder: Path) -> None:
+    """Rename the local folder of a sweep or run that was deleted from its store; its name is free again."""
+    if store_of(folder) and (folder / DRIVER.version).exists() and not is_stored(folder):
+        folder.rename(folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def fetch_program(folder: Path) -> None:
@@ -101,8 +104,8 @@ class Delivery:
     """What has to be in the store, or has to come from it, before records are delivered to MLflow."""
 
     def __init__(self, folder: Path):
-        store = store_of(folder)
-        self._pusher = Pusher(store, folder, DRIVER) if store else None
+        self._store = store_of(folder)
+        self._pusher = Pusher(self._store, folder, DRIVER) if self._store else None
 
     def ready(self, events: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
         """Copy the program's files to the store; return the first of the events that can be delivered now.
@@ -110,9 +113,15 @@ class Delivery:
         Raises:
             OSError: if the store cannot be written.
         """
-        if self._pusher is None:
+        if self._pusher is None or self._store is None:
             return events
-        self._pusher.push()
+        try:
+            self._pusher.push()
+        except OSError as error:
+            raise OSError(f"{self._store.url} cannot be written: {first_line(error)}") from error
+        for event in events:
+            if event and "path" in event:  # it may be of a process on another machine
+                event["path"] = str(self._store.here(Path(event["path"])))
         for number, event in enumerate(events):
             if event and event["kind"] == "image" and not self._is_here(event):
                 return events[:number]

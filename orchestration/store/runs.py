@@ -6,6 +6,7 @@ Uploads run in the background: training waits for the network only at the end of
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from pathlib import Path
@@ -21,26 +22,37 @@ from soflow.config_base import CheckpointPath
 LOG = logging.getLogger(__name__)
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 30.0
 CHECKPOINTS = "*.pt"
+FIRST_TRIES = 4
+"""Tries until a process gives up a store that it has never reached."""
+_reached: set[str] = set()
 
 
 def fetch_run(folder: Path, without: str | None = None) -> None:
-    """Bring a run's local folder to its state in the store; wait while the store is away.
+    """Bring a run's local folder to its state in the store; wait while a store that has worked before is away.
 
     Damaged files are left out, with a warning: a run computes a report again, from an earlier checkpoint if need be.
 
     Args:
         without: pattern of files that are not needed, such as CHECKPOINTS.
+
+    Raises:
+        OSError: if this process has never reached the store: it may lack credentials.
     """
     if (store := store_of(folder)) is None:
         return
-    pause = FIRST_RETRY_S
+    pause, tries = FIRST_RETRY_S, 0
     while True:
         try:
-            return pull(store, folder, RUN, without)
+            pull(store, folder, RUN, without)
+            _reached.add(store.url)
+            return
         except Damaged as error:
             LOG.warning("%s", error)
-            return None
+            return
         except OSError as error:
+            tries += 1
+            if store.url not in _reached and tries == FIRST_TRIES:
+                raise OSError(f"{store.url} cannot be used on {socket.gethostname()}: {first_line(error)}") from None
             if pause == FIRST_RETRY_S:
                 LOG.warning("%s: cannot be read (%s); trying again until it can", store.url_of(folder), error)
             time.sleep(pause)
@@ -84,10 +96,10 @@ class Uploads:
                 self._waiting.append(folder)
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Block until everything is uploaded, however long the store is away."""
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Block until everything is uploaded, by default however long the store is away."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting)
+            self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
     def _work(self) -> None:
         pause, outage = FIRST_RETRY_S, False

@@ -13,6 +13,7 @@ import pandas as pd
 from orchestration.config import storage_folder
 from orchestration.interruption import set_last_words
 from orchestration.storage import SWEEP_FILE, fetch_to_read, new_folder, resumed_folder, trial_folder
+from orchestration.store.runs import fetch_run
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.ranking import ranking
@@ -104,7 +105,9 @@ class Sweep:
         Raises:
             ConfigError: if there is no such trial.
         """
-        return load_run(trial_folder(self.folder, number))
+        folder = trial_folder(self.folder, number)
+        fetch_run(folder)
+        return load_run(folder)
 
     def best(self) -> Run:
         """Return the run of the best trial that finished and keeps all constraints.

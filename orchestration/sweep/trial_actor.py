@@ -13,6 +13,8 @@ from ray import tune
 from orchestration.config import ResourcesConfig
 from orchestration.memory_fit import MemoryBudget, micro_batches_that_fit
 from orchestration.storage import trial_folder
+from orchestration.store.location import on_this_machine
+from orchestration.store.runs import CHECKPOINTS, fetch_run
 from orchestration.sweep.cases import Case
 from orchestration.sweep.ray_search import REASON, STATUS
 from orchestration.sweep.ticket import TrialTicket, trial_config
@@ -48,7 +50,7 @@ class TrialActor(tune.Trainable):
         seeds: int,
         restarts: int,
     ) -> None:
-        self.base, self.cases, self.sweep_folder = base, cases, sweep_folder
+        self.base, self.cases, self.sweep_folder = base, cases, on_this_machine(sweep_folder)
         self.resources, self.budget = resources, budget
         self.earlier_rungs, self.seeds = rungs[:-1], seeds
         self.group = training_group(resources, sweep_folder, f"group-{uuid.uuid4().hex[:8]}", restarts)
@@ -98,6 +100,8 @@ class TrialActor(tune.Trainable):
         return self._result(first, over_seeds(metrics))
 
     def _run(self, config: RunConfig, folder: Path, step: int = 0) -> FollowedRun:
+        if step == 0:  # once per run: a resumed sweep's reports may be in a store
+            fetch_run(folder, CHECKPOINTS)
         return FollowedRun(config, folder, self.resources.num_workers, step, self.micro_batches)
 
     def _follow(self, run: FollowedRun) -> Answer:

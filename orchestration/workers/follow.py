@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration.store.runs import CHECKPOINTS, fetch_run
 from orchestration.workers.group import RequestFailed, WorkerGroup
 from orchestration.workers.mailbox import OUT_OF_MEMORY
 from orchestration.workers.messages import Answer, Request
@@ -30,9 +29,6 @@ class FollowedRun:
     step: int = 0
     """Optimizer steps reported."""
     micro_batches: int = 1
-
-    def __post_init__(self) -> None:
-        fetch_run(self.folder, CHECKPOINTS)
 
     def next_report(self, group: WorkerGroup) -> Answer:
         """Return the next report, or the reason of a failure.

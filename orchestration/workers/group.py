@@ -38,6 +38,10 @@ class Server(Protocol):
         """Return the answer to a request whose execution raised `error`."""
         ...
 
+    def close(self) -> None:
+        """End: no other request follows."""
+        ...
+
 
 class RequestFailed(RuntimeError):
     """Loss of the workers, more often than allowed, during one request; the group can still serve the next request."""
@@ -143,7 +147,7 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
             storage_path=str(folder / "workers"),
             callbacks=[LossReport(mailbox), StartLimit(start_limit_s())],
             # Unlimited here: the mailbox counts losses per request, Ray Train only per group.
-            failure_config=FailureConfig(max_failures=-1, max_preemption_failures=-1),
+            failure_config=FailureConfig(max_failures=-1),
         ),
     )
 
@@ -179,6 +183,7 @@ def serve(loop_config: dict[str, Any]) -> None:
             continue
         if rank == 0:
             ray.get(mailbox.answer.remote(generation, number, answer))
+    server.close()
 
 
 class LossReport(UserCallback):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from orchestration.cluster import PREEMPTION_WATCHER
 from orchestration.config import ResourcesConfig
+from orchestration.store.location import on_this_machine
 from orchestration.store.runs import Uploads, fetch_run
 from orchestration.workers import mailbox
 from orchestration.workers.group import WorkerGroup
@@ -39,6 +40,10 @@ def training_group(
     return WorkerGroup(resources, folder, name, make_server, restarts=restarts)
 
 
+UPLOAD_S = 60.0
+"""Seconds that the end of a group waits for its last uploads."""
+
+
 class TrainingWorker:
     """State of one worker between requests: its current run. Nothing else is carried over.
 
@@ -47,7 +52,8 @@ class TrainingWorker:
     """
 
     def __init__(self, cache: str, device: torch.device, rank: int, world_size: int):
-        self.device, self.rank, self.world_size, self.cache = device, rank, world_size, Path(cache)
+        self.device, self.rank, self.world_size = device, rank, world_size
+        self.cache = on_this_machine(Path(cache))
         self._sources: dict[str, DataSource] = {}
         self._evaluators: dict[str, Evaluator] = {}
         self._request: Request | None = None
@@ -63,6 +69,7 @@ class TrainingWorker:
         from soflow.training.trainer import NonFiniteLoss
 
         began = time.perf_counter()
+        request = replace(request, directory=on_this_machine(request.directory))
         try:
             run, fresh = self._prepare(request)
             waited = {"time/handover_s": time.perf_counter() - (self._answered_at or began)} if fresh else {}
@@ -134,6 +141,10 @@ class TrainingWorker:
             workers = Workers(self.device, self.rank, self.world_size)
             self._evaluators = {key: Evaluator(self._source(config), config, self.device, self.cache, workers)}
         return self._evaluators[key]
+
+    def close(self) -> None:
+        """Finish the uploads: the last report of a trial that was stopped may be under way."""
+        self._uploads.wait(UPLOAD_S)
 
     def failure(self, request: Request, error: Exception) -> Answer:
         """Make the answer to a request that raised an unexpected error; called while handling that error."""

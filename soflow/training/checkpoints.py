@@ -1,8 +1,8 @@
 """Checkpoint files: written atomically, verified on reading, loaded without executing code.
 
 A run keeps its last report's checkpoint, the one before and that of its best report, and between reports an interim
-one (training.checkpoint_every_s). If the last one is damaged or missing, the
-run resumes from the one before. torch writes zip archives, which store a CRC-32 of each member.
+one (training.checkpoint_every_s). If the last one is damaged or missing, the run resumes from the one before. torch
+writes zip archives, which store a CRC-32 of each member.
 """
 
 from __future__ import annotations

@@ -217,9 +217,7 @@ class TrainingRun:
         return (state["step"], state) if fits else None
 
     def _restore(self, start: int) -> None:
-        step, state = self._interim(start) or self._newest(start)
-        if (agreed := self.trainer.earliest(step)) < step:  # another worker could not read this one
-            step, state = self._newest(agreed)
+        step, state = agreed(self._interim(start) or self._newest(start), self._newest, self.trainer.range_of)
         if not step:
             if not (start or self.trainer.rank):
                 patiently(lambda: reports.begin(self.config, self.directory), self.directory)
@@ -230,3 +228,26 @@ class TrainingRun:
         self.trainer.load_state_dict(state)
         if not self.trainer.rank:
             patiently(lambda: reports.save_config(self.config, self.directory), self.directory)
+
+
+Checkpoint = tuple[int, dict[str, Any]]
+"""Step and state; step 0 has none."""
+
+
+def agreed(
+    newest: Checkpoint, at_most: Callable[[int], Checkpoint], range_of: Callable[[int], tuple[int, int]]
+) -> Checkpoint:
+    """Return the newest checkpoint that all workers have: those on different machines may have different ones.
+
+    Args:
+        newest: this worker's newest checkpoint.
+        at_most: loads this worker's newest one up to a step.
+        range_of: returns the least and the greatest of all workers' steps; every worker calls it equally often.
+    """
+    step, state = newest
+    low, high = range_of(step)
+    while low < high:
+        if step > low:
+            step, state = at_most(low)
+        low, high = range_of(step)
+    return step, state

@@ -265,9 +265,10 @@ class Trainer:
         optimizer = self.config.optimizer
         return optimizer.learning_rate * min(1.0, (step + 1) / (optimizer.warmup_steps + 1))
 
-    def earliest(self, step: int) -> int:
-        """Return the minimum of `step` over all workers."""
-        return int(self.reduce(torch.tensor(step, device=self.device), "MIN"))
+    def range_of(self, step: int) -> tuple[int, int]:
+        """Return the minimum and the maximum of `step` over all workers."""
+        low, minus_high = self.reduce(torch.tensor([step, -step], device=self.device), "MIN").tolist()
+        return low, -minus_high
 
     def _check_finite(self, first_bad: Tensor) -> None:
         step = int(self.reduce(first_bad, "MIN"))

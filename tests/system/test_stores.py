@@ -60,6 +60,8 @@ def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(und
     found = pd.read_csv(next(second.rglob("trials.csv")))
     pd.testing.assert_frame_equal(found[numbers], expected, check_exact=True)
     assert set(found["folder"]) == {f"{url}/sweep/trials/{number:04d}" for number in range(12)}
+    assert (second / "stores" / f"s3=3A=2F=2F{BUCKET}=2Fexp" / "sweep" / "report.html").exists()
+    assert "sweep/report.html" in objects("exp")
     runs = session.runs()
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert len(runs) == 13

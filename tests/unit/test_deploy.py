@@ -35,7 +35,7 @@ def commands() -> dict[str, str]:
     job = documents(DEPLOY / "kubernetes" / "sweep" / "job.yaml")[0]["spec"]["entrypoint"]
     sky = documents(DEPLOY / "skypilot.yaml")[0]["run"].replace("\\\n", " ").strip().splitlines()[-1]
     slurm = (DEPLOY / "slurm" / "sweep.sbatch").read_text()
-    example = re.search(r"sweep\.sbatch (sweep_schedule\.py .*)", slurm)
+    example = re.search(r"sweep\.sbatch (sweep_schedule\.py .*)", slurm.replace("\\\n# ", ""))
     started = re.search(r'^python "experiments/\$program" (.*) "\$@" &$', slurm, re.MULTILINE)
     ray_up = re.search(r"experiments/sweep_schedule\.py -- (.*) \.\.\.", (DEPLOY / "ray-cluster.yaml").read_text())
     return {

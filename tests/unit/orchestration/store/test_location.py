@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.config import TrainConfig
-from orchestration.store.location import local_folder, path_of, store_of, url_or_path
+from orchestration.store.location import local_folder, on_this_machine, path_of, store_of, url_or_path
 from soflow.config import to_dict
 
 URLS = [
@@ -38,6 +38,14 @@ def test_a_local_folder_knows_its_store(url, cache):
     assert "%" not in str(folder)
 
 
+def test_every_machine_has_its_own_folder(cache):
+    other = Path("/home/somebody/.cache/soflow/stores/s3=3A=2F=2Fbucket=2Fexp/sweep/trials/0001")
+    expected = cache / "stores" / "s3=3A=2F=2Fbucket=2Fexp" / "sweep" / "trials" / "0001"
+    assert on_this_machine(other) == expected
+    assert store_of(expected).here(other / "grids" / "a.png") == expected / "grids" / "a.png"
+    assert on_this_machine(Path("/a/b")) == Path("/a/b") == store_of(expected).here(Path("/a/b"))
+
+
 def test_paths_are_no_stores():
     assert store_of(Path("/a/b")) is None
     assert url_or_path(Path("/a/b")) == "/a/b"
@@ -45,7 +53,9 @@ def test_paths_are_no_stores():
     assert local_folder("file:///a%20b/c") == Path("/a b/c")
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/a", "s3://bucket/a?password=secret"])
+@pytest.mark.parametrize(
+    "url", ["s3://key:secret@bucket/a", "s3://bucket/a?secret_key=secret", "abfs://x/y?sv=1&sig=secret"]
+)
 def test_credentials_are_refused(url):
     with pytest.raises(ValueError, match=r"must not contain a password.*AWS_ACCESS_KEY_ID") as caught:
         local_folder(url)

@@ -164,6 +164,61 @@ def test_growing_files_are_copied_up_to_a_moment_at_which_the_study_knows_what_t
     assert contents(there)["study.journal"] == "1 ended\nlater\n"
 
 
+def test_a_state_that_could_not_be_fetched_whole_is_mixed_with_no_other(machine):
+    """Neither on the next try nor with files that were left out at first."""
+    here, there = machine("here"), machine("there")
+    write(there, **{"study.journal": "old", "interim.pt": "old", "sweep.yaml": "a: 1"})
+    write(here, **{"study.journal": "new", "sweep.yaml": "a: 1"}, **checkpoints(10))
+    Pusher(store(here), here, DRIVER).push()
+    Pusher(store(here), here, RUN).push()
+    store(here).filesystem.delete_file(store(here).object_of(here / "study.journal"))
+    for _ in range(2):
+        with pytest.raises(Damaged, match=r"study\.journal: is missing"):
+            pull(store(there), there, DRIVER)
+        assert not (there / "study.journal").exists()
+    pull(store(there), there, RUN, without="*.pt")
+    pull(store(there), there, RUN)
+    assert contents(there) == {"sweep.yaml": "a: 1", **checkpoints(10)}
+
+
+def test_a_cache_that_was_emptied_does_not_empty_the_store(machine, tmp_path):
+    here = machine("here")
+    write(here, **{"sweep.yaml": "a: 1", "study.journal": "1"})
+    pusher = Pusher(store(here), here, DRIVER)
+    pusher.push()
+    before = objects(f"{tmp_path.name}/run")
+    (here / "study.journal").unlink()
+    with pytest.raises(OSError, match=r"study\.journal is gone from this machine"):
+        pusher.push()
+    assert objects(f"{tmp_path.name}/run") == before
+
+
+def test_a_writer_that_was_overtaken_writes_nothing(machine):
+    here, there = machine("here"), machine("there")
+    write(here, **{"sweep.yaml": "a: 1", "study.journal": "1"})
+    slow = Pusher(store(here), here, DRIVER)
+    slow.push()
+    pull(store(there), there, DRIVER)
+    write(there, **{"study.journal": "1, then 2 there"})
+    Pusher(store(there), there, DRIVER).push()
+    write(here, **{"study.journal": "1, then 2 here"})
+    with pytest.raises(OSError, match=r"another process has written s3://"):
+        slow.push()
+    third = machine("third")
+    pull(store(third), third, DRIVER)
+    assert contents(third)["study.journal"] == "1, then 2 there"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/../../x"])
+def test_somebody_s_store_cannot_write_outside_of_the_folder(machine, name):
+    here = machine("here")
+    stored = {"object": "x", "size": 0, "sha256": ""}
+    with store(here).filesystem.open_output_stream(store(here).object_of(here / RUN.manifest)) as stream:
+        stream.write(json.dumps({"version": "1", "files": {name: stored}}).encode())
+    with pytest.raises(Damaged, match="is damaged"):
+        pull(store(here), here, RUN)
+
+
 def test_what_has_not_changed_is_not_sent_again(machine, monkeypatch):
     here = machine("here")
     write(here, **checkpoints(10), **{"config.yaml": "a: 1"})

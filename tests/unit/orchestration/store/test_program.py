@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 
 import pytest
 
 from orchestration.config import TrainConfig
 from orchestration.storage import check_storage, create, fetch_to_read, new_folder, resumed_folder, sole_owner
-from orchestration.store import program
+from orchestration.store import owner, program
 from orchestration.store.location import store_of
-from orchestration.store.owner import DEAD_S, OWNER
+from orchestration.store.owner import DEAD_S, OWNER, _machine
 from orchestration.store.parts import DRIVER, RUN, Pusher, pull
 from orchestration.store.program import Delivery
 from soflow.config_base import ConfigError
@@ -22,7 +24,7 @@ from tests.object_store import objects
 
 def write_sign(folder, **values) -> None:
     store = store_of(folder)
-    sign = {"id": "x", "host": "elsewhere", "pid": 7, "time": time.time()} | values
+    sign = {"id": "x", "host": "elsewhere", "machine": "another", "pid": 7, "time": time.time()} | values
     with store.filesystem.open_output_stream(store.object_of(folder / OWNER)) as stream:
         stream.write(json.dumps(sign).encode())
 
@@ -37,7 +39,7 @@ def test_one_program_at_a_time_runs_a_sweep(machine):
     here, there = machine("here"), machine("there")
     with sole_owner(here):
         assert sign_of(here)["host"] == socket.gethostname()
-        message = rf"resume = run: process {os.getpid()} on .* is already running it; its last sign of life is \d s old"
+        message = rf"resume = run: process {os.getpid()} on .* is running it; stop it first"
         with pytest.raises(ConfigError, match=message), sole_owner(there):
             pass
     with sole_owner(there):
@@ -45,23 +47,52 @@ def test_one_program_at_a_time_runs_a_sweep(machine):
 
 
 @pytest.mark.parametrize(
-    ("sign", "free"),
+    "sign",
     [
-        ({}, False),
-        ({"time": time.time() - DEAD_S - 60}, True),  # died, on another machine
-        ({"host": socket.gethostname(), "pid": 2**22 + 1}, True),  # died, on this one
-        ({"host": socket.gethostname(), "pid": os.getpid()}, False),
+        {"time": time.time() - DEAD_S - 60},  # on another machine
+        {"machine": _machine(), "pid": 2**22 + 1},  # on this one
+        {"time": 0},  # ended
     ],
 )
-def test_a_dead_program_s_sweep_is_free(machine, sign, free):
+def test_a_dead_program_s_sweep_is_free_at_once(machine, sign):
     here = machine("here")
     write_sign(here, **sign)
-    if free:
-        with sole_owner(here):
-            pass
-    else:
-        with pytest.raises(ConfigError, match="already running it"), sole_owner(here):
-            pass
+    with sole_owner(here):
+        pass
+
+
+def test_a_program_elsewhere_that_may_be_dead_is_waited_for(machine, monkeypatch, capsys):
+    here = machine("here")
+    monkeypatch.setattr(owner, "POLL_S", 0.05)
+    monkeypatch.setattr(owner, "DEAD_S", 1.0)
+    write_sign(here)
+    began = time.monotonic()
+    with sole_owner(here):
+        assert time.monotonic() - began > 0.5
+    assert "waiting until the last sign of life of process 7 on elsewhere is 1 s old" in capsys.readouterr().out
+
+
+def test_a_program_elsewhere_that_gives_another_sign_is_not_disturbed(machine, monkeypatch):
+    here = machine("here")
+    monkeypatch.setattr(owner, "POLL_S", 0.05)
+    write_sign(here)
+    threading.Timer(0.3, write_sign, (here,)).start()
+    with pytest.raises(ConfigError, match="process 7 on elsewhere is running it; stop it first"), sole_owner(here):
+        pass
+
+
+def test_a_program_that_was_taken_over_is_interrupted(machine, monkeypatch):
+    """It slept for longer than it may: another one has claimed the sweep."""
+    here, killed = machine("here"), []
+    monkeypatch.setattr(owner, "SIGN_S", 0.05)
+    monkeypatch.setattr(owner.os, "kill", lambda *arguments: killed.append(arguments))
+    with sole_owner(here):
+        write_sign(here)
+        deadline = time.monotonic() + 10
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+    assert sign_of(here)["id"] == "x"  # the other one's sign stays
 
 
 def test_a_new_machine_has_the_files_once_it_owns_the_sweep(machine):
@@ -89,7 +120,9 @@ def test_names_are_taken_in_the_store_and_free_again_when_they_are_deleted_there
         store_of(here).filesystem.delete_file(store_of(here).object_of(here / name))
     assert new_folder(config) == there
     assert new_folder(TrainConfig(storage=here.parent, name="run")) == here
-    assert not here.exists()  # what was left of the deleted one
+    assert not here.exists()
+    [aside] = here.parent.glob(".run-*")  # nothing is thrown away
+    assert (aside / "run.yaml").read_text() == "a: 1"
     create(here, "run.yaml", "b: 2")
 
 

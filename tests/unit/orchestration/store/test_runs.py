@@ -76,6 +76,15 @@ def test_a_run_is_fetched_once_the_store_is_back(machine, monkeypatch, caplog):
     assert sum("cannot be read (away); trying again until it can" in message for message in caplog.messages) == 1
 
 
+def test_a_store_that_was_never_reached_is_given_up_with_the_reason(machine, monkeypatch):
+    """A node may lack credentials, and only its log would say so."""
+    there = machine("there")
+    monkeypatch.setattr(runs, "_reached", set())
+    monkeypatch.setattr(runs, "pull", lambda *arguments: (_ for _ in ()).throw(OSError("403 forbidden")))
+    with pytest.raises(OSError, match=r"s3://bucket/.* cannot be used on .*: 403 forbidden"):
+        fetch_run(there)
+
+
 def test_a_damaged_checkpoint_is_left_out(machine, caplog):
     here, there = machine("here"), machine("there")
     for name in ("checkpoint-00000010.pt", "checkpoint-00000020.pt"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from soflow.evaluation.fidelity import Evaluator
 from soflow.training import checkpoints, interval
 from soflow.training.interval import CHECK_S, NOTICE_S, CheckpointTimer
 from soflow.training.reports import load_report
-from soflow.training.run import TrainingRun
+from soflow.training.run import TrainingRun, agreed
 from soflow.training.trainer import Trainer
 
 CLOCKS = ("time/", "memory/", "throughput/")
@@ -98,6 +100,37 @@ def test_what_does_not_belong_to_the_run_or_is_damaged_is_left_out(
     path.write_bytes(path.read_bytes()[:1000])
     assert TrainingRun(config, digits, tmp_path, CPU, evaluator, start=6).trainer.step == 6
     assert f"{path}: is damaged or not a checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ({0: [350, 200], 1: [300, 200]}, 200),  # one machine is ahead of the store
+        ({0: [600, 400], 1: [200]}, 0),
+        ({0: [600, 400, 200], 1: [200]}, 200),
+        ({0: [100], 1: [100]}, 100),
+        ({0: [100], 1: []}, 0),
+    ],
+)
+def test_workers_with_different_checkpoints_agree_on_one_that_all_have(steps, expected):
+    """Two workers in threads, which exchange their steps as collectives do."""
+    barrier, exchanged = threading.Barrier(2, timeout=10), {}
+
+    def worker(rank: int) -> int:
+        def at_most(limit: int) -> tuple[int, dict]:
+            return max((step for step in steps[rank] if step <= limit), default=0), {}
+
+        def range_of(step: int) -> tuple[int, int]:
+            exchanged[rank] = step
+            barrier.wait()
+            found = min(exchanged.values()), max(exchanged.values())
+            barrier.wait()
+            return found
+
+        return agreed(at_most(1000), at_most, range_of)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(worker, (0, 1))) == [expected, expected]
 
 
 def test_time_between_steps_is_no_training_time(config, digits, after_every_step):
