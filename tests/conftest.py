@@ -22,7 +22,18 @@ LONG = ("test_docs_site.py", "test_fake_cuda.py")
 """Unit files that take minutes: they come right after the system tests, as the last file to start runs alone."""
 
 
+SLOW = (
+    *("test_cost.py", "test_utilization.py", "test_gpu.py", "test_fake_cuda.py", "test_compilation.py"),
+    *("test_compile_choice.py", "test_distributed.py", "test_sharded_evaluation.py", "test_start_limit.py"),
+    *("test_prepared.py", "test_interval.py", "test_app.py", "test_docs_site.py", "test_callback.py"),
+)
+"""Unit files of seconds per test: compilers, several processes, programs that measure. Not in `make quick`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "system" not in item.path.parts and item.path.name not in LONG)
 
 
