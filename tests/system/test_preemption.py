@@ -12,13 +12,13 @@ from session import wait_for_line
 import soflow
 from soflow.training.checkpoints import INTERIM_FILE
 
-STEPS, NOTICE_S = 1200, 12
+STEPS, NOTICE_S = 2400, 12
 FLAGS = [
     *("--num-trials", "2", "--max-concurrent", "auto", "--early-stopping.kind", "none", "--name", "sweep"),
     *("--trial-retries", "0", "--training.total-steps", str(STEPS), "--training.report-every", str(STEPS)),
     *("--training.batch-size", "32", "--evaluation.num-samples", "64"),
 ]
-NODE = "min((n for n in ray.nodes() if n['Resources'].get('CPU')), key=lambda n: n['NodeManagerPort'])['NodeID']"
+NODE = "next(node['NodeID'] for node in ray.nodes() if node['Resources'].get('CPU'))"
 
 
 def wait_for(path: Path, limit_s: float) -> None:
@@ -29,15 +29,18 @@ def wait_for(path: Path, limit_s: float) -> None:
 
 
 def test_a_node_that_joins_is_used_and_one_taken_back_costs_the_steps_since_the_notice_and_no_retry(session):
-    with Cluster((0, 1)) as cluster:
-        sweep = session.start("sweep_schedule.py", *FLAGS, "--address", cluster.address, "--progress", "plain")
+    with Cluster((0,)) as cluster:
+        flags = ["--address", cluster.address, "--wait-for-nodes-s", "120"]
+        sweep = session.start("sweep_schedule.py", *FLAGS, *flags, "--progress", "plain")
+        wait_for_line(sweep, "waiting for nodes, at most 120 s")
+        first = cluster.add_node(1)
+        node = cluster.ask(NODE)
         wait_for_line(sweep, "starting the training workers")
         trial = session.storage / "sweep" / "trials" / "0000"
         wait_for(trial / "config.yaml", 120)
         cluster.add_node(1)
         wait_for(trial.with_name("0001") / "config.yaml", 120)
         assert not list((trial / "reports").glob("*.json"))  # both run at once
-        index, node = 1, cluster.ask(NODE.format(cpus=1))
         announced = time.time()
         notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"]
         notice += ["--node-id", node, "--deadline-remaining-seconds", str(NOTICE_S)]
@@ -46,7 +49,7 @@ def test_a_node_that_joins_is_used_and_one_taken_back_costs_the_steps_since_the_
         wait_for(interim, NOTICE_S)
         print(f"checkpoint {interim.stat().st_mtime - announced:.1f} s after the notice")
         time.sleep(max(0.0, announced + NOTICE_S - time.time()))
-        cluster.remove_node(cluster.nodes[index])
+        cluster.remove_node(first)
         cluster.add_node(1)
         output, _ = sweep.communicate(timeout=200)
         assert sweep.returncode == 0, output
@@ -55,4 +58,4 @@ def test_a_node_that_joins_is_used_and_one_taken_back_costs_the_steps_since_the_
     undisturbed = soflow.train(run.config, session.storage / "undisturbed", progress=False)
     same = [name for name in run.metrics if name.startswith(("loss/", "fid", "kid", "gradient/"))]
     assert {name: run.metrics[name] for name in same} == {name: undisturbed.metrics[name] for name in same}
-    assert run.metrics["time/train_s"] < 60
+    assert run.metrics["time/train_s"] < 200  # without the steps that were taken twice
