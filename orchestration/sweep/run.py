@@ -134,8 +134,10 @@ def _train(
     from orchestration.sweep.study import SweepStudy
 
     study = SweepStudy(record.config, record.folder, record.space, callback.rejected)
-    # Trials that ended in the study, but were interrupted before their end was recorded in MLflow.
-    replay = {number for number in record.open_trials() if study.has_finished(number)}
+    # Trials that ended in the study, but were interrupted before their end was recorded in MLflow, or even their start:
+    # the study may be in a database, and the records in a store that was behind it.
+    ended = (trial.number for trial in study.trials() if trial.state.is_finished())
+    replay = {number for number in ended if not record.tracker.has_ended(record.key(number))}
     callback.count_finished(study.trials(), study.rejected(), replay)
     searcher = OptunaSearcher(study, replay, slots)
     if not searcher.is_complete:

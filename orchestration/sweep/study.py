@@ -192,10 +192,6 @@ class SweepStudy:
         """Check whether a trial has ended, in any state."""
         return self._frozen(self.study, number).state.is_finished()
 
-    def has_finished(self, number: int) -> bool:
-        """Check whether the study has a trial of this number that has ended."""
-        return any(trial.number == number and trial.state.is_finished() for trial in self.trials())
-
     def report(self, number: int, step: int, result: dict[str, Any]) -> bool:
         """Record the first goal's value at a step.
 

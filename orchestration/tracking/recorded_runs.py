@@ -14,10 +14,12 @@ class RecordedRuns:
 
     Attributes:
         open: keys of the runs that were started and have not ended, oldest first.
+        ended: keys of the runs that have ended.
     """
 
     def __init__(self):
         self.open: dict[str, None] = {}
+        self.ended: set[str] = set()
         self._last_steps: dict[str, dict[frozenset[str], int]] = {}
         self._groups: dict[frozenset[str], frozenset[str]] = {}  # one object per set of names, shared by all runs
 
@@ -29,8 +31,10 @@ class RecordedRuns:
             self._note(key, [f"{kind}/{name}" for name in names], event["step"])
         elif kind == "start":
             self.open[key] = None
+            self.ended.discard(key)
         elif kind == "end":
             self.open.pop(key, None)
+            self.ended.add(key)
 
     def new_names(self, kind: str, key: str, names: Iterable[str], step: int) -> set[str]:
         """Return the names of a run's series whose last step is before `step`."""
@@ -49,10 +53,12 @@ class RecordedRuns:
         last_steps = {
             key: [[groups[names], step] for names, step in last.items()] for key, last in self._last_steps.items()
         }
-        return {"open": list(self.open), "groups": [sorted(names) for names in groups], "last_steps": last_steps}
+        runs = {"open": list(self.open), "ended": sorted(self.ended)}
+        return runs | {"groups": [sorted(names) for names in groups], "last_steps": last_steps}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore the index from `state`."""
+        self.ended = set(state["ended"])
         groups = [frozenset(names) for names in state["groups"]]
         self._groups = {names: names for names in groups}
         self._last_steps = {

@@ -147,6 +147,10 @@ class Tracker:
         """Return the keys of runs that this or an earlier process started and that have not ended."""
         return list(self._recorded.open)
 
+    def has_ended(self, key: str) -> bool:
+        """Check whether the end of a run was recorded, by this or an earlier process."""
+        return key in self._recorded.ended
+
     def run_id(self, key: str) -> str | None:
         """Return MLflow's id of a run; None until this tracker has delivered one of the run's events."""
         return self._writer.run_ids.get(key)

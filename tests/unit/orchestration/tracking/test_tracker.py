@@ -662,7 +662,8 @@ for trial in itertools.count(int(done.read_text()) if done.exists() else 0):
     (folder / f"{trial}.txt").write_text(f"trial {trial}")
     tracker.log_artifact(key, folder / f"{trial}.txt", "out")
     tracker.end_run(key, ("FINISHED", "FAILED", "KILLED")[trial % 3])
-    done.write_text(str(trial + 1))
+    done.with_name("next").write_text(str(trial + 1))
+    done.with_name("next").replace(done)
 """
 
 
@@ -706,6 +707,7 @@ def test_a_run_that_goes_on_loses_the_marks_of_its_failure(uri, experiment, tmp_
         tracker = Tracker(uri, experiment, tmp_path / "spool")
         tracker.start_run("run", "run", {}, {"seed": 1})
         assert tracker.open_runs() == ["run"]
+        assert not tracker.has_ended("run")
         assert tracker.flush(30)
         tags = runs_of(uri, experiment)["run"].data.tags
         assert not {"state", "failure"} & tags.keys()
@@ -713,6 +715,7 @@ def test_a_run_that_goes_on_loses_the_marks_of_its_failure(uri, experiment, tmp_
         tracker.set_tags("run", {"state": state} | ({"failure": "lost"} if state == "failed" else {}))
         tracker.end_run("run", status)
         assert tracker.open_runs() == []
+        assert tracker.has_ended("run")
         assert tracker.close(30) == 0
     run = runs_of(uri, experiment)["run"]
     assert run.info.status == "FINISHED"

@@ -245,7 +245,8 @@ def test_no_worker_sees_the_others_images(results):
     assert single["seen"] == nfes * NUM_SAMPLES
     assert [result["seen"] for result in several] == [nfes * n for n in (40, 30, 20, 20)]
     for result in several:
-        assert {dtype for dtype, _ in result["exchanged"]} == {"torch.float64", "torch.float32"}
+        evaluated = [exchange for exchange in result["exchanged"] if exchange[0] != "torch.int64"]  # steps to resume at
+        assert {dtype for dtype, _ in evaluated} == {"torch.float64", "torch.float32"}
         # Of each image only its 64 features and its 10 logits go round.
         tables = [shape for dtype, shape in result["exchanged"] if dtype == "torch.float32"]
         assert tables == nfes * [[NUM_SAMPLES, 64], [NUM_SAMPLES, 10]]
