@@ -12,7 +12,7 @@ from session import wait_for_line
 import soflow
 from soflow.training.checkpoints import INTERIM_FILE
 
-STEPS, NOTICE_S = 2400, 12
+STEPS, NOTICE_S = 2400, 25
 FLAGS = [
     *("--num-trials", "2", "--max-concurrent", "auto", "--early-stopping.kind", "none", "--name", "sweep"),
     *("--trial-retries", "0", "--training.total-steps", str(STEPS), "--training.report-every", str(STEPS)),
