@@ -14,7 +14,10 @@ torch.set_num_threads(1)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["SOFLOW_CACHE"] = tempfile.mkdtemp()
 
-FINISHED_SWEEP = ("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py")
+FINISHED_SWEEP = (
+    *("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py"),
+    *("test_preemption.py", "test_servers.py"),
+)
 """System tests that do not use the shared cluster, or hardly; most of them read one finished sweep."""
 
 
