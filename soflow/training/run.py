@@ -99,11 +99,10 @@ class TrainingRun:
         if evaluation.diagnostics and (self.finished or evaluation.diagnose_every_report):
             metrics |= self.diagnose(network)
         metrics["time/evaluate_s"] = time.perf_counter() - began  # the metrics are Python floats: already synchronized
+        self._timer.saved()  # by rank 0, in a moment
         if trainer.rank:
             return None
-        report = patiently(lambda: self._save(network, metrics), self.directory)
-        self._timer.saved()
-        return report
+        return patiently(lambda: self._save(network, metrics), self.directory)
 
     def _save_interim(self) -> None:
         """Save a checkpoint between reports; on all workers."""
