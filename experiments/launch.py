@@ -26,18 +26,8 @@ from soflow.data.base import DataError
 
 PRESETS = Path(__file__).parent / "presets"
 NEUTRAL = (
-    *(
-        "name",
-        "resume",
-        "progress",
-        "address",
-        "tracking_uri",
-        "wait_for_nodes_s",
-        "max_concurrent",
-        "trial_retries",
-        "resources",
-    ),
-    *("tags", "note"),
+    *("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources"),
+    *("wait_for_nodes_s", "tags", "note"),
 )
 """Fields that do not change the question of an experiment."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestration.config import LaunchConfig, ResourcesConfig
 from orchestration.interruption import listen, signals_kept_from_children
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, first_line
 from soflow.plugins import loaded_roots
 
 CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 25
@@ -247,14 +247,14 @@ def ray_session(address: str | None) -> Iterator[None]:
         _init(options)
     except Exception as error:  # ray.init also raises bare exceptions
         if address:
-            raise ConfigError(f"address = {address}: cannot connect to Ray ({_first_line(error)})") from None
-        print(f"Ray did not start ({_first_line(error)}); trying once more", flush=True)
+            raise ConfigError(f"address = {address}: cannot connect to Ray ({first_line(error)})") from None
+        print(f"Ray did not start ({first_line(error)}); trying once more", flush=True)
         ray.shutdown()
         try:
             _init(options)
         except Exception as again:
             raise ConfigError(
-                f"address = None: Ray did not start on this machine ({_first_line(again)}); wait until it is less "
+                f"address = None: Ray did not start on this machine ({first_line(again)}); wait until it is less "
                 "busy, or look into the folder ray/session_latest/logs among the temporary files"
             ) from None
     listen()
@@ -285,10 +285,6 @@ def _shut_down() -> None:
         ray.shutdown()
     finally:
         gc.enable()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

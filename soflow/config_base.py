@@ -57,6 +57,11 @@ def without_password(text: str) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def one_of(names: Collection[str]):
     """Make a field validator that accepts the keys of a registry."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.store.location import Store
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def owned(store: Store, folder: Path) -> Iterator[None]:
         while not ended.wait(SIGN_S):
             with suppress(OSError):  # the store is away; others cannot claim it either
                 if (sign := _read(store, folder)) and sign["id"] != me:
-                    LOG.warning("%s: %s", store.url_of(folder), f"process {sign['pid']} on {sign['host']} took over")
+                    LOG.warning("%s: process %d on %s took over", store.url_of(folder), sign["pid"], sign["host"])
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 write(alive=True)
@@ -108,8 +108,8 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True
 
 
@@ -120,8 +120,3 @@ def _machine() -> str:
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return socket.gethostname()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, without the SDK's details."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

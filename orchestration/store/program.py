@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.store.location import CREDENTIALS, Store, store_of
-from orchestration.store.owner import first_line, owned
+from orchestration.store.owner import owned
 from orchestration.store.parts import AT_ONCE, DRIVER, Damaged, Pusher, pull, read_manifest
 from orchestration.store.runs import CHECKPOINTS, fetch_run
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, first_line
 
 IMAGE_WAIT_S = 40.0
 """Seconds after a report until an image of it that its worker has not uploaded counts as lost with the worker."""

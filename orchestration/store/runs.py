@@ -15,9 +15,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from orchestration.store.location import is_url, path_of, store_of
-from orchestration.store.owner import first_line
 from orchestration.store.parts import RUN, Damaged, Pusher, pull
-from soflow.config_base import CheckpointPath
+from soflow.config_base import CheckpointPath, first_line
 
 LOG = logging.getLogger(__name__)
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 30.0
