@@ -37,6 +37,8 @@ def check_inputs(config: RunConfig) -> None:
         from soflow.evaluation.feature_networks import weights_path
 
         weights_path("inception", config.evaluation.inception_weights)
+    if config.training.snapshot_every:
+        _check_snapshots(config, source.num_classes)
     if config.dataset.latent:
         from soflow.codecs.latents import vae_folder
 
@@ -47,3 +49,13 @@ def check_inputs(config: RunConfig) -> None:
             "its two network outputs by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
             file=sys.stderr,
         )
+
+
+def _check_snapshots(config: RunConfig, num_classes: int) -> None:
+    import torch
+
+    from soflow.training.build import build_network
+    from soflow.training.snapshots import check_size
+
+    with torch.device("meta"):
+        check_size(config, build_network(config, num_classes))

@@ -130,6 +130,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _guidance_has_a_null_label(self) -> RunConfig:
+        if self.evaluation.guidance == 1:
+            return self
+        if not self.dataset.conditional:
+            raise ValueError(
+                f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1 with dataset.conditional = False, "
+                "guidance compares a label with none"
+            )
+        if not getattr(self.objective, "label_drop", 1):
+            raise ValueError(
+                f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1 with objective.label_drop = 0, the "
+                "network has learned no null label"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_true_solution_is_known(self) -> RunConfig:
         if "true_distance" not in self.evaluation.diagnostics:
             return self

@@ -52,13 +52,22 @@ class GuidedNetwork(nn.Module):
     Args:
         strength: w ≥ 0; 1 is the network itself, 0 the network without labels.
         null: index of the null label.
+        interval: least and greatest t of guided samples (arXiv 2404.07724); the others are the network's.
     """
 
-    def __init__(self, network: nn.Module, strength: float, null: int):
+    def __init__(self, network: nn.Module, strength: float, null: int, interval: tuple[float, float] = (0.0, 1.0)):
         super().__init__()
-        self.network, self.strength, self.null = network, strength, null
+        self.network, self.strength, self.null, self.interval = network, strength, null, interval
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        low, high = self.interval
+        if (low, high) != (0.0, 1.0):
+            guided = (t >= low) & (t <= high)
+            if not guided.any():
+                return self.network(x, t, s, labels)
+        else:
+            guided = torch.ones_like(t, dtype=torch.bool)
         both = torch.cat([labels, with_null(labels, self.null)])
         of_label, of_null = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([s, s]), both).chunk(2)
-        return of_null + self.strength * (of_label - of_null)
+        strength = torch.ones_like(t).masked_fill(guided, self.strength)
+        return of_null + per_sample(strength, x) * (of_label - of_null)

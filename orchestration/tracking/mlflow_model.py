@@ -24,7 +24,7 @@ from soflow import codecs
 from soflow.config import flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
-from soflow.evaluation.generated import sampler_for
+from soflow.evaluation.generated import sampler_for, sampling_options
 from soflow.files import atomic
 from soflow.objectives.base import normals
 from soflow.randomness import generator
@@ -76,7 +76,8 @@ class ImageSampler:
         shape = (len(labels), *self.config.dataset.sample_shape)
         fresh = normals(shape, generator(self.device, seed, "grid"))
         noise, sampler = next(fresh), sampler_for(self.config, self.objective, nfe)
-        samples = sample(self.objective, self.network, noise, self._classes(labels), nfe, sampler, fresh)
+        options = sampling_options(self.config)
+        samples = sample(self.objective, self.network, noise, self._classes(labels), nfe, sampler, fresh, options)
         return self.codec.decode(samples).cpu().numpy()
 
     def _classes(self, labels: pd.DataFrame) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from soflow.config_base import Count, InputPath, Section, one_of
+from soflow.config_base import Count, Fraction, InputPath, Positive, Section, one_of
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.evaluation.registry import FEATURE_NETWORKS, SUFFIX, feature_network_info
 from soflow.plugins import label
@@ -24,6 +25,16 @@ class EvaluationConfig(Section):
     sampler: Sampler | None = None
     """Sampler for NFE above 1: renoise, compose (Euler steps for flow matching) or heun. Default: depends on the
     objective."""
+    times: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Times between the steps of the NFE that has one step more, decreasing, e.g. 0.3 for 2 NFE: where renoise adds
+    noise again, and compose stops. Default, and at other NFE: equal steps."""
+    temperature: Positive = 1.0
+    """Factor of the noise at sampling."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Strength w of classifier-free guidance at sampling, in addition to what was trained; 1 = none. A guided step
+    evaluates the network twice."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Least and greatest t of guided network evaluations."""
     feature_network: str | None = None
     """Feature network for FID: digits-cnn, fashion-cnn, inception, a .safetensors file that
     experiments/train_feature_network.py made from your own images, or your own class as package.module:name. Default:
@@ -71,4 +82,18 @@ class EvaluationConfig(Section):
             raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
         if self.sampler == "heun" and self.nfe is not None and any(n > 1 and n % 2 for n in self.nfe):
             raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun (two evaluations per step)")
+        if any(later >= earlier for earlier, later in pairwise(self.times)):
+            raise ValueError(f"times = {list(self.times)} must decrease, from noise at 1 to data at 0")
+        if self.times and self.sampler == "heun":
+            raise ValueError(f"times = {list(self.times)} must be left out with sampler = heun, which has equal steps")
+        if self.times and self.nfe is not None and len(self.times) + 1 not in self.nfe:
+            raise ValueError(
+                f"times = {list(self.times)} are for {len(self.times) + 1} NFE, which nfe = {list(self.nfe)} lacks"
+            )
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval = {list(self.guidance_interval)} must list the least t first")
+        if self.guidance != 1 and "inference_guidance" in self.diagnostics:
+            raise ValueError(
+                f"guidance = {self.guidance:g} must be 1 with diagnostics = inference_guidance, which varies it"
+            )
         return self

@@ -14,7 +14,7 @@ from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective, normal
 from soflow.randomness import generator
-from soflow.sampling import sample
+from soflow.sampling import SamplingOptions, sample
 
 
 def evaluation_nfe(config: RunConfig, objective: Objective) -> tuple[int, ...]:
@@ -25,6 +25,14 @@ def evaluation_nfe(config: RunConfig, objective: Objective) -> tuple[int, ...]:
 def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:
     """Return the sampler for an NFE. At NFE 1 all samplers make the same jump, and "compose" is the simplest."""
     return "compose" if nfe == 1 else config.evaluation.sampler or objective.default_sampler
+
+
+def sampling_options(config: RunConfig) -> SamplingOptions:
+    """Return what the configuration says of sampling besides the sampler."""
+    evaluation = config.evaluation
+    return SamplingOptions(
+        evaluation.times, evaluation.temperature, evaluation.guidance, evaluation.guidance_interval
+    )
 
 
 def by_nfe(metrics: dict[str, float], nfe: int, first: int) -> dict[str, float]:
@@ -52,13 +60,13 @@ def generate(
     device, conditional = workers.device, config.dataset.conditional
     total, size = config.evaluation.num_samples, config.evaluation.batch_size
     counts = [1] * len(class_counts) if config.evaluation.labels == "balanced" else class_counts
-    classes = evaluation_labels(total, counts).to(device)
+    classes, options = evaluation_labels(total, counts).to(device), sampling_options(config)
     for begin in range(workers.rank * size, total, workers.size * size):
         places = torch.arange(begin, min(begin + size, total), device=device)
         labels = classes[places]
         network_labels = labels if conditional else torch.full_like(labels, objective.num_classes)
         fresh = _noise(config, places.tolist(), device)
-        samples = sample(objective, network, next(fresh), network_labels, nfe, sampler, fresh)
+        samples = sample(objective, network, next(fresh), network_labels, nfe, sampler, fresh, options)
         yield Batch(places, codec.decode(samples), labels if conditional else None)
 
 

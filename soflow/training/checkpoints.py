@@ -79,7 +79,7 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
     # Left by a process that was killed while writing.
     for stale in (*directory.glob(".checkpoint-*"), *directory.glob(f".{INTERIM_FILE}-*")):
         stale.unlink()
-    _write(state, path)
+    write(state, path)
     (directory / INTERIM_FILE).unlink(missing_ok=True)
     best = _best(directory)
     if math.isfinite(fid) and (best is None or best[0] >= step or fid < best[1]):
@@ -94,7 +94,7 @@ def save(state: dict[str, Any], directory: Path, step: int, fid: float = math.na
 
 def save_interim(state: dict[str, Any], directory: Path) -> None:
     """Write a checkpoint between reports atomically, in place of the one before."""
-    _write(state, directory / INTERIM_FILE)
+    write(state, directory / INTERIM_FILE)
 
 
 def load_interim(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -109,7 +109,8 @@ def load_interim(directory: Path, device: torch.device | str = "cpu") -> dict[st
         return None
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def write(state: dict[Any, Any], path: Path) -> None:
+    """Write a checkpoint atomically and durably."""
     with atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)
         # Without fsync, a machine failure soon after the rename could leave an empty file under the final name.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from soflow.config_base import Count, Positive, PrecisionName, Section
+from soflow.posthoc_ema import LONGEST
 
 
 class OptimizerConfig(Section):
@@ -41,6 +42,16 @@ class TrainingConfig(Section):
     """Optimizer steps between EMA updates."""
     ema_dtype: Literal["float32", "float64"] = "float32"
     """Data type of the EMA weights; float64 takes twice the memory."""
+    snapshot_every: Count | None = None
+    """Optimizer steps between snapshots of averages of the weights, from which experiments/sweep_checkpoint.py makes
+    averages of any length after the training; 1/16 or 1/32 of the steps is a good choice. Default: no snapshots."""
+    snapshot_lengths: tuple[Annotated[float, Field(gt=0, le=LONGEST)], ...] = (0.05, 0.1)
+    """Lengths of these averages: standard deviation of their weights over the steps, as a fraction of the steps so far
+    (sigma_rel of arXiv 2312.02696). Each needs memory for one copy of the weights."""
+    snapshot_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Data type of the snapshots' files."""
+    snapshot_gib: Positive = 50.0
+    """Limit of the disk space of a run's snapshots; a run that would need more is refused before it starts."""
     precision: PrecisionName = "fp32"
     """Precision of network calls: fp32, tf32 (CUDA tensor cores) or bf16."""
     quotient_precision: PrecisionName = "fp32"
@@ -50,6 +61,13 @@ class TrainingConfig(Section):
     faster steps. auto = before the first step, compare the seconds that the steps to go can save with those that
     compilation takes, measure both kinds of steps if it may pay off, and use the faster. Compiled steps round
     differently, so two runs with auto may differ in the last bits; a resumed run keeps its choice."""
+
+    @field_validator("snapshot_lengths")
+    @classmethod
+    def _are_different(cls, lengths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(lengths)) < len(lengths) or not lengths:
+            raise ValueError("must list different lengths, at least one")
+        return lengths
 
     @field_validator("compile", mode="wrap")
     @classmethod

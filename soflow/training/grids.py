@@ -15,7 +15,7 @@ from soflow import codecs
 from soflow.codecs.base import Codec
 from soflow.config import RunConfig
 from soflow.data.base import DataSource
-from soflow.evaluation.generated import sampler_for
+from soflow.evaluation.generated import sampler_for, sampling_options
 from soflow.files import atomic
 from soflow.objectives.base import Objective, normals
 from soflow.randomness import generator
@@ -77,12 +77,12 @@ def draw_grid(
     if not config.dataset.conditional:
         labels = torch.full_like(labels, objective.num_classes)
     sampler, codec = sampler or sampler_for(config, objective, nfe), codec or codecs.build(config.dataset, device)
-    size, images = config.evaluation.batch_size, []
+    size, images, options = config.evaluation.batch_size, [], sampling_options(config)
     begins = range(0, len(labels), size)
     for begin, noise in zip(begins, itertools.tee(fresh, len(begins)), strict=True):
         part = slice(begin, begin + size)
         own = (values[part] for values in noise)
-        images.append(codec.decode(sample(objective, network, next(own), labels[part], nfe, sampler, own)))
+        images.append(codec.decode(sample(objective, network, next(own), labels[part], nfe, sampler, own, options)))
     return torch.cat(images)
 
 

@@ -24,7 +24,7 @@ from soflow.diagnostics.base import Subject
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
 from soflow.files import patiently
-from soflow.training import checkpoints, reports
+from soflow.training import checkpoints, reports, snapshots
 from soflow.training.grids import GRID_COLUMNS, draw_grid, real_grid, write_grid
 from soflow.training.interval import CheckpointTimer
 from soflow.training.reports import Report
@@ -88,7 +88,10 @@ class TrainingRun:
         """
         trainer = self.trainer
         metrics = trainer.advance(
-            reports.next_step(self.config, trainer.step) - trainer.step, self._timer.due, self._save_interim
+            reports.next_step(self.config, trainer.step) - trainer.step,
+            self._timer.due,
+            self._save_interim,
+            self._save_snapshot,
         )
         metrics |= self._utilization(trainer.step, metrics["time/step_ms"])
         if trainer.approximates_derivative:
@@ -111,6 +114,13 @@ class TrainingRun:
             patiently(lambda: checkpoints.save_interim(state, self.directory), self.directory)
             self._on_interim()
         self._timer.saved()
+
+    def _save_snapshot(self) -> None:
+        """Save a snapshot of the power-function averages; on rank 0."""
+        trainer = self.trainer
+        if not trainer.rank:
+            arguments = trainer.power_averages, self.directory, trainer.step, self.config.training
+            patiently(lambda: snapshots.save(*arguments), self.directory)
 
     def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
         """Add to a trainer's state what sampling from a checkpoint needs."""
@@ -219,6 +229,7 @@ class TrainingRun:
         step, state = agreed(self._interim(start) or self._newest(start), self._newest, self.trainer.range_of)
         if not step:
             if not (start or self.trainer.rank):
+                snapshots.delete_all(self.directory)
                 patiently(lambda: reports.begin(self.config, self.directory), self.directory)
             return
         if not extends(self.config, parse(state["config"])):

@@ -29,7 +29,7 @@ from soflow.training.compilation import (
     disturbed,
 )
 from soflow.training.compile_choice import choose
-from soflow.training.ema import MovingAverage
+from soflow.training.ema import evaluated_average, power_averages
 from soflow.training.inputs import StepInputs
 from soflow.training.interval import NEVER, Interval
 from soflow.training.loss_module import LossModule, accumulate_gradients
@@ -54,6 +54,7 @@ class Trainer:
         step: number of optimizer steps done.
         curve: points of the last `advance` at every log_every-th step: names to values, means since the point before.
         network, ema: trained weights and their moving average (ema.module, in the configured dtype).
+        power_averages: further averages by their length, for snapshots.
         train_s: seconds spent in optimizer steps since the start of the run, including before resuming; without
             compilation.
         compile_choice: choice of training.compile = auto, if this trainer made it, and its reason; else "".
@@ -77,7 +78,8 @@ class Trainer:
         attach_teacher(self.objective, config, device)
         self.inputs = StepInputs(config, source, self.objective, device, rank, world_size, micro_batches)
         self.codec = self.inputs.codec
-        self.ema = MovingAverage(self.network, config.training)
+        self.ema = evaluated_average(self.network, config.training)
+        self.power_averages = power_averages(self.network, config.training)
         self.optimizer = build_optimizer(config, self.network)
         self._loss = LossModule(self.network, self.objective)
         self.module = DistributedDataParallel(self._loss) if world_size > 1 else self._loss
@@ -96,7 +98,11 @@ class Trainer:
             self._check_derivative()
 
     def advance(
-        self, steps: int, due: Callable[[], bool] = lambda: False, save: Callable[[], None] = lambda: None
+        self,
+        steps: int,
+        due: Callable[[], bool] = lambda: False,
+        save: Callable[[], None] = lambda: None,
+        save_snapshot: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
         """Take optimizer steps and return metrics over them, equal on all workers except for times.
 
@@ -108,6 +114,7 @@ class Trainer:
         Args:
             due: asked after every step but the last whether to save a checkpoint now.
             save: saves it, from `state_dict`.
+            save_snapshot: called after every step with a snapshot; saves `power_averages`.
 
         Raises:
             NonFiniteLoss: if a loss was infinite or NaN; the message names the first such step.
@@ -116,7 +123,7 @@ class Trainer:
         with self._memory_named():
             if self._undecided:
                 self._choose_compilation()
-            return self._advance(steps, due, save)
+            return self._advance(steps, due, save, save_snapshot)
 
     @contextmanager
     def _memory_named(self) -> Iterator[None]:
@@ -136,7 +143,9 @@ class Trainer:
         """Largest number of samples per network call on this worker."""
         return -(-self.config.training.batch_size // (self.world_size * self.micro_batches))
 
-    def _advance(self, steps: int, due: Callable[[], bool], save: Callable[[], None]) -> dict[str, float]:
+    def _advance(
+        self, steps: int, due: Callable[[], bool], save: Callable[[], None], save_snapshot: Callable[[], None]
+    ) -> dict[str, float]:
         self.network.train()
         self._process.reset()
         self._interval = interval = self._interval or Interval.after(self.step, self.device)
@@ -157,11 +166,10 @@ class Trainer:
             interval.totals.add(terms)
             if self.step % self.config.training.log_every == 0:
                 interval.totals.mark(self.step)
+            if self.snapshot_due:
+                self._pause_for(save_snapshot)
             if not measured and due():
-                self._clock.pause()
-                self._count_time()
-                save()
-                self._since = time.perf_counter(), self._compile_clock.seconds
+                self._pause_for(save)
         self._clock.stop()
         self._count_time()
         self._interval = None
@@ -184,6 +192,20 @@ class Trainer:
             | self._compile_clock.metrics()
         )
 
+    @property
+    def snapshot_due(self) -> bool:
+        """True after the steps with a snapshot: every snapshot_every-th and the last."""
+        training = self.config.training
+        every = training.snapshot_every
+        return every is not None and (self.step % every == 0 or self.step == training.total_steps)
+
+    def _pause_for(self, save: Callable[[], None]) -> None:
+        """Save something, which counts as no time of training."""
+        self._clock.pause()
+        self._count_time()
+        save()
+        self._since = time.perf_counter(), self._compile_clock.seconds
+
     def _count_time(self) -> None:
         """Add the time since `_since` to `train_s`, without compilation."""
         began, compile_s = self._since
@@ -204,7 +226,8 @@ class Trainer:
         self.step += 1
         if self.step % training.ema_every == 0:
             with phase("ema"):
-                self.ema.update_parameters(self.network)
+                for average in (self.ema, *self.power_averages.values()):
+                    average.update_parameters(self.network)
         return loss, terms
 
     @property
@@ -249,7 +272,7 @@ class Trainer:
 
     def persistent_tensors(self) -> list[Tensor]:
         """Return the tensors kept between steps: weights, their moving average and optimizer moments."""
-        modules = (self.network, self.ema.module)
+        modules = (self.network, self.ema.module, *(average.module for average in self.power_averages.values()))
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         return [tensor for tensor in (*tensors, *moments) if isinstance(tensor, Tensor)]
@@ -289,6 +312,7 @@ class Trainer:
 
         Between reports all workers must call it, as it contains what each has measured.
         """
+        further = {length: average.module.state_dict() for length, average in self.power_averages.items()}
         return {
             "step": self.step,
             "train_s": self.train_s,
@@ -296,7 +320,9 @@ class Trainer:
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-        } | ({"interval": self._gathered(self._interval.state())} if self._interval else {})
+            **({"power_averages": further} if further else {}),
+            **({"interval": self._gathered(self._interval.state())} if self._interval else {}),
+        }
 
     def _gathered(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Collect an object from all workers, in the order of their ranks."""
@@ -311,7 +337,10 @@ class Trainer:
         self.step, self.train_s = state["step"], state["train_s"]
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
-        self.ema.n_averaged.fill_(self.step // self.config.training.ema_every)
+        for length, average in self.power_averages.items():
+            average.module.load_state_dict(state["power_averages"][length])
+        for average in (self.ema, *self.power_averages.values()):
+            average.n_averaged.fill_(self.step // self.config.training.ema_every)
         self.inputs.restart()
         intervals = state.get("interval")
         self._interval = Interval.of_state(intervals[self.rank], self.device) if intervals else None

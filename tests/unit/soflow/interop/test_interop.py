@@ -27,7 +27,7 @@ from soflow.interop import authors_checkpoint, authors_config
 from soflow.interop.authors_layout import layout_of
 from soflow.interop.npz import write_samples
 from soflow.objectives.registry import OBJECTIVES
-from soflow.sampling import renoise
+from soflow.sampling import even_times, renoise
 from soflow.training import checkpoints
 from soflow.training.build import build_network, build_objective
 from soflow.training.checkpoints import CheckpointError
@@ -249,7 +249,7 @@ def test_an_imported_checkpoint_samples_as_published_and_exports_unchanged(golde
                 lambda x, t, s, given=labels: objective.solution(network, x, t, s, given),
                 objective.interpolant,
                 expected["x_init"],
-                nfe,
+                even_times(nfe),
                 iter(expected.get(f"nfe{nfe}.renoise", ())),
             )
             # Two implementations in float64, the output of one step being the input of the next.
