@@ -18,7 +18,7 @@ from dashboards.reading.cost_study import CostStudy, read_cost_study
 from dashboards.reading.images import TrialImages, read_images
 from dashboards.reading.sweep_data import SweepData, read_sweep
 from dashboards.sweep.findings import Findings, find
-from orchestration.config import Folder, LaunchConfig
+from orchestration.config import Folder, Launch
 from orchestration.storage import REPORT_FILE
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
@@ -112,7 +112,7 @@ class ReportOptions(Section):
 
 def main(arguments: list[str] | None = None) -> int:
     options = read_command_line(ReportOptions, __doc__, arguments, positional="sweep")
-    uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
+    uri = options.tracking_uri or Launch(storage=options.storage).resolved_tracking_uri
     output = options.output or _default_output(options.sweep)
     if not output.absolute().parent.is_dir():
         fail(f"output = {output}: cannot be written (there is no folder {output.parent})")

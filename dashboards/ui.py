@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestration.config import Folder, LaunchConfig
+from orchestration.config import Folder, Launch
 from orchestration.storage import check_storage
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
@@ -48,7 +48,7 @@ class UiOptions(Section):
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop both programs first
     options = read_command_line(UiOptions, __doc__)
-    uri = options.tracking_uri or LaunchConfig(storage=options.storage).resolved_tracking_uri
+    uri = options.tracking_uri or Launch(storage=options.storage).resolved_tracking_uri
     try:
         if options.tracking_uri is None:
             check_storage(options.storage)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.config import FLUSH_S, Folder, LaunchConfig
+from orchestration.config import FLUSH_S, Folder, Launch
 from orchestration.interruption import exit_code, listen, received
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
@@ -53,7 +53,7 @@ def main() -> int:
     if unknown := [name for name in options.experiments if name not in known]:
         fail(f"experiments = {unknown[0]}: must be among {', '.join(known)}")
     claims = [claim for claim in claims if claim.experiment in (options.experiments or known)]
-    uri = LaunchConfig(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
+    uri = Launch(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
     for name in dict.fromkeys(claim.experiment for claim in claims):
         if (code := _run(name, options)) >= 128:
             print("interrupted; the same command resumes")

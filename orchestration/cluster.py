@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestration.config import LaunchConfig, ResourcesConfig
+from orchestration.config import Launch, ResourcesConfig
 from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError, first_line
 from soflow.plugins import loaded_roots
@@ -124,7 +124,7 @@ def _enable_token_authentication() -> None:
 
 
 @contextmanager
-def connected(config: LaunchConfig, groups: int | None) -> Iterator[ResourcesConfig]:
+def connected(config: Launch, groups: int | None) -> Iterator[ResourcesConfig]:
     """Connect to the configured cluster; yield the resources of each of `groups` worker groups.
 
     A cluster that this function starts stops with the connection.
@@ -184,7 +184,7 @@ def groups_that_fit(resources: ResourcesConfig, nodes: list[dict[str, Any]]) -> 
     return workers // resources.num_workers
 
 
-def _resources_of_cluster(config: LaunchConfig, groups: int) -> dict[str, float]:
+def _resources_of_cluster(config: Launch, groups: int) -> dict[str, float]:
     """Return a cluster's resources; if they are too few, ask its autoscaler for nodes and wait for them.
 
     Raises:

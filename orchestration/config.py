@@ -87,8 +87,8 @@ class ResourcesConfig(Section):
     """GPUs per worker; a fraction shares one GPU. Default: an equal share of the available GPUs, at most one."""
 
 
-class LaunchConfig(RunConfig):
-    """A training run and where it is executed."""
+class Launch(Section):
+    """Where a program runs, and where its files and records go."""
 
     name: str | None = None
     """Name of the sweep or run and of its folder in `storage`. Default: objective, data set and start time."""
@@ -143,19 +143,6 @@ class LaunchConfig(RunConfig):
             raise ValueError("must be a plain folder name")
         return name
 
-    @model_validator(mode="after")
-    def _batch_divides(self) -> LaunchConfig:
-        batch, workers = self.training.batch_size, self.resources.num_workers
-        if batch % workers:
-            raise ValueError(f"training.batch_size = {batch}: must be divisible by resources.num_workers = {workers}")
-        return self
-
-    @property
-    def run(self) -> RunConfig:
-        """The part of the configuration that determines the numbers."""
-        # Its sections are validated and immutable already.
-        return RunConfig.model_construct(**{name: getattr(self, name) for name in RunConfig.model_fields})
-
     @property
     def own_tags(self) -> dict[str, str]:
         """Values of `tags` by name."""
@@ -171,6 +158,23 @@ class LaunchConfig(RunConfig):
         """Command or address that shows the records."""
         uri = self.resolved_tracking_uri
         return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+class LaunchConfig(Launch, RunConfig):
+    """A training run and where it is executed."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> LaunchConfig:
+        batch, workers = self.training.batch_size, self.resources.num_workers
+        if batch % workers:
+            raise ValueError(f"training.batch_size = {batch}: must be divisible by resources.num_workers = {workers}")
+        return self
+
+    @property
+    def run(self) -> RunConfig:
+        """The part of the configuration that determines the numbers."""
+        # Its sections are validated and immutable already.
+        return RunConfig.model_construct(**{name: getattr(self, name) for name in RunConfig.model_fields})
 
 
 class TrainConfig(LaunchConfig):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,28 @@ if TYPE_CHECKING:
 
 Progress = Callable[[Iterable[Batch], str], Iterable[Batch]]
 """Function (batches, description) that passes the batches on while it shows progress."""
+
+
+@dataclass
+class Count:
+    """Number of samples that a network has evaluated."""
+
+    samples: int = 0
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[Count]:
+    """Count the samples that a network evaluates inside the block; a guided sample is two."""
+    count = Count()
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        count.samples += len(arguments[0])
+
+    hook = network.register_forward_pre_hook(add)
+    try:
+        yield count
+    finally:
+        hook.remove()
 
 
 def best_device() -> torch.device:

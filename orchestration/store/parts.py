@@ -31,7 +31,16 @@ SPOOL, STUDY_FILE = "spool", "study.journal"
 AT_ONCE = 8
 """Files that are copied at a time."""
 BLOCK = 2**20
-RUN_FILES = ("reports/*.json", "config.yaml", "best.json", "code/*", "code/*/*", "grids/*.png", "*.pt", "snapshots/*.pt")
+RUN_FILES = (
+    "reports/*.json",
+    "config.yaml",
+    "best.json",
+    "code/*",
+    "code/*/*",
+    "grids/*.png",
+    "*.pt",
+    "snapshots/*.pt",
+)
 """Files of a run, reports first: a report found by a scan has all its files, as they were written before it."""
 GROWING = (f"{SPOOL}/journal.jsonl", STUDY_FILE)
 """Files to which their process appends, in the order of a scan: what the first says has happened, the second knows."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from orchestration.config import LaunchConfig
+from orchestration.config import Launch
 from orchestration.terminal.flags import Flag, flags_of, suggestion
 from orchestration.terminal.help import help_text
 from soflow.config import NAMED_SECTIONS, describe, flatten, merge, override
@@ -161,7 +161,7 @@ def _read(model: type[Config], given: list[Argument], layers: Sequence[dict], po
     elif free:
         raise ConfigError(f"{free[0]}: unexpected value; flags start with --, see --help")
     config = validate(model, override(values, changes))
-    return config.with_given(flatten(override(user, changes))) if isinstance(config, LaunchConfig) else config
+    return config.with_given(flatten(override(user, changes))) if isinstance(config, Launch) else config
 
 
 def _files(argument: Argument) -> list[str]:

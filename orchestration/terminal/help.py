@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
+from orchestration.config import Launch
 from orchestration.terminal.flags import Flag, flags_of
 from soflow.config import NAMED_SECTIONS, flatten, to_dict
 from soflow.config_base import Section
@@ -27,8 +28,6 @@ COMMON = {
     ),
 }
 """The flags of --help, by group."""
-FEW = 20
-"""A program with at most this many flags shows all of them."""
 
 
 def help_text(
@@ -54,8 +53,10 @@ def help_text(
     lines = [f"usage: python {program}{values_first} [--FLAG VALUE ...]", "", description.strip(), ""]
     if options is not None:
         lines += _group("This program", list(flags_of(options).values()), {})
-    if len(flags) <= FEW:
-        return "\n".join([*lines, *_group("Flags", list(flags.values()), defaults)]).rstrip()
+    if not short:  # no training, and few flags
+        own = [flag for path, flag in flags.items() if path.partition(".")[0] not in Launch.model_fields]
+        where = [flag for flag in flags.values() if flag not in own]
+        return "\n".join([*lines, *_group("Flags", own, defaults), *_group("Where", where, defaults)]).rstrip()
     if everything:
         for section in dict.fromkeys(path.rpartition(".")[0] for path in flags):
             group = [flag for path, flag in flags.items() if path.rpartition(".")[0] == section]

@@ -30,9 +30,7 @@ def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:
 def sampling_options(config: RunConfig) -> SamplingOptions:
     """Return what the configuration says of sampling besides the sampler."""
     evaluation = config.evaluation
-    return SamplingOptions(
-        evaluation.times, evaluation.temperature, evaluation.guidance, evaluation.guidance_interval
-    )
+    return SamplingOptions(evaluation.times, evaluation.temperature, evaluation.guidance, evaluation.guidance_interval)
 
 
 def by_nfe(metrics: dict[str, float], nfe: int, first: int) -> dict[str, float]:

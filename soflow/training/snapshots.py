@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ class Snapshots:
         coefficients = iter(self.check(average).coefficients.tolist())
         total: dict[str, Tensor] = {}
         for step in self._updates:
-            content = checkpoints.load(_path(self.directory, step))
+            content: dict[Any, Any] = checkpoints.load(_path(self.directory, step))
             for length in self.lengths:
                 factor = next(coefficients)
                 for name, value in content[length].items():

@@ -1,0 +1,54 @@
+"""The best point of a checkpoint sweep as a checkpoint, a configuration file and a model in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestration.checkpoint_sweep.config import Point, average_of
+from orchestration.tracking.notes import model_note
+from soflow.config import flatten, override, parse, to_dict
+from soflow.config_files import to_yaml
+from soflow.files import write_atomic
+
+if TYPE_CHECKING:
+    from orchestration.checkpoint_sweep.run import Checkpoint
+    from orchestration.tracking.tracker import Tracker
+
+BEST_FOLDER, BEST_FILE = "best", "best.yaml"
+
+
+def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Point) -> int:
+    """Write the point's weights and settings into the folder `best`, and register its model; return its bytes.
+
+    `sample.py` and `evaluate.py` take the folder, `train.py --config` takes its best.yaml.
+    """
+    from orchestration.tracking.environment import git_commit
+    from orchestration.tracking.mlflow_model import REQUIRED_ENTRIES, write_model
+    from soflow.training import checkpoints
+    from soflow.training.snapshots import Snapshots
+
+    state = checkpoints.load(checkpoint.path)
+    run = parse(state["config"])
+    changes = {path: value for path, value in point.changes().items() if path != "seed"}
+    config = parse(override(to_dict(run), changes))
+    if (average := average_of(point.ema)) is not None:
+        state["ema"] |= Snapshots(checkpoint.path.parent, run, checkpoint.step).weights(average)
+    kept = {name: state[name] for name in (*REQUIRED_ENTRIES, "step", "class_counts") if name in state}
+    best = folder / BEST_FOLDER
+    for stale in best.glob("*"):
+        if stale.is_file():
+            stale.unlink()
+    path = checkpoints.path_of(best, checkpoint.step)
+    best.mkdir(exist_ok=True)
+    checkpoints.write(kept | {"config": to_dict(config)}, path)
+    write_atomic(best / BEST_FILE, to_yaml(config))
+    model = folder / f"model-{path.stat().st_mtime_ns}"
+    write_model(path, model)
+    commit = git_commit(Path(__file__).parent)
+    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit}
+    note = model_note(checkpoint.step, commit)
+    tracker.log_model(folder.name, model, folder.name, checkpoint.step, flatten(to_dict(config)), tags, note)
+    tracker.log_artifact(folder.name, best / BEST_FILE)
+    print(f"best:        {best}; more samples: python experiments/sample.py {best}")
+    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())

@@ -1,0 +1,394 @@
+"""A checkpoint sweep: measure points with warm workers, record each, compare the best on other seeds, and save it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from orchestration.checkpoint_sweep import results as points
+from orchestration.checkpoint_sweep.best import save_best
+from orchestration.checkpoint_sweep.config import TRAINED, CheckpointSweepConfig, Point, average_of, direction
+from orchestration.checkpoint_sweep.results import Result, at_seed, describe, grid_file, key_of, load_results
+from orchestration.checkpoint_sweep.space import Space, space_of
+from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Measured, Subject
+from orchestration.cluster import Slots, connected
+from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig
+from orchestration.interruption import is_interruption
+from orchestration.preflight import check_inputs
+from orchestration.storage import SPOOL, check_storage, sole_owner
+from orchestration.terminal.format import plain_console, table_console
+from orchestration.tracking import schema
+from orchestration.tracking.environment import environment_tags
+from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.uri import check_tracking
+from soflow.config import RunConfig, flatten, override, parse, to_dict
+from soflow.config_base import ConfigError
+from soflow.config_files import dump_yaml, read_yaml
+from soflow.files import write_atomic
+
+CONFIG_FILE = "checkpoint-sweep.yaml"
+MOST_DUPLICATES = 20
+"""How often Optuna may suggest a point that is measured already, until the search ends."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint that a sweep samples from."""
+
+    path: Path
+    config: RunConfig
+    """Of its run, with the sweep's changes to how it is measured."""
+    step: int
+    weights: str
+    """Hash of the file."""
+    space: Space
+
+
+def run_checkpoint_sweep(config: CheckpointSweepConfig, write_report: Callable[[Path], Path | None]) -> str:
+    """Measure all points that are not measured yet, and print what was found.
+
+    Args:
+        write_report: writes the report of a sweep's folder and returns its path.
+
+    Returns:
+        "FINISHED", "FAILED" if a point could not be measured, or "KILLED"; the same command resumes.
+
+    Raises:
+        ConfigError, DataError, TrackingError: before anything starts, in one line.
+    """
+    checkpoint = open_checkpoint(config)
+    check_storage(config.storage)
+    check_inputs(checkpoint.config)
+    schema.check_own_tags(config.own_tags)
+    check_tracking(config.resolved_tracking_uri)
+    folder = config.storage / (config.name or default_name(checkpoint))
+    with sole_owner(folder):
+        _note_config(folder, config, checkpoint)
+        with connected(config, groups=config.max_concurrent) as resources:
+            sweep = _Sweep(config, checkpoint, folder.absolute())
+            return sweep.execute(resources, write_report)
+
+
+def open_checkpoint(config: CheckpointSweepConfig) -> Checkpoint:
+    """Read the checkpoint and check every point that is known before the search.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+        ConfigError: in one line, if a point is impossible for it.
+    """
+    from soflow.files import sha256
+    from soflow.training import checkpoints
+    from soflow.training.build import build_objective
+    from soflow.training.snapshots import Snapshots
+
+    path = checkpoints.find(config.checkpoint, config.best).absolute()
+    state = checkpoints.load(path)
+    run, changes = parse(state["config"]), config.evaluation_changes()
+    changes.setdefault("evaluation.precision_recall", not (config.reference or run.evaluation.reference))
+    measured = parse(override(to_dict(run), changes | {"evaluation.diagnostics": []}))
+    step, objective = state.get("step", 0), build_objective(run, state["num_classes"])
+    averages = [average for text in config.ema or () if (average := average_of(text)) is not None]
+    try:
+        snapshots = Snapshots(path.parent, run, step)
+        for average in averages:
+            snapshots.check(average)
+    except ConfigError:
+        if averages:
+            raise
+        snapshots = None
+    space = space_of(config, run.dataset.conditional, objective.default_sampler, snapshots is not None)
+    for point in space.grid():
+        parse(override(to_dict(measured), point.changes()))
+    return Checkpoint(path, measured, step, sha256(path), space)
+
+
+def default_name(checkpoint: Checkpoint) -> str:
+    """Name a sweep after the run or trial, and the step."""
+    run = checkpoint.path.parent
+    name = f"{run.parent.parent.name}-trial-{run.name}" if run.parent.name == "trials" else run.name
+    return f"{name}-step-{checkpoint.step}-points"
+
+
+def _note_config(folder: Path, config: CheckpointSweepConfig, checkpoint: Checkpoint) -> None:
+    """Save the configuration; refuse a folder whose points were measured otherwise.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    path, evaluation = folder / CONFIG_FILE, to_dict(checkpoint.config.evaluation)
+    del evaluation["batch_size"]  # changes nothing
+    saved = {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "weights": checkpoint.weights[:12],
+        "seed": config.seed,
+        "evaluation": evaluation,
+        "config": to_dict(config),
+    }
+    if path.exists():
+        now, before = (flatten(values) for values in (saved, read_yaml(path)))
+        for key, value in now.items():
+            if not key.startswith("config.") and value != before.get(key):
+                raise ConfigError(
+                    f"{key.removeprefix('evaluation.')} = {value}: the points of {folder.name} were measured with "
+                    f"{before.get(key)}; choose another --name"
+                )
+    elif any(child.name[0] != "." for child in folder.iterdir()):
+        raise ConfigError(f"name = {folder.name}: is taken in {folder.parent}; choose another --name")
+    write_atomic(path, dump_yaml(saved))
+
+
+class _Sweep:
+    """The driver of a sweep: hands points to slots, and records them."""
+
+    def __init__(self, config: CheckpointSweepConfig, checkpoint: Checkpoint, folder: Path):
+        self.config, self.checkpoint, self.space, self.folder = config, checkpoint, checkpoint.space, folder
+        self.console = plain_console()
+        self.results = load_results(folder)
+        self.failures: dict[Point, str] = {}
+        self.tracker = Tracker(config.resolved_tracking_uri, schema.EXPERIMENT, folder / SPOOL)
+        self._started: set[Point] = set()
+
+    def execute(self, resources: ResourcesConfig, write_report: Callable[[Path], Path | None]) -> str:
+        self._start_records()
+        done = f", {len(self.results)} of them measured before" if self.results else ""
+        print(f"checkpoint sweep {self.folder.name} in {self.folder}; records: {self.config.mlflow_ui}", flush=True)
+        total = len(self._grid()) if self.config.search == "grid" else self.config.num_points
+        print(f"{total} points of {self.checkpoint.path}{done}", flush=True)
+        status, upload_bytes = "KILLED", 0
+        slots = Slots(resources, self.config.max_concurrent)()
+        workers = _Workers(resources, self.folder, self._subject(), slots)
+        try:
+            self._measure_all(workers, self._next_points(), total)
+            confirming = self._to_confirm()
+            if confirming:
+                self._say(f"comparing the best points with the defaults on {self.config.confirm_seeds} other seeds")
+                self._measure_all(workers, iter(confirming), len(confirming))
+            status = "FAILED" if self.failures else "FINISHED"
+        except BaseException as error:
+            if not is_interruption(error):
+                status = "FAILED"
+                raise
+        finally:
+            workers.close()
+            if status == "KILLED":
+                self._say("interrupted; the same command resumes")
+            try:
+                upload_bytes = self._finish(status, write_report)
+            finally:
+                if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
+                    self._say(f"{undelivered} records wait in {self.folder / SPOOL}; the same command sends them")
+        return status
+
+    def _subject(self) -> Subject:
+        evaluation = to_dict(self.checkpoint.config.evaluation)
+        changes = {f"evaluation.{name}": value for name, value in evaluation.items()}
+        root = self.checkpoint.config.dataset.root
+        changes |= {"dataset.root": str(root) if root else None}
+        return Subject(self.checkpoint.path, changes, self.config.storage.absolute() / "reference")
+
+    def _grid(self) -> list[Point]:
+        return self.space.grid()
+
+    def _next_points(self) -> Iterator[Point]:
+        """Yield the points to measure; each is chosen when a slot is free."""
+        measured = {result.point for result in self.results}
+        if self.config.search == "grid":
+            yield from (point for point in self._grid() if point not in measured)
+            return
+        defaults = self.space.defaults()
+        yield from (point for point in defaults if point not in measured)
+        while len(self._searched()) + len(self.failures) + self._running < self.config.num_points:
+            point = self._suggested()
+            if point is None:
+                self._say("Optuna suggests no new points; the search ends")
+                return
+            yield point
+
+    def _suggested(self) -> Point | None:
+        done = [(result.point, result.metrics) for result in self._searched()]
+        for attempt in range(MOST_DUPLICATES):
+            number = len(self._started) + len(done) + 1000 * attempt
+            point = self.space.suggest(done, self.config.goals, number)
+            if point not in self._started and all(point != other for other, _ in done) and self._can_be_made(point):
+                return point
+        return None
+
+    def _can_be_made(self, point: Point) -> bool:
+        """Check that the point's average can be made from the snapshots."""
+        from soflow.training.snapshots import Snapshots
+
+        average = average_of(point.ema)
+        if average is None:
+            return True
+        with suppress(ConfigError):
+            Snapshots(self.checkpoint.path.parent, self.checkpoint.config, self.checkpoint.step).check(average)
+            return True
+        return False
+
+    def _searched(self) -> list[Result]:
+        return points.searched(self.results, self.space)
+
+    def _to_confirm(self) -> list[Point]:
+        """List the points of the comparison on other seeds that are not measured yet."""
+        chosen = points.to_confirm(self._searched(), self.space, self.config.goals[0])
+        pairs = [point for pair in chosen.values() for point in pair if point is not None]
+        measured = {result.point for result in self.results}
+        wanted = dict.fromkeys(at_seed(point, seed) for point in pairs for seed in self._seeds)
+        return sorted((point for point in wanted if point not in measured), key=lambda point: point.ema != TRAINED)
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.space.seed + 1, self.space.seed + 1 + self.config.confirm_seeds)
+
+    def _measure_all(self, workers: _Workers, wanted: Iterator[Point], total: int) -> None:
+        """Measure points in all slots until there are no more."""
+        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
+        running: dict[Future[Measured], Point] = {}
+        self._running = 0
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
+            task = progress.add_task("starting the workers", total=total, completed=self._count(total))
+            exhausted = False
+            while running or not exhausted:
+                while not exhausted and len(running) < workers.slots:
+                    self._running = len(running)
+                    point = next(wanted, None)
+                    if point is None:
+                        exhausted = True
+                    else:
+                        self._started.add(point)
+                        running[workers.measure(Measure(point, grid_file(self.folder, point)))] = point
+                finished, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)  # so that Ctrl-C is seen
+                for future in finished:
+                    self._record(running.pop(future), future.result())
+                    best = points.best_by_evaluations(self._searched(), self.config.goals[0])
+                    shown = ", ".join(
+                        f"{evaluations:g}: {result.metrics[self.config.goals[0]]:.4g}"
+                        for evaluations, result in best.items()
+                    )
+                    progress.update(task, advance=1, description=f"best {self.config.goals[0]} by evaluations {shown}")
+
+    def _count(self, total: int) -> int:
+        return min(total, len(self._searched())) if total >= len(self._searched()) else 0
+
+    def _record(self, point: Point, answer: Measured) -> None:
+        if answer.failure:
+            self.failures[point] = answer.failure
+            self._say(f"failed: {describe(point)}: {answer.failure}")
+            return
+        result = Result(len(self.results), point, answer.metrics, answer.protocol)
+        points.save_result(result, self.folder)
+        self.results.append(result)
+        goals = dict.fromkeys((*self.config.goals, "fid"))
+        shown = ", ".join(f"{goal} {answer.metrics[goal]:.4g}" for goal in goals if goal in answer.metrics)
+        seed = f", seed {point.seed}" if point.seed != self.space.seed else ""
+        self._say(f"{describe(point)}{seed}: {shown}")
+        key = f"{self.folder.name}/{key_of(point)}"
+        params = flatten(to_dict(point))
+        tags = self._tags(schema.POINT_KIND) | {schema.SWEEP: self.folder.name, schema.NUMBER: result.number}
+        tags |= {f"fid_{name}": str(value) for name, value in answer.protocol.items()}
+        self.tracker.start_run(key, f"{describe(point)}{seed}", params, tags, self.folder.name)
+        self.tracker.log_metrics(key, answer.metrics, self.checkpoint.step)
+        self.tracker.log_image(key, grid_file(self.folder, point), "samples", self.checkpoint.step)
+        self.tracker.end_run(key, "FINISHED")
+
+    def _tags(self, kind: str) -> dict[str, Any]:
+        run = self.checkpoint.config
+        return (
+            self.config.own_tags
+            | environment_tags()
+            | {schema.KIND: kind, schema.OBJECTIVE: run.objective.name, schema.DATASET: run.dataset.name}
+        )
+
+    def _start_records(self) -> None:
+        params = {"checkpoint": str(self.checkpoint.path), "step": self.checkpoint.step}
+        tags = self._tags(schema.CHECKPOINT_SWEEP_KIND) | {schema.FOLDER: str(self.folder)}
+        self.tracker.start_run(self.folder.name, self.folder.name, params, tags)
+        text = f"Points of {self.checkpoint.path}, step {self.checkpoint.step}."
+        self.tracker.describe(self.folder.name, f"{self.config.note}\n\n{text}" if self.config.note else text)
+
+    def _finish(self, status: str, write_report: Callable[[Path], Path | None]) -> int:
+        """Write table, best points, their model and the report; return the bytes to upload."""
+        upload_bytes = 0
+        if searched := self._searched():
+            write_atomic(self.folder / points.TABLE_FILE, points.table(self.results).to_csv(index=False))
+            self.tracker.log_artifact(self.folder.name, self.folder / points.TABLE_FILE)
+            self._show()
+            if status == "FINISHED":
+                best = points.best_by_evaluations(searched, self.config.goals[0])
+                overall = min(best.values(), key=lambda result: self._searched_rank(result))
+                upload_bytes = save_best(self.tracker, self.folder, self.checkpoint, overall.point)
+            if report := write_report(self.folder):
+                self.tracker.log_artifact(self.folder.name, report)
+                print(f"report:      {report}")
+        self.tracker.end_run(self.folder.name, status)
+        return upload_bytes
+
+    def _searched_rank(self, result: Result) -> float:
+        goal = self.config.goals[0]
+        return -result.metrics[goal] if direction(goal) == "maximize" else result.metrics[goal]
+
+    def _show(self) -> None:
+        """Print the best point for each number of network evaluations, and its gain."""
+        from rich.table import Table
+
+        goal = self.config.goals[0]
+        compared = {gain.evaluations: gain for gain in points.gains(self.results, self.space, goal, self._seeds)}
+        shown = Table("evaluations", "best point", goal, "on other seeds", "best / default [95 % CI]")
+        for evaluations, result in points.best_by_evaluations(self._searched(), goal).items():
+            gain = compared.get(evaluations)
+            mean = f"{sum(gain.values) / len(gain.values):.4g}" if gain else ""
+            ratio = (
+                f"{gain.ratio.value:.3f} [{gain.ratio.low:.3f}, {gain.ratio.high:.3f}]" if gain and gain.ratio else ""
+            )
+            shown.add_row(f"{evaluations:g}", describe(result.point), f"{result.metrics[goal]:.4g}", mean, ratio)
+        table_console().print(shown)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+
+class _Workers:
+    """Slots that measure points at the same time, each with a warm worker group of its own."""
+
+    def __init__(self, resources: ResourcesConfig, folder: Path, subject: Subject, slots: int):
+        from orchestration.workers.group import WorkerGroup
+
+        self.slots = slots
+        make_server = partial(CheckpointWorker, subject)
+        self._free = [WorkerGroup(resources, folder, f"slot-{number}", make_server) for number in range(slots)]
+        self._groups = tuple(self._free)
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="slot")
+
+    def measure(self, request: Measure) -> Future[Measured]:
+        """Measure a point in a free slot."""
+        return self._pool.submit(self._ask, request)
+
+    def _ask(self, request: Measure) -> Measured:
+        from orchestration.workers.group import RequestFailed
+
+        with self._lock:
+            group = self._free.pop()
+        try:
+            return group.ask(request)
+        except RequestFailed as error:
+            return Measured({}, {}, str(error))
+        finally:
+            with self._lock:
+                self._free.append(group)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for group in self._groups:
+            with suppress(Exception):  # interrupted, Ray may have ended already
+                group.close()

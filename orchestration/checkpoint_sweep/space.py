@@ -1,0 +1,169 @@
+"""The points of a checkpoint sweep: a grid, or what Optuna suggests; each point in one form only."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestration.checkpoint_sweep.config import TRAINED, CheckpointSweepConfig, Point, average_of, direction
+
+LENGTHS = ("0.05", "0.1", "0.15", "0.2", "0.25")
+"""Default lengths of the averages that are made from snapshots."""
+GUIDANCE = (1.0, 1.25, 1.5, 2.0)
+"""Default strengths of guidance."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values of every dimension, with the defaults of the checkpoint filled in."""
+
+    ema: tuple[str, ...]
+    guidance: tuple[float, ...]
+    guidance_interval: tuple[tuple[float, float], ...]
+    sampler: tuple[str, ...]
+    nfe: tuple[int, ...]
+    times: tuple[tuple[float, ...], ...]
+    temperature: tuple[float, ...]
+    seed: int
+
+    def defaults(self) -> list[Point]:
+        """List the points that sample as training's evaluation does, for each number of steps."""
+        return [self._canonical(nfe=nfe, sampler=self.sampler[0], seed=self.seed) for nfe in self.nfe]
+
+    def grid(self) -> list[Point]:
+        """List the defaults and all combinations, an average after the other, as changing it costs most."""
+        points = dict.fromkeys(self.defaults())
+        for ema, nfe, sampler, guidance, interval, temperature in itertools.product(
+            self.ema, self.nfe, self.sampler, self.guidance, self.guidance_interval, self.temperature
+        ):
+            for times in ((), *(times for times in self.times if len(times) == nfe - 1)):
+                values = {"ema": ema, "nfe": nfe, "sampler": sampler, "times": times, "guidance": guidance}
+                points[self._canonical(**values, guidance_interval=interval, temperature=temperature)] = None
+        return sorted(points, key=lambda point: ((TRAINED, *self.ema).index(point.ema), point.nfe))
+
+    def suggest(self, done: Sequence[tuple[Point, dict[str, float]]], goals: Sequence[str], number: int) -> Point:
+        """Let Optuna choose the next point.
+
+        Args:
+            done: measured points with their metrics.
+            number: of the point; the choice depends on it, on the seed and on `done` only.
+        """
+        import optuna
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=self.seed * 1_000_003 + number, constant_liar=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(directions=[direction(goal) for goal in goals], sampler=sampler)
+        for point, metrics in done:
+            if all(goal in metrics for goal in goals) and (params := self._params(point)) is not None:
+                values = [metrics[goal] for goal in goals]
+                trial = optuna.trial.create_trial(params=params, distributions=self._distributions(), values=values)
+                study.add_trial(trial)
+        return self._point(study.ask(self._distributions()).params)
+
+    def _distributions(self) -> dict[str, Any]:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        lengths, others = self._lengths()
+        found: dict[str, Any] = {"average": CategoricalDistribution((*others, *(["length"] if lengths else [])))}
+        ranges = {"length": lengths, "guidance": self.guidance, "temperature": self.temperature}
+        for name, values in ranges.items():
+            if values:
+                found[name] = FloatDistribution(min(values), max(values))
+        choices: dict[str, Sequence[Any]] = {
+            "nfe": self.nfe,
+            "sampler": self.sampler,
+            "guidance_interval": [f"{low},{high}" for low, high in self.guidance_interval],
+        }
+        found |= {name: CategoricalDistribution(tuple(values)) for name, values in choices.items()}
+        for nfe in {len(times) + 1 for times in self.times}:
+            found[f"times_{nfe}"] = CategoricalDistribution(
+                ("equal", *(_text(times) for times in self.times if len(times) == nfe - 1))
+            )
+        return found
+
+    def _lengths(self) -> tuple[list[float], list[str]]:
+        """Split the averages into relative lengths, and names of others."""
+        averages = {text: average_of(text) for text in self.ema}
+        lengths = [average.length for average in averages.values() if average and average.length is not None]
+        return lengths, [text for text, average in averages.items() if average is None or average.length is None]
+
+    def _params(self, point: Point) -> dict[str, Any] | None:
+        """Return the parameters of a point in Optuna's study; None if it lies outside the space."""
+        average = average_of(point.ema)
+        length = average.length if average else None
+        params: dict[str, Any] = {
+            "average": point.ema if length is None else "length",
+            "length": length,
+            "guidance": point.guidance,
+            "temperature": point.temperature,
+            "nfe": point.nfe,
+            "sampler": point.sampler if point.sampler in self.sampler else self.sampler[0],
+            "guidance_interval": f"{point.guidance_interval[0]},{point.guidance_interval[1]}",
+        }
+        distributions = self._distributions()
+        for name, distribution in distributions.items():
+            if name.startswith("times_"):
+                params[name] = _text(point.times) if name == f"times_{point.nfe}" else "equal"
+            if params.get(name) is None:  # has no effect on this point
+                params[name] = distribution.low
+            try:
+                inside = distribution._contains(distribution.to_internal_repr(params[name]))
+            except ValueError:
+                inside = False
+            if not inside:
+                return None
+        return {name: params[name] for name in distributions}
+
+    def _point(self, params: dict[str, Any]) -> Point:
+        low, high = map(float, params["guidance_interval"].split(","))
+        times = params.get(f"times_{params['nfe']}", "equal")
+        return self._canonical(
+            ema=f"{params['length']:.4g}" if params["average"] == "length" else params["average"],
+            nfe=params["nfe"],
+            sampler=params["sampler"],
+            times=() if times == "equal" else tuple(map(float, times.split(","))),
+            guidance=round(params["guidance"], 4),
+            guidance_interval=(low, high),
+            temperature=round(params["temperature"], 4),
+        )
+
+    def _canonical(self, **values: Any) -> Point:
+        """Make a point, with a value that has no effect set to its default."""
+        point = Point(**{"seed": self.seed} | values)
+        changes: dict[str, Any] = {}
+        if point.nfe == 1:
+            changes["sampler"] = "compose"
+        if point.sampler == "heun":
+            changes["times"] = ()
+        if point.guidance == 1:
+            changes["guidance_interval"] = (0.0, 1.0)
+        return point.model_copy(update=changes)
+
+
+def _text(times: Sequence[float]) -> str:
+    return ",".join(map(str, times)) or "equal"
+
+
+def space_of(config: CheckpointSweepConfig, conditional: bool, default_sampler: str, has_snapshots: bool) -> Space:
+    """Fill in the defaults of a checkpoint.
+
+    Args:
+        conditional: whether its network takes labels.
+        default_sampler: its objective's.
+        has_snapshots: whether its run has snapshots.
+    """
+    return Space(
+        config.ema or (TRAINED, *(LENGTHS if has_snapshots else ())),
+        config.guidance or (GUIDANCE if conditional else (1.0,)),
+        config.guidance_interval,
+        config.sampler or (default_sampler,),
+        config.nfe,
+        config.times,
+        config.temperature,
+        config.seed,
+    )
