@@ -32,8 +32,8 @@ class SampleOptions(Section):
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
     labels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Classes of the grid's columns. Default: the first ten."""
-    nfe: Count = 1
-    """Number of function evaluations per sample."""
+    nfe: Count | None = None
+    """Number of function evaluations per sample. Default: the first of the checkpoint's evaluation.nfe, or 1."""
     sampler: Sampler | None = None
     """Sampler for nfe > 1. Default: the objective's."""
     seed: int = 0
@@ -56,7 +56,7 @@ class SampleOptions(Section):
 
     @model_validator(mode="after")
     def _check_heun(self) -> SampleOptions:
-        if self.sampler == "heun" and self.nfe % 2:
+        if self.sampler == "heun" and self.nfe is not None and self.nfe % 2:
             raise ValueError(f"nfe = {self.nfe}: must be even for the heun sampler")
         return self
 
@@ -83,17 +83,18 @@ def write(options: SampleOptions) -> str:
     from soflow.training.grids import GRID_COLUMNS, save_png
 
     model = load_model(options.checkpoint, options.best)
+    nfe = options.nfe or (model.config.evaluation.nfe or (1,))[0]
     if options.npz is None:
-        image = model.grid(options.nfe, options.labels, options.rows, options.sampler, options.seed)
+        image = model.grid(nfe, options.labels, options.rows, options.sampler, options.seed)
         save_png(image, options.out)
         written, count = options.out, options.rows * (len(options.labels) or GRID_COLUMNS)
     else:
-        write_file(options, model)
+        write_file(options, model, nfe)
         written, count = options.npz, options.num_samples
-    return f"{count} samples of {model.path} with {options.nfe} evaluation(s) each: {written}"
+    return f"{count} samples of {model.path} with {nfe} evaluation(s) each: {written}"
 
 
-def write_file(options: SampleOptions, model: Model) -> None:
+def write_file(options: SampleOptions, model: Model, nfe: int) -> None:
     """Write the .npz file batch by batch, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
@@ -101,7 +102,7 @@ def write_file(options: SampleOptions, model: Model) -> None:
     from soflow.interop.npz import write_samples
 
     count, size = options.num_samples, model.config.evaluation.batch_size
-    batches = model.samples(count, options.nfe, options.sampler, options.seed)
+    batches = model.samples(count, nfe, options.sampler, options.seed)
     shown = track(batches, "sampling", -(-count // size), transient=True, console=Console(stderr=True))
     write_samples(options.npz, shown, (count, *model.config.dataset.image_shape))
 

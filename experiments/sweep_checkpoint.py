@@ -19,6 +19,7 @@ from pathlib import Path
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig
 from orchestration.checkpoint_sweep.run import run_checkpoint_sweep
 from orchestration.interruption import exit_code, listen
+from orchestration.storage import REPORT_FILE
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking.uri import TrackingError
 from soflow.config_base import ConfigError
@@ -40,7 +41,17 @@ def main() -> int:
 
 
 def _write_report(folder: Path) -> Path | None:
-    return None
+    from dashboards.checkpoint.page import checkpoint_page  # imports plotly
+    from dashboards.labels import one_line_reason
+    from soflow.files import write_atomic
+
+    output = folder / REPORT_FILE
+    try:
+        write_atomic(output, checkpoint_page(folder))
+    except Exception as error:  # a failed report does not change how the sweep ended
+        print(f"the report is incomplete ({one_line_reason(error, 300)}); the same command tries again")
+        return None
+    return output
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from orchestration.checkpoint_sweep import results as points
 from orchestration.checkpoint_sweep.best import save_best
 from orchestration.checkpoint_sweep.config import TRAINED, CheckpointSweepConfig, Point, average_of, direction
 from orchestration.checkpoint_sweep.results import Result, at_seed, describe, grid_file, key_of, load_results
+from orchestration.checkpoint_sweep.saved import CONFIG_FILE
 from orchestration.checkpoint_sweep.space import Space, space_of
 from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Measured, Subject
 from orchestration.cluster import Slots, connected
@@ -34,7 +35,6 @@ from soflow.config_base import ConfigError
 from soflow.config_files import dump_yaml, read_yaml
 from soflow.files import write_atomic
 
-CONFIG_FILE = "checkpoint-sweep.yaml"
 MOST_DUPLICATES = 20
 """How often Optuna may suggest a point that is measured already, until the search ends."""
 
@@ -123,27 +123,31 @@ def _note_config(folder: Path, config: CheckpointSweepConfig, checkpoint: Checkp
     Raises:
         ConfigError: naming what differs.
     """
-    path, evaluation = folder / CONFIG_FILE, to_dict(checkpoint.config.evaluation)
-    del evaluation["batch_size"]  # changes nothing
-    saved = {
+    path, run = folder / CONFIG_FILE, to_dict(checkpoint.config)
+    del run["evaluation"]["batch_size"]  # changes nothing
+    common = {
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.step,
         "weights": checkpoint.weights[:12],
         "seed": config.seed,
-        "evaluation": evaluation,
-        "config": to_dict(config),
+        "run": run,
     }
     if path.exists():
-        now, before = (flatten(values) for values in (saved, read_yaml(path)))
+        now, before = (flatten(values) for values in (common, read_yaml(path)))
         for key, value in now.items():
-            if not key.startswith("config.") and value != before.get(key):
+            if value != before.get(key):
                 raise ConfigError(
-                    f"{key.removeprefix('evaluation.')} = {value}: the points of {folder.name} were measured with "
+                    f"{key.removeprefix('run.')} = {value}: the points of {folder.name} were measured with "
                     f"{before.get(key)}; choose another --name"
                 )
     elif any(child.name[0] != "." for child in folder.iterdir()):
         raise ConfigError(f"name = {folder.name}: is taken in {folder.parent}; choose another --name")
-    write_atomic(path, dump_yaml(saved))
+    space = {name: _listed(value) for name, value in vars(checkpoint.space).items()}
+    write_atomic(path, dump_yaml(common | {"space": space, "config": to_dict(config)}))
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 class _Sweep:
