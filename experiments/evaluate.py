@@ -23,6 +23,7 @@ from orchestration.terminal.views import finite
 from soflow.config_base import ConfigError, Count, InputPath, Section
 from soflow.data.base import DataError
 from soflow.evaluation.config import Sampler
+from soflow.posthoc_ema import TRAINED
 
 EVALUATION = (
     *("num_samples", "nfe", "sampler", "feature_network", "inception_weights", "reference", "labels", "batch_size"),
@@ -36,6 +37,8 @@ class EvaluateOptions(Section):
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
+    ema: str = TRAINED
+    """Average of the weights: trained, or made from the run's snapshots with a relative length such as 0.1."""
     num_samples: Annotated[int, Field(ge=16)] | None = None
     """Number of generated samples per FID."""
     nfe: tuple[Count, ...] | None = None
@@ -100,7 +103,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     from soflow.files import write_atomic
     from soflow.models import load_model
 
-    model = load_model(options.checkpoint, options.best)
+    model = load_model(options.checkpoint, options.best, ema=options.ema)
     config = parse(override(to_dict(model.config), options.changes()))
     evaluator = model.evaluator(config, options.storage / "reference")
     num_batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)

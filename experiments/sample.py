@@ -20,6 +20,7 @@ from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
 from soflow.config_base import ConfigError, Count, Section
 from soflow.evaluation.config import Sampler
+from soflow.posthoc_ema import TRAINED
 
 if TYPE_CHECKING:
     from soflow.models import Model
@@ -30,6 +31,8 @@ class SampleOptions(Section):
     """Checkpoint file, or folder of a run or trial."""
     best: bool = False
     """Of a folder, use the checkpoint with the lowest FID instead of the newest."""
+    ema: str = TRAINED
+    """Average of the weights: trained, or made from the run's snapshots with a relative length such as 0.1."""
     labels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Classes of the grid's columns. Default: the first ten."""
     nfe: Count | None = None
@@ -82,7 +85,7 @@ def write(options: SampleOptions) -> str:
     from soflow.models import load_model
     from soflow.training.grids import GRID_COLUMNS, save_png
 
-    model = load_model(options.checkpoint, options.best)
+    model = load_model(options.checkpoint, options.best, ema=options.ema)
     nfe = options.nfe or (model.config.evaluation.nfe or (1,))[0]
     if options.npz is None:
         image = model.grid(nfe, options.labels, options.rows, options.sampler, options.seed)

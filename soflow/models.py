@@ -19,8 +19,10 @@ from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective
+from soflow.posthoc_ema import TRAINED, average_of
 from soflow.training import checkpoints, trained
 from soflow.training.grids import GRID_COLUMNS, GRID_ROWS, draw_grid, grid_image
+from soflow.training.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,20 +58,25 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(path: str | Path, best: bool = False, device: torch.device | str | None = None) -> Model:
+def load_model(
+    path: str | Path, best: bool = False, device: torch.device | str | None = None, ema: str = TRAINED
+) -> Model:
     """Load the averaged weights of a checkpoint.
 
     Args:
         path: checkpoint file, or folder of a run or trial, of which the newest checkpoint is loaded.
         best: of a folder, load the checkpoint with the lowest FID.
         device: default: CUDA if available.
+        ema: average of the weights, see `Model.use_average`.
 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged, or its weights are infinite or NaN.
         ConfigError: if its objective, network or dataset is a plug-in that cannot be imported.
     """
     found, chosen = checkpoints.find(Path(path), best), torch.device(device or best_device())
-    return Model(found, *trained.load_sampler(found, chosen), chosen)
+    model = Model(found, *trained.load_sampler(found, chosen), chosen)
+    model.use_average(ema)
+    return model
 
 
 class Model:
@@ -84,12 +91,36 @@ class Model:
 
     def __init__(self, path: Path, config: RunConfig, objective: Objective, network: nn.Module, device: torch.device):
         self.path, self.config, self.objective, self.network, self.device = path, config, objective, network, device
+        self._ema = TRAINED
 
     def __repr__(self) -> str:
         config, parameters = self.config, sum(weights.numel() for weights in self.network.parameters())
         return (
             f"<{config.objective.name} model of {config.dataset.name}, {config.network.name}, {parameters:,} weights>"
         )
+
+    def use_average(self, ema: str) -> None:
+        """Replace the network's weights by another average of the weights at the same step.
+
+        Args:
+            ema: "trained" for the average that training evaluated; for others, which are made from the run's snapshots,
+                a relative length such as "0.1", or an EMA's decay such as "decay=0.999".
+
+        Raises:
+            ConfigError: if the average is unknown, or cannot be made from the snapshots.
+        """
+        if ema == self._ema:
+            return
+        try:
+            average = average_of(ema)
+        except ValueError as error:
+            raise ConfigError(f"ema = {ema}: {error}") from None
+        state = checkpoints.load(self.path, self.device)
+        weights = state["ema"]
+        if average is not None:  # buffers are equal in all averages
+            weights = weights | Snapshots(self.path.parent, self.config, state["step"]).weights(average)
+        self.network.load_state_dict(weights)
+        self._ema = ema
 
     def sample(
         self, num_samples: int, nfe: int = 1, labels: Sequence[int] = (), sampler: str | None = None, seed: int = 0

@@ -8,6 +8,7 @@ them; a weighted sum of snapshots whose profile comes closest to another one's g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import numpy as np
 
 LONGEST = 12**-0.5
 """σ_rel of the plain mean of all weights, γ = 0."""
+TRAINED = "trained"
+"""Name of the average that training evaluates, which every checkpoint contains."""
 COLUMNS = 65_536
 """Updates per block of the least-squares sums, to limit memory."""
 
@@ -69,6 +72,27 @@ class Average:
         decays = np.array([0.0, *(ema_decay(n, self.decay) for n in range(1, num_updates))])
         kept = np.cumprod(decays[:0:-1])[::-1]  # product of the decays after each update
         return (1 - decays) * np.append(kept, 1.0)
+
+
+def average_of(text: str) -> Average | None:
+    """Read an average: `trained` is None, a number a relative length, `decay=0.999` an EMA's decay.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if text == TRAINED:
+        return None
+    name, equals, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if name == "decay" and 0 <= number < 1:
+        return Average(decay=number)
+    if equals or math.isnan(number):
+        raise ValueError("must be trained, a relative length such as 0.1, or a decay such as decay=0.999")
+    exponent(number)  # raises
+    return Average(length=number)
 
 
 def power_profile(gamma: float, num_updates: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from soflow.config import RunConfig, extends, flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_layers, read_yaml
 from soflow.files import LOCK_FILE
+from soflow.posthoc_ema import TRAINED
 from soflow.training import reports
 from soflow.training.reports import Report
 
@@ -180,8 +181,8 @@ class Run:
             raise ConfigError(f"grid = {name}: must be one of {', '.join(grids)}")
         return open_image(grids[name])
 
-    def model(self, best: bool = False, device: str | None = None) -> Model:
+    def model(self, best: bool = False, device: str | None = None, ema: str = TRAINED) -> Model:
         """Load the newest or the best checkpoint, see `soflow.load_model`."""
         from soflow.models import load_model
 
-        return load_model(self.folder, best, device)
+        return load_model(self.folder, best, device, ema)

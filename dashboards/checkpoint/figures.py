@@ -13,9 +13,9 @@ from dashboards.html.drawing import Panel, scale_axis, without
 from dashboards.labels import title
 from dashboards.palette import BEST, BLUE, DEFAULT, GOAL_SCALE, GRAY
 from orchestration.checkpoint_sweep import results as points
-from orchestration.checkpoint_sweep.config import TRAINED, average_of
 from orchestration.checkpoint_sweep.results import Result, describe
 from orchestration.checkpoint_sweep.saved import Saved
+from soflow.posthoc_ema import TRAINED, average_of
 
 FEWEST_LENGTHS = 2
 LOG_FACTOR = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.checkpoint_sweep.config import Point, average_of
+from orchestration.checkpoint_sweep.config import Point
 from orchestration.tracking.notes import model_note
 from soflow.config import flatten, override, parse, to_dict
 from soflow.config_files import to_yaml
@@ -25,15 +25,14 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
     """
     from orchestration.tracking.environment import git_commit
     from orchestration.tracking.mlflow_model import REQUIRED_ENTRIES, write_model
+    from soflow.models import load_model
     from soflow.training import checkpoints
-    from soflow.training.snapshots import Snapshots
 
     state = checkpoints.load(checkpoint.path)
     run = parse(state["config"])
     changes = {path: value for path, value in point.changes().items() if path != "seed"}
     config = parse(override(to_dict(run), changes))
-    if (average := average_of(point.ema)) is not None:
-        state["ema"] |= Snapshots(checkpoint.path.parent, run, checkpoint.step).weights(average)
+    state["ema"] = load_model(checkpoint.path, device="cpu", ema=point.ema).network.state_dict()
     kept = {name: state[name] for name in (*REQUIRED_ENTRIES, "step", "class_counts") if name in state}
     best = folder / BEST_FOLDER
     for stale in best.glob("*"):

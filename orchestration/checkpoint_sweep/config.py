@@ -12,10 +12,8 @@ from orchestration.config import Launch
 from orchestration.store.runs import StoredCheckpoint
 from soflow.config_base import Count, Fraction, InputPath, Positive, Section
 from soflow.evaluation.config import Sampler
-from soflow.posthoc_ema import Average, exponent
+from soflow.posthoc_ema import TRAINED, average_of
 
-TRAINED = "trained"
-"""Name of the average that training evaluated, which every checkpoint contains."""
 Goal = Literal["fid", "kid", "precision", "recall", "class_consistency", "evaluations"]
 HIGHER_IS_BETTER = ("precision", "recall", "class_consistency")
 
@@ -23,28 +21,6 @@ HIGHER_IS_BETTER = ("precision", "recall", "class_consistency")
 def direction(goal: str) -> Literal["maximize", "minimize"]:
     """Return what is better of a goal."""
     return "maximize" if goal in HIGHER_IS_BETTER else "minimize"
-
-
-def average_of(text: str) -> Average | None:
-    """Read an average: `trained` is None, a number a relative length, `decay=0.999` an EMA's decay.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    if text == TRAINED:
-        return None
-    name, equals, value = text.rpartition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        name = "unknown"
-        number = 0.0
-    if (name, equals) == ("decay", "=") and 0 <= number < 1:
-        return Average(decay=number)
-    if name or equals:
-        raise ValueError("must be trained, a relative length such as 0.1, or a decay such as decay=0.999")
-    exponent(number)  # raises
-    return Average(length=number)
 
 
 def _numbers(value: Any) -> Any:

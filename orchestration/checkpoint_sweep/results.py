@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from orchestration.checkpoint_sweep.config import TRAINED, Point, direction
+from orchestration.checkpoint_sweep.config import Point, direction
 from orchestration.checkpoint_sweep.space import Space
 from soflow.config import to_dict
 from soflow.files import write_atomic
+from soflow.posthoc_ema import TRAINED
 
 if TYPE_CHECKING:
     from soflow.statistics import Ratio

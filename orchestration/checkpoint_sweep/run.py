@@ -15,7 +15,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 
 from orchestration.checkpoint_sweep import results as points
 from orchestration.checkpoint_sweep.best import save_best
-from orchestration.checkpoint_sweep.config import TRAINED, CheckpointSweepConfig, Point, average_of, direction
+from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point, direction
 from orchestration.checkpoint_sweep.results import Result, at_seed, describe, grid_file, key_of, load_results
 from orchestration.checkpoint_sweep.saved import CONFIG_FILE
 from orchestration.checkpoint_sweep.space import Space, space_of
@@ -34,6 +34,7 @@ from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import dump_yaml, read_yaml
 from soflow.files import write_atomic
+from soflow.posthoc_ema import TRAINED, average_of
 
 MOST_DUPLICATES = 20
 """How often Optuna may suggest a point that is measured already, until the search ends."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.checkpoint_sweep.config import TRAINED, CheckpointSweepConfig, Point, average_of, direction
+from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point, direction
+from soflow.posthoc_ema import TRAINED, average_of
 
 LENGTHS = ("0.05", "0.1", "0.15", "0.2", "0.25")
 """Default lengths of the averages that are made from snapshots."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.checkpoint_sweep.config import TRAINED, Point, average_of
+from orchestration.checkpoint_sweep.config import Point
 from orchestration.store.location import on_this_machine
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from soflow.evaluation.fidelity import Evaluator
     from soflow.models import Model
-    from soflow.training.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ class CheckpointWorker:
 
     def __init__(self, subject: Subject, device: torch.device, rank: int, world_size: int):
         self.subject, self.device = subject, device
-        self._model: Model | None = None
+        self._loaded: Model | None = None
         self._evaluator: Evaluator | None = None
-        self._snapshots: Snapshots | None = None
-        self._ema = TRAINED
 
     def close(self) -> None:
         """Do nothing: there is nothing to finish."""
@@ -68,11 +65,14 @@ class CheckpointWorker:
     def serve(self, request: Measure) -> Measured:
         """Measure the point."""
         from soflow.config import override, parse, to_dict
-        from soflow.models import Model, counted
+        from soflow.models import Model, counted, load_model
         from soflow.training.grids import save_png
 
         began = time.perf_counter()
-        loaded = self._with_weights(request.point.ema)
+        if self._loaded is None:
+            self._loaded = load_model(on_this_machine(self.subject.checkpoint), device=self.device)
+        loaded = self._loaded
+        loaded.use_average(request.point.ema)
         config = parse(override(to_dict(loaded.config), self.subject.changes | request.point.changes()))
         model = Model(loaded.path, config, loaded.objective, loaded.network, self.device)
         if self._evaluator is None:
@@ -84,25 +84,3 @@ class CheckpointWorker:
         metrics["time/evaluate_s"] = time.perf_counter() - began
         save_png(model.grid(request.point.nfe), on_this_machine(request.grid))
         return Measured(metrics, self._evaluator.protocol())
-
-    def _with_weights(self, ema: str) -> Model:
-        """Return the model with these averaged weights in its network."""
-        from soflow.models import load_model
-        from soflow.training import checkpoints, snapshots
-
-        path = on_this_machine(self.subject.checkpoint)
-        if self._model is None:
-            self._model, self._ema = load_model(path, device=self.device), TRAINED
-        model = self._model
-        if ema != self._ema:
-            average = average_of(ema)
-            if average is None:
-                model.network.load_state_dict(checkpoints.load(path, self.device)["ema"])
-            else:
-                if self._snapshots is None:
-                    step = checkpoints.load(path)["step"]
-                    self._snapshots = snapshots.Snapshots(path.parent, model.config, step)
-                # Buffers are equal in all averages.
-                model.network.load_state_dict(self._snapshots.weights(average), strict=False)
-            self._ema = ema
-        return model

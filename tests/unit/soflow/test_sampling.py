@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from helpers import NUM_CLASSES, SmoothNetwork, count_calls, golden, golden_dit, objective_config, relative_error, slope
+from helpers import (
+    NUM_CLASSES,
+    SmoothNetwork,
+    count_calls,
+    golden,
+    golden_dit,
+    objective_config,
+    relative_error,
+    slope,
+    tiny_objective,
+)
 from helpers import tiny_config as config_of
 from torch import Tensor
 
@@ -80,7 +90,13 @@ def steps_of(sampler, nfe: int) -> list[tuple[float, float]]:
 
 
 def test_the_times_that_samplers_visit():
-    assert steps_of(lambda solution, noise, nfe: compose(solution, noise, even_times(nfe)), 4) == [(1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)]
+    asked = steps_of(lambda solution, noise, nfe: compose(solution, noise, even_times(nfe)), 4)
+    assert asked == [
+        (1.0, 0.75),
+        (0.75, 0.5),
+        (0.5, 0.25),
+        (0.25, 0.0),
+    ]
     fresh = iter(torch.zeros(4, *START.shape, dtype=torch.float64))
     noising = INTERPOLANTS["linear"]
     asked = steps_of(lambda solution, noise, nfe: renoise(solution, noising, noise, even_times(nfe), fresh), 4)
@@ -198,3 +214,53 @@ def test_the_closed_form_solves_its_equation():
     # A central difference: h² times third derivatives below 10.
     torch.testing.assert_close(slope_at_t, exact_velocity(START, t), rtol=0, atol=1e-8)
     assert math.isclose(exact_solution(START, t, t)[0, 0, 0, 0].item(), START[0, 0, 0, 0].item(), rel_tol=1e-15)
+
+
+# Choices at inference.
+
+
+def drawn(options: SamplingOptions, nfe: int, sampler: str, network=None) -> Tensor:
+    objective = tiny_objective("soflow")
+    fresh = normals(tuple(START.shape), torch.Generator().manual_seed(0))
+    return sample(objective, network or SmoothNetwork(), START, torch.arange(5), nfe, sampler, fresh, options)
+
+
+@pytest.mark.parametrize("sampler", ["renoise", "compose"])
+def test_equal_times_are_the_default(sampler):
+    equal = drawn(SamplingOptions(), 4, sampler)
+    assert torch.equal(drawn(SamplingOptions(times=(0.75, 0.5, 0.25)), 4, sampler), equal)
+    assert not torch.equal(drawn(SamplingOptions(times=(0.9, 0.5, 0.2)), 4, sampler), equal)
+    assert torch.equal(drawn(SamplingOptions(times=(0.3,)), 4, sampler), equal)  # times of another number of steps
+
+
+def test_given_times_are_visited():
+    network, times = SmoothNetwork(), []
+    network.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1][0].item()))
+    drawn(SamplingOptions(times=(0.8, 0.3)), 3, "renoise", network)
+    assert times == pytest.approx([1.0, 0.8, 0.3], abs=1e-12)
+
+
+def test_temperature_scales_all_noise():
+    objective, network = tiny_objective("soflow"), SmoothNetwork()
+    fresh = [torch.randn(START.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)]
+    labels = torch.arange(5)
+    scaled = sample(objective, network, 0.7 * START, labels, 2, "renoise", iter([0.7 * fresh[0]]))
+    found = sample(objective, network, START, labels, 2, "renoise", iter(fresh), SamplingOptions(temperature=0.7))
+    assert torch.equal(found, scaled)
+
+
+@pytest.mark.parametrize(("interval", "guided"), [((0.0, 1.0), [True, True]), ((0.6, 1.0), [True, False])])
+def test_guidance_applies_in_its_interval_and_costs_an_evaluation(interval, guided):
+    network = SmoothNetwork()
+    calls = count_calls(network)
+    options = SamplingOptions(guidance=2.0, guidance_interval=interval)
+    found = drawn(options, 2, "compose", network)
+    assert calls == [10 if inside else 5 for inside in guided]
+
+    objective, x, labels = tiny_objective("soflow"), START, torch.arange(5)
+    for (t, s), inside in zip(((1.0, 0.5), (0.5, 0.0)), guided, strict=True):
+        t, s = torch.full((5,), t, dtype=torch.float64), torch.full((5,), s, dtype=torch.float64)
+        of_label = objective.solution(network, x, t, s, labels)
+        of_null = objective.solution(network, x, t, s, torch.full((5,), objective.num_classes))
+        x = of_null + 2 * (of_label - of_null) if inside else of_label
+    torch.testing.assert_close(found, x.detach(), rtol=1e-12, atol=1e-12)
