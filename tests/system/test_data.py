@@ -84,6 +84,7 @@ def end(process: Program) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.mark.soak
 def test_encoding_survives_interruptions_bad_images_and_lost_workers(session, inputs):
     storage, parts = session.storage, session.storage / "made" / "latents.h5.shards"
     arguments = [*inputs, "--out", "made/latents.h5", "--num-workers", "1"]

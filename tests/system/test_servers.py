@@ -96,6 +96,7 @@ def rotate_password(server: MlflowServer) -> None:
     client.update_user_password(ADMIN, NEW, OLD)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not AVAILABLE, reason="PostgreSQL is not installed")
 def test_a_killed_sweep_with_rotated_passwords_goes_on_elsewhere_and_loses_nothing(team, tmp_path, monkeypatch):
     server, study = team

@@ -42,7 +42,7 @@ def pages(session, chromium):
         raise AssertionError(f"ended without its addresses, exit code {process.wait()}")
     yield addresses
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     session.assert_nothing_left()
 
 

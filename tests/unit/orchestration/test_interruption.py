@@ -31,7 +31,7 @@ def test_each_ends_as_an_interruption(tmp_path, number):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.communicate(timeout=30)[0] == "resume with: this\n"
+    assert process.communicate(timeout=120)[0] == "resume with: this\n"
     assert process.returncode == 128 + number
 
 
@@ -62,7 +62,7 @@ while True:
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "resume with: this\n"
+    assert process.communicate(timeout=120)[0] == "resume with: this\n"
     assert process.returncode == 128 + signal.SIGTERM
 
 

@@ -63,12 +63,20 @@ RUN_PATHS = {
     "training.ema_decay",
     "training.ema_every",
     "training.ema_dtype",
+    "training.snapshot_every",
+    "training.snapshot_lengths",
+    "training.snapshot_dtype",
+    "training.snapshot_gib",
     "training.precision",
     "training.quotient_precision",
     "training.compile",
     "evaluation.num_samples",
     "evaluation.nfe",
     "evaluation.sampler",
+    "evaluation.times",
+    "evaluation.temperature",
+    "evaluation.guidance",
+    "evaluation.guidance_interval",
     "evaluation.feature_network",
     "evaluation.inception_weights",
     "evaluation.batch_size",
@@ -89,6 +97,28 @@ def test_the_paths_of_a_run_are_frozen():
 MEANFLOW = {"name": "meanflow"}
 FAULTS = [
     # the values, and what the one line must say: field, value, what is allowed
+    ({"evaluation": {"guidance": 2}, "dataset": {"conditional": False}}, "evaluation.guidance = 2: must be 1 with"),
+    (
+        {"evaluation": {"guidance": 2}, "objective": {"label_drop": 0}},
+        "evaluation.guidance = 2: must be 1 with objective.label_drop",
+    ),
+    (
+        {"evaluation": {"guidance": 2, "diagnostics": ["inference_guidance"]}},
+        "evaluation: guidance = 2 must be 1 with diagnostics",
+    ),
+    (
+        {"evaluation": {"guidance_interval": [0.9, 0.1]}},
+        r"evaluation: guidance_interval = \[0.9, 0.1\] must list the least t first",
+    ),
+    ({"evaluation": {"times": [0.3, 0.5]}}, r"evaluation: times = \[0.3, 0.5\] must decrease, from noise at 1"),
+    (
+        {"evaluation": {"times": [0.3], "sampler": "heun"}},
+        r"evaluation: times = \[0.3\] must be left out with sampler = heun",
+    ),
+    (
+        {"evaluation": {"times": [0.3], "nfe": [1, 4]}},
+        r"evaluation: times = \[0.3\] are for 2 NFE, which nfe = \[1, 4\] lacks",
+    ),
     (
         {"objective": {"flow_matching_fraction": 1.5}},
         "objective.flow_matching_fraction = 1.5: .*less than or equal to 1",
@@ -250,6 +280,8 @@ CHANGES = {
     "optimizer.weight_decay": 0.01,
     "evaluation.nfe": (4, 8),
     "evaluation.sampler": "compose",
+    "evaluation.times": (0.3,),
+    "evaluation.guidance_interval": (0.1, 0.9),
     "evaluation.feature_network": "inception",
     "evaluation.inception_weights": "weights.pth",
     "evaluation.reference": "reference.npz",
@@ -261,6 +293,9 @@ CHANGES = {
     "network.dropout": 0.3,
     "network.gradient_checkpointing": True,
     "training.ema_dtype": "float64",
+    "training.snapshot_every": 100,
+    "training.snapshot_lengths": (0.1,),
+    "training.snapshot_dtype": "bfloat16",
     "training.precision": "bf16",
     "training.quotient_precision": "tf32",
 }

@@ -25,6 +25,7 @@ from soflow.config import RunConfig, parse
 from soflow.cost.synthetic import synthetic_source
 from soflow.data import open_source
 from soflow.data.in_memory import InMemorySource
+from soflow.diagnostics import fid_by_nfe, flow_distance
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import generate
@@ -244,9 +245,10 @@ def test_feature_statistics_are_computed_on_one_device(features, tmp_path):
     assert {"fid", "kid", "precision", "recall", "inception_score"} <= set(found)
 
 
-@pytest.mark.slow  # flow_distance makes 192 network calls
 @pytest.mark.parametrize("name", DIAGNOSTICS)
-def test_diagnostics_run_on_one_device(name, tmp_path):
+def test_diagnostics_run_on_one_device(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(flow_distance, "REFERENCE_NFE", 4)  # fewer steps of the same kind
+    monkeypatch.setattr(fid_by_nfe, "NFE", (1, 2))
     config = tiny_config(
         "soflow",
         dataset={"name": "gaussians"},

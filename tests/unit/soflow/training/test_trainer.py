@@ -22,9 +22,9 @@ from soflow.data import open_source
 from soflow.data.loading import BatchOrder
 from soflow.evaluation.fidelity import Evaluator
 from soflow.objectives.registry import OBJECTIVES
+from soflow.posthoc_ema import ema_decay
 from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
-from soflow.training.ema import decay_after
 from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
 from soflow.training.reports import load_report
 from soflow.training.run import TrainingRun
@@ -214,12 +214,12 @@ def test_the_moving_average_follows_its_recursion(digits):
 
 def test_the_average_of_a_short_run_forgets_its_start_and_that_of_a_long_one_has_its_decay():
     """Share of the first weights after 208 further updates, 10! 209! / 218!, and when the decay becomes constant."""
-    share = math.prod(decay_after(n, 0.99) for n in range(1, 209))
+    share = math.prod(ema_decay(n, 0.99) for n in range(1, 209))
     assert share == pytest.approx(math.factorial(10) / math.prod(range(210, 219)), rel=1e-9, abs=0)
     assert share < 1e-13  # 12 % with a constant decay
-    assert decay_after(889, 0.99) < 0.99
-    assert decay_after(891, 0.99) == 0.99
-    assert decay_after(10**5, 0.9999) == 0.9999
+    assert ema_decay(889, 0.99) < 0.99
+    assert ema_decay(891, 0.99) == 0.99
+    assert ema_decay(10**5, 0.9999) == 0.9999
 
 
 def test_learning_curves_are_means_since_their_last_point(digits):
