@@ -29,7 +29,7 @@ def wait_for(path: Path, limit_s: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.soak  # the notice, the watcher and the checkpoint; tests/unit/.../test_interval.py checks all but Ray's part
+@pytest.mark.soak  # test_interval.py checks all but the part of Ray
 def test_a_node_that_joins_is_used_and_one_taken_back_costs_the_steps_since_the_notice_and_no_retry(session):
     with Cluster((0,)) as cluster:
         flags = ["--address", cluster.address, "--wait-for-nodes-s", "120"]

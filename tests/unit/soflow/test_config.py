@@ -99,7 +99,7 @@ FAULTS = [
     # the values, and what the one line must say: field, value, what is allowed
     ({"evaluation": {"guidance": 2}, "dataset": {"conditional": False}}, "evaluation.guidance = 2: must be 1 with"),
     (
-        {"evaluation": {"guidance": 2}, "objective": {"label_drop": 0}},
+        {"evaluation": {"guidance": 2}, "objective": {"label_drop": 0, "guidance_strength": 1}},
         "evaluation.guidance = 2: must be 1 with objective.label_drop",
     ),
     (
