@@ -2,6 +2,7 @@
 
 $ python experiments/evaluate.py results/NAME/trials/0003 --num-samples 50000
 $ python experiments/evaluate.py results/NAME --best --nfe 1 2 4 --precision-recall --out measured.json
+$ python experiments/evaluate.py results/NAME --also-protocol adm --also-reference FILE --also-reference-sha256 SHA256
 $ python experiments/evaluate.py checkpoint-00001200.pt --feature-network inception --reference cifar10.npz
 
 Settings that are not given are the run's; without any, the figures are those of the checkpoint's report.
@@ -20,14 +21,15 @@ from orchestration.config import Folder
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.views import finite
-from soflow.config_base import ConfigError, Count, InputPath, Section
+from soflow.config_base import ConfigError, Count, Fraction, InputPath, Positive, Section
 from soflow.data.base import DataError
-from soflow.evaluation.config import Sampler
+from soflow.evaluation.config import Protocol, Sampler
 from soflow.posthoc_ema import TRAINED
 
 EVALUATION = (
     *("num_samples", "nfe", "sampler", "feature_network", "inception_weights", "reference", "labels", "batch_size"),
-    *("precision_recall", "inception_score"),
+    *("precision_recall", "inception_score", "protocol", "reference_sha256"),
+    *("times", "temperature", "guidance", "guidance_interval"),
 )
 """Options that replace fields of the run's `evaluation`."""
 
@@ -51,8 +53,26 @@ class EvaluateOptions(Section):
     """File with torch-fidelity's Inception weights."""
     reference: InputPath | None = None
     """File of reference statistics, used instead of the data."""
-    labels: Literal["balanced", "data"] | None = None
-    """Classes of the samples: equally many of each, or in the proportions of the data."""
+    reference_sha256: str | None = None
+    """Beginning of that file's SHA-256; another file is refused."""
+    protocol: Protocol | None = None
+    """FID protocol: torch-fidelity, adm or jax; the last two need reference and reference_sha256."""
+    also_protocol: Protocol | None = None
+    """Further FID protocol for the same images; its figures are named fid@adm."""
+    also_reference: InputPath | None = None
+    """File of reference statistics of the further protocol."""
+    also_reference_sha256: str | None = None
+    """Beginning of that file's SHA-256."""
+    labels: Literal["balanced", "data", "random"] | None = None
+    """Classes of the samples: equally many of each, in the proportions of the data, or drawn at random."""
+    times: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """Times between the steps, decreasing."""
+    temperature: Positive | None = None
+    """Factor of the noise."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Strength of classifier-free guidance at sampling."""
+    guidance_interval: tuple[Fraction, Fraction] | None = None
+    """Least and greatest t of guided network evaluations."""
     batch_size: Count | None = None
     """Samples generated per batch; does not change them."""
     precision_recall: bool | None = None
@@ -75,6 +95,18 @@ class EvaluateOptions(Section):
         values = self.model_dump(mode="json")
         paths = {name: f"evaluation.{name}" for name in EVALUATION} | {"seed": "seed", "root": "dataset.root"}
         return {path: values[name] for name, path in paths.items() if values[name] is not None}
+
+    def further(self) -> dict[str, Any]:
+        """Return the changes for the further protocol; empty without one.
+
+        Its metrics besides FID would be equal, up to rounding of the images, and are not computed.
+        """
+        if self.also_protocol is None:
+            return {}
+        values = self.model_dump(mode="json")
+        names = ("protocol", "reference", "reference_sha256")
+        paths = {f"evaluation.{name}": values[f"also_{name}"] for name in names}
+        return paths | {"evaluation.precision_recall": False, "evaluation.inception_score": False}
 
 
 def main() -> int:
@@ -105,7 +137,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
     model = load_model(options.checkpoint, options.best, ema=options.ema)
     config = parse(override(to_dict(model.config), options.changes()))
-    evaluator = model.evaluator(config, options.storage / "reference")
+    cache = options.storage / "reference"
+    evaluator, also = model.evaluator(config, cache), []
+    if further := options.further():
+        also.append(model.evaluator(parse(override(to_dict(config), further)), cache))
     num_batches = -(-config.evaluation.num_samples // config.evaluation.batch_size)
     lines = sys.stdout if options.format == "lines" else sys.stderr
     samples = f"{config.evaluation.num_samples} samples, features of {config.feature_network}"
@@ -115,12 +150,21 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         return track(batches, description, num_batches, transient=True, console=Console(stderr=True))
 
     metrics: dict[str, float] = {}
-    for nfe, sampler, measured in model.measure(config, evaluator, shown):
+    for nfe, sampler, measured in model.measure(config, evaluator, shown, also):
         listed = ", ".join(f"{name} {value:.6g}" for name, value in measured.items())
         print(f"{nfe} NFE ({sampler}): {listed}", file=lines, flush=True)
         metrics |= measured
     metrics |= evaluator.floor()
-    protocol = evaluator.protocol() | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
+    for other in also:
+        protocol_name = other.config.protocol
+        metrics |= {f"fid_difference@{protocol_name}": metrics[f"fid@{protocol_name}"] - metrics["fid"]}
+        print(f"FID by {protocol_name} minus FID: {metrics[f'fid_difference@{protocol_name}']:.6g}", file=lines)
+    others = {other.config.protocol: other.protocol() for other in also}
+    protocol = (
+        evaluator.protocol()
+        | {"others": others}
+        | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
+    )
     text = json.dumps(finite({"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}), indent=2)
     if options.format == "json":
         print(text)

@@ -125,8 +125,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _labels_exist(self) -> RunConfig:
-        if self.evaluation.labels == "data" and not self.dataset.conditional:
-            raise ValueError("evaluation.labels = data: must be balanced with dataset.conditional = False")
+        if (labels := self.evaluation.labels) != "balanced" and not self.dataset.conditional:
+            raise ValueError(f"evaluation.labels = {labels}: must be balanced with dataset.conditional = False")
         return self
 
     @model_validator(mode="after")

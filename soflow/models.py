@@ -15,7 +15,7 @@ from soflow import codecs
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
-from soflow.evaluation.fidelity import Batch, Evaluator
+from soflow.evaluation.fidelity import Batch, Evaluator, Measurement
 from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective
@@ -148,10 +148,12 @@ class Model:
         config = self.config.model_copy(update={"seed": seed, "evaluation": evaluation})
         return self._batches(config, nfe, sampler, trained.class_counts(self.path, config, self.objective))
 
-    def _batches(self, config: RunConfig, nfe: int, sampler: str | None, counts: Sequence[int]) -> Iterator[Batch]:
+    def _batches(
+        self, config: RunConfig, nfe: int, sampler: str | None, counts: Sequence[int], also: Sequence[str] = ()
+    ) -> Iterator[Batch]:
         codec, sampler = codecs.build(config.dataset, self.device), sampler or sampler_for(config, self.objective, nfe)
         workers = Workers(self.device)
-        return generate(self.objective, self.network, codec, config, nfe, sampler, workers, counts)
+        return generate(self.objective, self.network, codec, config, nfe, sampler, workers, counts, also)
 
     def grid(
         self,
@@ -221,16 +223,27 @@ class Model:
         return Evaluator(open_source(config.dataset), config, self.device, cache)
 
     def measure(
-        self, config: RunConfig, evaluator: Evaluator, progress: Progress = lambda batches, description: batches
+        self,
+        config: RunConfig,
+        evaluator: Evaluator,
+        progress: Progress = lambda batches, description: batches,
+        also: Sequence[Evaluator] = (),
     ) -> Iterator[tuple[int, str, dict[str, float]]]:
         """Yield NFE, sampler and metrics of each NFE of the configuration.
 
         Args:
             progress: wraps the batches of each NFE.
+            also: evaluators of the same images by other FID protocols; their metrics have names such as "fid@adm".
         """
         counts = evaluator.class_counts
         first, *_ = all_nfe = evaluation_nfe(config, self.objective)
+        protocols = [other.config.protocol for other in also]
         for nfe in all_nfe:
-            batches = self._batches(config, nfe, None, counts)
-            measured = evaluator.evaluate(progress(batches, f"{nfe} NFE"))
+            measurements = [Measurement(evaluator), *map(Measurement, also)]
+            for batch in progress(self._batches(config, nfe, None, counts, protocols), f"{nfe} NFE"):
+                for number, measurement in enumerate(measurements):
+                    measurement.add(batch.rounded(number - 1) if number else batch)
+            measured = measurements[0].metrics()
+            for protocol, measurement in zip(protocols, measurements[1:], strict=True):
+                measured |= {f"{name}@{protocol}": value for name, value in measurement.metrics().items()}
             yield nfe, sampler_for(config, self.objective, nfe), by_nfe(measured, nfe, first)

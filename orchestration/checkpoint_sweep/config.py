@@ -27,9 +27,16 @@ def _numbers(value: Any) -> Any:
     """Read several numbers separated by commas, which the command line cannot nest."""
     if not isinstance(value, str):
         return value
-    if not re.fullmatch(r"[^,]+(,[^,]+)*", value):
+    if not re.fullmatch(r"[^,\s]+(,[^,\s]+)*", value):
         raise ValueError("must be numbers separated by commas, without spaces")
     return value.split(",")
+
+
+def _pair(value: Any) -> Any:
+    values = _numbers(value)
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise ValueError("must be two numbers, LOW,HIGH")
+    return values
 
 
 def _as_text(value: Any) -> Any:
@@ -42,7 +49,7 @@ def _average(text: str) -> str:
 
 
 Ema = Annotated[str, BeforeValidator(_as_text), AfterValidator(_average)]
-Interval = Annotated[tuple[Fraction, Fraction], BeforeValidator(_numbers)]
+Interval = Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)]
 Times = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_numbers)]
 
 
@@ -117,6 +124,11 @@ class CheckpointSweepConfig(Launch):
         if "heun" in self.sampler and any(n % 2 for n in self.nfe if n > 1):
             raise ValueError(
                 f"nfe = {list(self.nfe)}: must be even or 1 with sampler = heun (two evaluations per step)"
+            )
+        if (workers := self.resources.num_workers) > 1:
+            raise ValueError(
+                f"resources.num_workers = {workers}: must be 1, a point is measured by one worker; several points are "
+                "measured at the same time"
             )
         return self
 

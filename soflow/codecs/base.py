@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+TORCH_FIDELITY = "torch-fidelity"
+ROUNDING = {
+    TORCH_FIDELITY: lambda levels: levels.round(),
+    "adm": lambda levels: levels.floor(),
+    "jax": lambda levels: (levels + 0.5).floor(),
+}
+"""From a level in 0...255 to a whole one, by FID protocol: to the nearest; as guided-diffusion and DiT save their
+samples, downward; as the JAX code of MeanFlow does, to the nearest, and up from the middle."""
+
+
+def to_uint8(pixels: Tensor, protocol: str = TORCH_FIDELITY) -> Tensor:
+    """Convert pixels in [−1, 1] to uint8 in 0...255; clamp values outside and map NaN to 0."""
+    levels = (pixels.nan_to_num(-1) + 1) * 127.5
+    return ROUNDING[protocol](levels).clamp(0, 255).to(torch.uint8)
 
 
 class Codec(Protocol):
@@ -19,9 +35,13 @@ class Codec(Protocol):
         """
         ...
 
+    def pixels(self, samples: Tensor) -> Tensor:
+        """Convert generated samples [B, *sample_shape] to pixels [B, *image_shape], roughly in [−1, 1]."""
+        ...
+
     def decode(self, samples: Tensor) -> Tensor:
         """Convert generated samples [B, *sample_shape] to uint8 images [B, *image_shape]."""
-        ...
+        return to_uint8(self.pixels(samples))
 
     def images(self, stored: Tensor) -> Tensor:
         """Convert stored samples to uint8 images [B, *image_shape], the reference of the evaluation."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from soflow.codecs.base import Codec
 from soflow.codecs.pixels import Pixels
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, first_line
 from soflow.data.base import LATENT_CHANNELS, LATENT_FACTOR
 from soflow.precision import Precision
 
@@ -33,7 +34,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 REMEDY = "give a folder as diffusers' save_pretrained writes it, or a hub id such as stabilityai/sd-vae-ft-mse"
 
 
-class Latents:
+class Latents(Codec):
     """Codec of stored moments [B, 8, h, w]. Training needs no autoencoder, so it is loaded at the first decoding.
 
     Args:
@@ -49,11 +50,11 @@ class Latents:
         return LATENT_SCALE * (mean if noise is None else mean + std * noise)
 
     @torch.no_grad()
-    def decode(self, samples: Tensor) -> Tensor:
-        """Decode latents [B, 4, h, w] to uint8 images [B, 3, 8h, 8w]."""
+    def pixels(self, samples: Tensor) -> Tensor:
+        """Decode latents [B, 4, h, w] to pixels [B, 3, 8h, 8w]."""
         with PRECISION.context(samples.device):
             parts = (samples.float() / LATENT_SCALE).split(DECODE_BATCH)
-            return torch.cat([Pixels().decode(self._autoencoder.decode(part).sample) for part in parts])
+            return torch.cat([self._autoencoder.decode(part).sample for part in parts])
 
     def images(self, stored: Tensor) -> Tensor:
         return self.decode(self.encode(stored))
@@ -87,7 +88,7 @@ def load_vae(vae: str, device: torch.device) -> AutoencoderKL:
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
             )
     except Exception as error:  # diffusers passes on any exception of its dependencies
-        raise _rejected(vae, f"{folder / WEIGHTS} cannot be loaded ({_first_line(error)})") from None
+        raise _rejected(vae, f"{folder / WEIGHTS} cannot be loaded ({first_line(error)})") from None
     if info["missing_keys"]:  # diffusers leaves them at random values
         raise _rejected(vae, f"{folder / WEIGHTS} lacks {info['missing_keys'][0]}")
     return loaded.to(device).float().eval().requires_grad_(False)
@@ -109,7 +110,7 @@ def vae_folder(vae: str) -> Path:
         config = json.loads((folder / CONFIG).read_text())
         _check(vae, config)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise _rejected(vae, f"{folder / CONFIG} cannot be read ({_first_line(error)})") from None
+        raise _rejected(vae, f"{folder / CONFIG} cannot be read ({first_line(error)})") from None
     return folder
 
 
@@ -136,12 +137,8 @@ def _fetch(vae: str) -> Path:
     except HFValidationError:
         raise _rejected(vae, "no such folder") from None
     except Exception as error:  # network and hub errors have many classes
-        raise _rejected(vae, f"no such folder here, and it cannot be fetched ({_first_line(error)})") from None
+        raise _rejected(vae, f"no such folder here, and it cannot be fetched ({first_line(error)})") from None
 
 
 def _rejected(vae: str, fault: str) -> ConfigError:
     return ConfigError(f"dataset.vae = {vae}: {fault}; {REMEDY}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

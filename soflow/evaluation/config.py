@@ -14,6 +14,7 @@ from soflow.evaluation.registry import FEATURE_NETWORKS, SUFFIX, feature_network
 from soflow.plugins import label
 
 Sampler = Literal["renoise", "compose", "heun"]
+Protocol = Literal["torch-fidelity", "adm", "jax"]
 
 
 class EvaluationConfig(Section):
@@ -45,8 +46,15 @@ class EvaluationConfig(Section):
     """Number of samples generated per batch."""
     reference: InputPath | None = None
     """File of reference statistics for FID, used instead of the data: .npz (mu, sigma) or torch-fidelity's .pt."""
-    labels: Literal["balanced", "data"] = "balanced"
-    """Classes of the generated samples: balanced = equally many of each, data = in the proportions of the data."""
+    reference_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{8,64}$")] | None = None
+    """Beginning of the SHA-256 of `reference`, 8 digits or more: another file is refused."""
+    protocol: Protocol = "torch-fidelity"
+    """FID protocol. It sets the rounding of pixels to whole levels: torch-fidelity = to the nearest, adm = downward as
+    guided-diffusion and DiT save samples, jax = to the nearest and up from the middle as in MeanFlow's JAX code. The
+    last two need `reference` and `reference_sha256`, as their published FIDs are against such a file."""
+    labels: Literal["balanced", "data", "random"] = "balanced"
+    """Classes of the generated samples: balanced = equally many of each, data = in the proportions of the data, random
+    = each drawn at random, all equally likely, as guided-diffusion and DiT do."""
     precision_recall: bool = False
     """Also compute precision and recall."""
     inception_score: bool = False
@@ -82,6 +90,11 @@ class EvaluationConfig(Section):
             raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
         if self.sampler == "heun" and self.nfe is not None and any(n > 1 and n % 2 for n in self.nfe):
             raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun (two evaluations per step)")
+        if self.protocol != "torch-fidelity" and not (self.reference and self.reference_sha256):
+            missing = "reference_sha256" if self.reference else "reference"
+            raise ValueError(
+                f"protocol = {self.protocol}: needs {missing}, its FIDs are distances from one file of statistics"
+            )
         if any(later >= earlier for earlier, later in pairwise(self.times)):
             raise ValueError(f"times = {list(self.times)} must decrease, from noise at 1 to data at 0")
         if self.times and self.sampler == "heun":

@@ -11,6 +11,7 @@ import torch
 import torch_fidelity
 from torch import Tensor
 
+from soflow.codecs.base import TORCH_FIDELITY
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.data.base import DataSource, class_counts
@@ -33,6 +34,12 @@ class Batch:
     """[B, C, H, W], uint8 in 0...255."""
     labels: Tensor | None = None
     """[B], classes the images were generated for; None for unconditional images."""
+    others: tuple[Tensor, ...] = ()
+    """The same images, rounded by further FID protocols."""
+
+    def rounded(self, number: int) -> Batch:
+        """Return the batch with the images of a further protocol."""
+        return Batch(self.places, self.others[number], self.labels)
 
 
 class Evaluator:
@@ -104,39 +111,23 @@ class Evaluator:
         Raises:
             ValueError: if images or labels have the wrong type, shape or number.
         """
-        moments = Moments(self.info.num_features, self.device)
-        features, logits = Rows(self.info.num_features, reference.MANY), Rows(self.info.num_logits)
-        labeled = torch.zeros(2, dtype=torch.float64, device=self.device)  # labeled images; correctly classified ones
-        compares_features = self.config.reference is None
+        measurement = Measurement(self)
         for batch in batches:
-            layers = self._checked_layers(batch)
-            moments.add(layers[self.info.layer])
-            if compares_features:
-                features.add(batch.places, layers[self.info.layer])
-            if self.config.inception_score:
-                logits.add(batch.places, layers[self.info.logits])
-            if self.classifies and batch.labels is not None:
-                correct = layers[self.info.logits].argmax(1) == batch.labels.to(self.device)
-                labeled += torch.stack([torch.ones_like(correct).sum(), correct.sum()])
-        num_samples = self._merge(moments)
-        measures = self._compare(moments)
-        if compares_features:
-            measures |= self._compare_features(features.merge(self.workers, num_samples))
-        if self.config.inception_score:
-            table = logits.merge(self.workers, num_samples)
-            measures["inception_score"] = lambda: metrics.inception_score(table)
-        number, consistent = self.workers.sum(labeled).tolist()
-        if number:
-            measures["class_consistency"] = lambda: consistent / number
-        return self.workers.from_first(measures)
+            measurement.add(batch)
+        return measurement.metrics()
 
     def fid(self, batches: Iterable[Batch]) -> float:
         """Compute FID only, as in `evaluate`."""
         moments = Moments(self.info.num_features, self.device)
         for batch in batches:
-            moments.add(self._checked_layers(batch)[self.info.layer])
-        self._merge(moments)
-        return self.workers.from_first(self._compare(moments))["fid"]
+            moments.add(self.checked_layers(batch)[self.info.layer])
+        self.merge(moments)
+        return self.workers.from_first(self.compare(moments))["fid"]
+
+    @property
+    def compares_features(self) -> bool:
+        """True if the reference has features, not only their statistics."""
+        return self.config.reference is None
 
     def floor(self) -> dict[str, float]:
         """Return `fid_floor` and `kid_floor`: the distances between two disjoint random halves of the real images.
@@ -160,6 +151,7 @@ class Evaluator:
             "feature_weights_sha256": self.weights_sha256[:12],
             "num_samples": self.config.num_samples,
             "labels": self.config.labels,
+            **({} if self.config.protocol == TORCH_FIDELITY else {"protocol": self.config.protocol}),
             **facts,
             "torch_fidelity_version": torch_fidelity.__version__,
         }
@@ -170,11 +162,11 @@ class Evaluator:
         assert self.reference is not None
         return self.reference
 
-    def _compare(self, moments: Moments) -> dict[str, Callable[[], float]]:
+    def compare(self, moments: Moments) -> dict[str, Callable[[], float]]:
         """Return a function for FID of all workers' features, to be called on worker 0."""
         return {"fid": lambda: metrics.fid(moments.statistics(), self._known.statistics)}
 
-    def _compare_features(self, features: Tensor) -> dict[str, Callable[[], float]]:
+    def compare_features(self, features: Tensor) -> dict[str, Callable[[], float]]:
         """Return functions for KID, precision and recall of features [N, D], to be called on worker 0."""
 
         def references() -> Tensor:
@@ -187,14 +179,15 @@ class Evaluator:
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
         return measures
 
-    def _merge(self, moments: Moments) -> int:
+    def merge(self, moments: Moments) -> int:
         """Merge all workers' moments and return the number of images."""
         moments.merge(self.workers)
         if moments.count < 2:
             raise ValueError(f"{moments.count} image evaluated: a distribution needs at least 2")
         return moments.count
 
-    def _checked_layers(self, batch: Batch) -> dict[str, Tensor]:
+    def checked_layers(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the layers of a batch's images, whose type and shape are checked."""
         images, labels = batch.images, batch.labels
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 in 0...255, not {images.dtype}")
@@ -214,3 +207,42 @@ class Evaluator:
             chunks = [self.extractor(chunk.to(self.device)) for chunk in images.split(CHUNK)]
         layers = (torch.cat(values) for values in zip(*chunks, strict=True))
         return dict(zip(self.extractor.features_list, layers, strict=True))
+
+
+class Measurement:
+    """Comparison of images that arrive batch by batch; on all workers alike."""
+
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, info, device = evaluator, evaluator.info, evaluator.device
+        self._moments = Moments(info.num_features, device)
+        self._features, self._logits = Rows(info.num_features, reference.MANY), Rows(info.num_logits)
+        self._labeled = torch.zeros(2, dtype=torch.float64, device=device)
+        """Number of labeled images, and of correctly classified ones."""
+
+    def add(self, batch: Batch) -> None:
+        """Add images of this worker."""
+        evaluator, info = self.evaluator, self.evaluator.info
+        layers = evaluator.checked_layers(batch)
+        self._moments.add(layers[info.layer])
+        if evaluator.compares_features:
+            self._features.add(batch.places, layers[info.layer])
+        if evaluator.config.inception_score:
+            self._logits.add(batch.places, layers[info.logits])
+        if evaluator.classifies and batch.labels is not None:
+            correct = layers[info.logits].argmax(1) == batch.labels.to(evaluator.device)
+            self._labeled += torch.stack([torch.ones_like(correct).sum(), correct.sum()])
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of all workers' images, see `Evaluator.evaluate`."""
+        evaluator, workers = self.evaluator, self.evaluator.workers
+        num_samples = evaluator.merge(self._moments)
+        measures = evaluator.compare(self._moments)
+        if evaluator.compares_features:
+            measures |= evaluator.compare_features(self._features.merge(workers, num_samples))
+        if evaluator.config.inception_score:
+            table = self._logits.merge(workers, num_samples)
+            measures["inception_score"] = lambda: metrics.inception_score(table)
+        number, consistent = workers.sum(self._labeled).tolist()
+        if number:
+            measures["class_consistency"] = lambda: consistent / number
+        return workers.from_first(measures)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soflow.codecs.base import Codec
+from soflow.codecs.base import Codec, to_uint8
 from soflow.config import RunConfig
 from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
@@ -47,6 +47,7 @@ def generate(
     sampler: str,
     workers: Workers,
     class_counts: Sequence[int],
+    also: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Generate this worker's share of the evaluation's `num_samples` images; workers take batches in turn.
 
@@ -54,18 +55,30 @@ def generate(
 
     Args:
         class_counts: number of the data's images in each class.
+        also: further FID protocols, in whose rounding the batches contain the same images as well.
     """
     device, conditional = workers.device, config.dataset.conditional
     total, size = config.evaluation.num_samples, config.evaluation.batch_size
-    counts = [1] * len(class_counts) if config.evaluation.labels == "balanced" else class_counts
-    classes, options = evaluation_labels(total, counts).to(device), sampling_options(config)
+    classes, options = _labels(config, class_counts).to(device), sampling_options(config)
     for begin in range(workers.rank * size, total, workers.size * size):
         places = torch.arange(begin, min(begin + size, total), device=device)
         labels = classes[places]
         network_labels = labels if conditional else torch.full_like(labels, objective.num_classes)
         fresh = _noise(config, places.tolist(), device)
         samples = sample(objective, network, next(fresh), network_labels, nfe, sampler, fresh, options)
-        yield Batch(places, codec.decode(samples), labels if conditional else None)
+        pixels = codec.pixels(samples)
+        rounded = [to_uint8(pixels, protocol) for protocol in (config.evaluation.protocol, *also)]
+        yield Batch(places, rounded[0], labels if conditional else None, tuple(rounded[1:]))
+
+
+def _labels(config: RunConfig, class_counts: Sequence[int]) -> Tensor:
+    """Return the classes of all images of an evaluation, [num_samples]."""
+    evaluation = config.evaluation
+    if evaluation.labels == "random":
+        drawn = generator(torch.device("cpu"), config.seed, "labels")
+        return torch.randint(len(class_counts), (evaluation.num_samples,), generator=drawn)
+    counts = [1] * len(class_counts) if evaluation.labels == "balanced" else class_counts
+    return evaluation_labels(evaluation.num_samples, counts)
 
 
 def evaluation_labels(num_samples: int, class_counts: Sequence[int]) -> Tensor:

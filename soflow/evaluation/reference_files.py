@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soflow.config_base import ConfigError
+from soflow.config_base import ConfigError, first_line
 from soflow.evaluation.registry import feature_network_info
-from soflow.files import write_atomic
+from soflow.files import sha256, write_atomic
 
 if TYPE_CHECKING:
     from soflow.config import RunConfig
@@ -30,8 +30,13 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
         ConfigError: if the file is missing, damaged, made with another feature network or contains no statistics, or
             if a configured metric needs more than statistics.
     """
-    path = config.evaluation.reference
+    path, wanted = config.evaluation.reference, config.evaluation.reference_sha256
     assert path is not None
+    if wanted and path.is_file() and not (found := sha256(path)).startswith(wanted.lower()):
+        raise ConfigError(
+            f"evaluation.reference = {path}: is another file than evaluation.reference_sha256 = {wanted} says, it has "
+            f"{found[:12]}…; FIDs against different references differ"
+        )
     if config.evaluation.precision_recall:
         raise ConfigError(
             f"evaluation.precision_recall = True: needs the features of the data; leave it out or leave out "
@@ -80,7 +85,7 @@ def _read_npz(path: Path, feature_network: str) -> dict[str, np.ndarray]:
     except _UnusableError:
         raise
     except Exception as error:  # a damaged archive can fail in any way
-        raise _UnusableError(f"cannot be read as .npz ({_first_line(error)})") from None
+        raise _UnusableError(f"cannot be read as .npz ({first_line(error)})") from None
 
 
 def _read_torch_fidelity(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +98,7 @@ def _read_torch_fidelity(path: Path) -> dict[str, np.ndarray]:
         raise _UnusableError("no such file") from None
     except Exception as error:  # unpickling can fail in any way
         raise _UnusableError(
-            f"cannot be read as torch-fidelity's cache file ({_first_line(error)}); a file in ADM's format must be "
+            f"cannot be read as torch-fidelity's cache file ({first_line(error)}); a file in ADM's format must be "
             "named .npz"
         ) from None
     return _as_statistics(content, list(content) if isinstance(content, dict) else type(content).__name__)
@@ -133,7 +138,3 @@ def _check(statistics: dict[str, np.ndarray], feature_network: str) -> None:
     # The tolerance allows float32 rounding of a covariance, but rejects matrices that are not one.
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or np.diagonal(sigma).min() < 0:
         raise _UnusableError("sigma must be a covariance, symmetric with a diagonal that is not negative")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -35,7 +35,7 @@ def class_counts(path: Path, config: RunConfig, objective: Objective) -> list[in
     Raises:
         ConfigError: if samples follow the data, but the checkpoint does not contain the numbers.
     """
-    if config.evaluation.labels == "balanced":
+    if config.evaluation.labels != "data":
         return [1] * objective.num_classes
     counts = checkpoints.load(path).get("class_counts")
     if counts is None:

@@ -1,0 +1,69 @@
+"""A sweep over a finished checkpoint: killed and interrupted, it resumes to the numbers of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pandas as pd
+import pytest
+from session import SMALL, wait_for_line
+
+import soflow
+from orchestration.checkpoint_sweep.results import load_results
+
+RUN = [*SMALL, "--name", "run", "--training.snapshot-every", "2"]
+POINTS = ["--ema", "trained", "0.1", "--guidance", "1", "2", "--nfe", "1", "2", "--confirm-seeds", "2"]
+
+
+def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers_and_is_extended(shared):
+    shared.succeed("train.py", *RUN)
+    run = shared.storage / "run"
+    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS)
+    wait_for_line(sweep, "2 steps, renoise, trained EMA, guidance 2: fid")
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS)
+    wait_for_line(sweep, "EMA 0.1: fid")
+    os.kill(sweep.pid, signal.SIGINT)
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130
+    assert "interrupted; the same command resumes" in output
+
+    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS)
+    assert "8 points of" in output
+    assert "best / default [95 % CI]" in output
+    folder = shared.storage / "run-step-12-points"
+    results = load_results(folder)
+    table = pd.read_csv(folder / "points.csv")
+    assert len(results) == len(table) == len(set(table["number"]))
+    assert len(table[table["seed"] == 0]) == 8
+
+    # Every number is what the same model measures here, without Ray.
+    for result in (results[0], results[-1]):
+        model = soflow.load_model(run, device="cpu", ema=result.point.ema)
+        changes = {path.removeprefix("evaluation."): value for path, value in result.point.changes().items()}
+        expected = model.evaluate(shared.storage / "reference", precision_recall=True, **changes)
+        same = ("fid", "kid", "precision", "recall", "class_consistency")
+        assert {name: result.metrics[name] for name in same} == {name: expected[name] for name in same}
+
+    # Each point is one run in MLflow, with its parent's record of what was found.
+    runs = shared.runs()
+    parent = runs["run-step-12-points"]
+    assert (parent.info.status, parent.data.tags["soflow.kind"]) == ("FINISHED", "checkpoint sweep")
+    children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    fids = sorted(child.data.metrics["fid"] for child in children)
+    assert fids == pytest.approx(sorted(result.metrics["fid"] for result in results), rel=1e-12)
+    assert "Where the metrics disagree" in (folder / "report.html").read_text()
+
+    # The best point is a checkpoint that the other programs take; more values extend the sweep.
+    best = min((result for result in results if result.point.seed == 0), key=lambda result: result.metrics["fid"])
+    found = soflow.load_model(folder / "best", device="cpu").evaluate(shared.storage / "reference")
+    assert found["fid"] == best.metrics["fid"]
+    shared.succeed("sample.py", str(folder / "best"), "--out", str(shared.storage / "best.png"))
+    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS, "--temperature", "1", "0.9")
+    assert f"16 points of {run / 'checkpoint-00000012.pt'}, {len(results)} of them measured before" in output
+    assert load_results(folder)[: len(results)] == results
+
+    message = shared.fail("sweep_checkpoint.py", str(run), *POINTS, "--num-samples", "32")
+    assert "num_samples = 32: the points of run-step-12-points were measured with 64; choose another --name" in message
