@@ -34,7 +34,10 @@ from soflow.evaluation.registry import (
     feature_network_info,
 )
 from soflow.files import write_atomic
+from soflow.precision import Precision
 
+CHUNK = 128
+"""Images per call of a feature network."""
 LAST_SIDE, LAST_WIDTH = 4, 64
 """Side in pixels, at most, and channels of a classifier's last stage."""
 
@@ -168,6 +171,17 @@ def load(name: str, layers: list[str], weights: Path, device: torch.device) -> F
     if name != "inception" and device.type == "cuda":
         extractor.double()  # TensorFloat-32 would make features depend on the device
     return extractor.to(device)
+
+
+@torch.no_grad()
+def layers_of(extractor: FeatureExtractorBase, images: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Compute the layers [B, width], float32, of uint8 images [B, C, H, W], a part of them at a time."""
+    if extractor.name == FEATURE_NETWORKS["inception"].extractor and images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    with Precision().context(device):  # TensorFloat-32 would make features depend on the device
+        chunks = [extractor(chunk.to(device)) for chunk in images.split(CHUNK)]
+    layers = (torch.cat(values) for values in zip(*chunks, strict=True))
+    return dict(zip(extractor.features_list, layers, strict=True))
 
 
 def _fetch_inception() -> Path:

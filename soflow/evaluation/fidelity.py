@@ -19,9 +19,6 @@ from soflow.evaluation import feature_networks, metrics, reference
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256
-from soflow.precision import Precision
-
-CHUNK = 128  # images per call of the feature network
 
 
 @dataclass(frozen=True)
@@ -198,15 +195,8 @@ class Evaluator:
                 raise ValueError(f"{name} must have shape ({len(images)},), one per image, not {tuple(values.shape)}")
         return self._layers(images)
 
-    @torch.no_grad()
     def _layers(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the layers [B, width], float32, of uint8 images [B, C, H, W]."""
-        if self.network == "inception" and self.image_shape[0] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        with Precision().context(self.device):  # TensorFloat-32 would make features depend on the device
-            chunks = [self.extractor(chunk.to(self.device)) for chunk in images.split(CHUNK)]
-        layers = (torch.cat(values) for values in zip(*chunks, strict=True))
-        return dict(zip(self.extractor.features_list, layers, strict=True))
+        return feature_networks.layers_of(self.extractor, images, self.device)
 
 
 class Measurement:

@@ -76,6 +76,17 @@ class Moments:
         sigma = self.scatter / (self.count - 1)
         return {"mu": self.mean.cpu().numpy(), "sigma": sigma.cpu().numpy()}
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the content, for a file."""
+        return {"count": torch.tensor(self.count), "mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Moments:
+        """Restore the content of `state`, on the CPU."""
+        moments = cls(len(state["mean"]), torch.device("cpu"))
+        moments.count, moments.mean, moments.scatter = int(state["count"]), state["mean"], state["scatter"]
+        return moments
+
 
 class Rows:
     """This worker's rows of a float32 table [N, width] with one row per sample, stored on the CPU.

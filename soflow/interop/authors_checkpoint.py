@@ -31,7 +31,15 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing, damaged or in another format.
     """
-    stored = checkpoints.load(path)
+    return checked(checkpoints.load(path), path)
+
+
+def checked(stored: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of the SoFlow authors.
+
+    Raises:
+        CheckpointError: if it is in another format.
+    """
     for key in ("model", "ema_model"):
         if not isinstance(stored.get(key), Mapping):
             raise CheckpointError(f"{path}: is no checkpoint of the SoFlow authors, it contains no '{key}'")

@@ -19,18 +19,18 @@ POINTS = ["--ema", "trained", "0.1", "--guidance", "1", "2", "--nfe", "1", "2", 
 def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers_and_is_extended(shared):
     shared.succeed("train.py", *RUN)
     run = shared.storage / "run"
-    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS)
-    wait_for_line(sweep, "2 steps, renoise, trained EMA, guidance 2: fid")
+    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
+    wait_for_line(sweep, ": fid")
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
-    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS)
-    wait_for_line(sweep, "EMA 0.1: fid")
+    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
+    wait_for_line(sweep, "seed 1: fid")
     os.kill(sweep.pid, signal.SIGINT)
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 130
     assert "interrupted; the same command resumes" in output
 
-    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS)
+    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "2")
     assert "8 points of" in output
     assert "best / default [95 % CI]" in output
     folder = shared.storage / "run-step-12-points"
@@ -61,7 +61,9 @@ def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers_and_is_exten
     found = soflow.load_model(folder / "best", device="cpu").evaluate(shared.storage / "reference")
     assert found["fid"] == best.metrics["fid"]
     shared.succeed("sample.py", str(folder / "best"), "--out", str(shared.storage / "best.png"))
-    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS, "--temperature", "1", "0.9")
+    output = shared.succeed(
+        "sweep_checkpoint.py", str(run), *POINTS, "--temperature", "1", "0.9", "--max-concurrent", "1"
+    )
     assert f"16 points of {run / 'checkpoint-00000012.pt'}, {len(results)} of them measured before" in output
     assert load_results(folder)[: len(results)] == results
 
