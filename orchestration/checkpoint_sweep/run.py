@@ -296,12 +296,18 @@ class _Sweep:
         shown = ", ".join(f"{goal} {answer.metrics[goal]:.4g}" for goal in goals if goal in answer.metrics)
         seed = f", seed {point.seed}" if point.seed != self.space.seed else ""
         self._say(f"{describe(point)}{seed}: {shown}")
-        key = f"{self.folder.name}/{key_of(point)}"
-        params = flatten(to_dict(point))
+        self._log(result)
+
+    def _log(self, result: Result) -> None:
+        """Record a result in MLflow, unless it was recorded before; an interruption may have come in between."""
+        point, key = result.point, f"{self.folder.name}/{key_of(result.point)}"
+        if self.tracker.has_ended(key):
+            return
+        seed = f", seed {point.seed}" if point.seed != self.space.seed else ""
         tags = self._tags(schema.POINT_KIND) | {schema.SWEEP: self.folder.name, schema.NUMBER: result.number}
-        tags |= {f"fid_{name}": str(value) for name, value in answer.protocol.items()}
-        self.tracker.start_run(key, f"{describe(point)}{seed}", params, tags, self.folder.name)
-        self.tracker.log_metrics(key, answer.metrics, self.checkpoint.step)
+        tags |= {f"fid_{name}": str(value) for name, value in result.protocol.items()}
+        self.tracker.start_run(key, f"{describe(point)}{seed}", flatten(to_dict(point)), tags, self.folder.name)
+        self.tracker.log_metrics(key, result.metrics, self.checkpoint.step)
         self.tracker.log_image(key, grid_file(self.folder, point), "samples", self.checkpoint.step)
         self.tracker.end_run(key, "FINISHED")
 
@@ -323,6 +329,8 @@ class _Sweep:
     def _finish(self, status: str, write_report: Callable[[Path], Path | None]) -> int:
         """Write table, best points, their model and the report; return the bytes to upload."""
         upload_bytes = 0
+        for result in self.results:
+            self._log(result)
         if searched := self._searched():
             write_atomic(self.folder / points.TABLE_FILE, points.table(self.results).to_csv(index=False))
             self.tracker.log_artifact(self.folder.name, self.folder / points.TABLE_FILE)
