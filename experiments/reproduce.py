@@ -278,7 +278,7 @@ def _table(options: ReproduceOptions, measured: dict[int, list[FidEstimate]]) ->
             shown, difference = (
                 ("–", "–") if published is None else (f"{published:.2f}", f"{found.value - published:+.2f}")
             )
-            row = (str(nfe), protocol, f"{found.value:.2f}", f"{found.error:.2f}", shown, difference)
+            row = (str(nfe), protocol, f"{found.value:.2f}", f"{found.error:.2g}", shown, difference)
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
