@@ -13,8 +13,8 @@ ROUNDING = {
     "adm": lambda levels: levels.floor(),
     "jax": lambda levels: (levels + 0.5).floor(),
 }
-"""From a level in 0...255 to a whole one, by FID protocol: to the nearest; as guided-diffusion and DiT save their
-samples, downward; as the JAX code of MeanFlow does, to the nearest, and up from the middle."""
+"""From a level in 0...255 to a whole one, by FID protocol: to the nearest; downward, as guided-diffusion saves its
+samples; to the nearest and up from the middle, as DiT and MeanFlow's JAX code do."""
 
 
 def to_uint8(pixels: Tensor, protocol: str = TORCH_FIDELITY) -> Tensor:

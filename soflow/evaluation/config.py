@@ -50,7 +50,7 @@ class EvaluationConfig(Section):
     """Beginning of the SHA-256 of `reference`, 8 digits or more: another file is refused."""
     protocol: Protocol = "torch-fidelity"
     """FID protocol. It sets the rounding of pixels to whole levels: torch-fidelity = to the nearest, adm = downward as
-    guided-diffusion and DiT save samples, jax = to the nearest and up from the middle as in MeanFlow's JAX code. The
+    guided-diffusion saves samples, jax = to the nearest and up from the middle, as DiT and MeanFlow's JAX code do. The
     last two need `reference` and `reference_sha256`, as their published FIDs are against such a file."""
     labels: Literal["balanced", "data", "random"] = "balanced"
     """Classes of the generated samples: balanced = equally many of each, data = in the proportions of the data, random
