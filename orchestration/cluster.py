@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import secrets
 import socket
@@ -29,8 +28,6 @@ REMEDY = "start one with `ray start --head`, or leave out address to use this ma
 LONGEST_SOCKET_FOLDER = 40
 """Bytes of the folder's path in which Ray's sockets are."""
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
-SLOTS_EVERY_S = 5.0
-"""Seconds between two looks at the size of the cluster."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Setting of Ray Train: watch for announced ends of nodes. The watcher is one more process per worker group."""
 RAY_SETTINGS = {
@@ -145,43 +142,6 @@ def connected(config: Launch, groups: int | None) -> Iterator[ResourcesConfig]:
     with ray_session(config.address):
         available = _resources_of_cluster(config, groups or 1)
         yield share_gpus(config.resources, groups or 1, available.get("GPU", 0))
-
-
-class Slots:
-    """Number of worker groups that may run at a time.
-
-    Args:
-        resources: of each group.
-        groups: the number; None for as many as fit on the cluster, of which it asks every few seconds.
-    """
-
-    def __init__(self, resources: ResourcesConfig, groups: int | None):
-        self.resources, self.groups = resources, groups
-        self._asked, self._fitting = -math.inf, 0
-
-    def __call__(self) -> int:
-        if self.groups is not None:
-            return self.groups
-        if time.monotonic() - self._asked > SLOTS_EVERY_S:
-            import ray
-
-            self._asked, self._fitting = time.monotonic(), max(1, groups_that_fit(self.resources, ray.nodes()))
-        return self._fitting
-
-
-def groups_that_fit(resources: ResourcesConfig, nodes: list[dict[str, Any]]) -> int:
-    """Count the worker groups that fit on the living nodes, each worker on one node.
-
-    Args:
-        nodes: as `ray.nodes` returns them.
-    """
-    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0}
-    workers = 0
-    for node in nodes:
-        if node["Alive"]:
-            has = node["Resources"]
-            workers += min(int(has.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need)
-    return workers // resources.num_workers
 
 
 def _resources_of_cluster(config: Launch, groups: int) -> dict[str, float]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 GapRatio = Annotated[float, Field(gt=0, le=1)]
@@ -60,6 +68,18 @@ def without_password(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def in_one_line(message: str) -> WrapValidator:
+    """Make a validator that answers with one message where a union of types would with one for each type."""
+
+    def check(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(message) from None
+
+    return WrapValidator(check)
 
 
 def one_of(names: Collection[str]):

@@ -75,7 +75,8 @@ def left_s(snapshot: Snapshot) -> float | None:
     total, over = _total_steps(snapshot), sum(trial.state in OVER for trial in snapshot.trials)
     to_start = max(0, num_trials(snapshot) - over - len(running))
     steps_left = to_start * total + sum(total - steps_done(snapshot, trial) for trial in running)
-    slots = min(_whole(snapshot.param("max_concurrent"), 1), to_start + len(running))
+    # With max_concurrent = auto, as many as are running now.
+    slots = min(_whole(snapshot.param("max_concurrent"), max(1, len(running))), to_start + len(running))
     return time_left_s(steps_left, sum(seconds for seconds, _ in timed) / steps, slots)
 
 

@@ -20,10 +20,11 @@ from orchestration.checkpoint_sweep.results import Result, at_seed, describe, gr
 from orchestration.checkpoint_sweep.saved import CONFIG_FILE
 from orchestration.checkpoint_sweep.space import Space, space_of
 from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Measured, Subject
-from orchestration.cluster import Slots, connected
+from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig
 from orchestration.interruption import is_interruption
 from orchestration.preflight import check_inputs
+from orchestration.slots import Slots
 from orchestration.storage import SPOOL, check_storage, sole_owner
 from orchestration.terminal.format import plain_console, table_console
 from orchestration.tracking import schema

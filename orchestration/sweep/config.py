@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import (
     AfterValidator,
     Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -17,7 +15,7 @@ from pydantic import (
 from orchestration.config import LaunchConfig, database_url
 from orchestration.sweep.cases import Case, read_cases, value_text
 from orchestration.sweep.hypotheses import read_hypothesis
-from soflow.config_base import Count, Section
+from soflow.config_base import Count, Section, in_one_line
 
 SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random"]
 CONDITIONAL_SAMPLERS = ("tpe", "random")
@@ -43,7 +41,7 @@ class SweepConfig(LaunchConfig):
 
     num_trials: Count | None = None
     """Configurations to try. With --resume: extend the sweep to this many."""
-    max_concurrent: Count | Literal["auto"] = 2
+    max_concurrent: Annotated[Count | Literal["auto"], in_one_line("must be a number of at least 1, or auto")] = 2
     """Trials that run in parallel, each on its own group of workers. auto = as many as fit on the cluster, also when
     nodes join or leave."""
     seeds_per_trial: Count = 1
@@ -170,14 +168,6 @@ class SweepConfig(LaunchConfig):
             cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
             return values | {"num_trials": len(read_cases(cases or ())) * int(seeds) or NUM_TRIALS}
         return values
-
-    @field_validator("max_concurrent", mode="wrap")
-    @classmethod
-    def _is_a_number_or_auto(cls, value: Any, read: ValidatorFunctionWrapHandler) -> int | str:
-        try:
-            return read(value)
-        except ValidationError:  # one line in place of one for each type
-            raise ValueError("must be a number of at least 1, or auto") from None
 
     @property
     def at_a_time(self) -> str:

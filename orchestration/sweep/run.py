@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.cluster import Slots, connected
+from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig
 from orchestration.interruption import is_interruption, received, set_last_words
 from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
 from orchestration.preflight import check_inputs
 from orchestration.resuming import check_original, note_location, resumed
+from orchestration.slots import Slots
 from orchestration.storage import (
     SPOOL,
     STUDY_FILE,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field, field_validator
 
-from soflow.config_base import Count, Positive, PrecisionName, Section
+from soflow.config_base import Count, Positive, PrecisionName, Section, in_one_line
 from soflow.posthoc_ema import LONGEST
 
 
@@ -56,7 +56,7 @@ class TrainingConfig(Section):
     """Precision of network calls: fp32, tf32 (CUDA tensor cores) or bf16."""
     quotient_precision: PrecisionName = "fp32"
     """Precision of the network outputs in a finite difference, which amplifies their rounding by 1 / r(k, K)."""
-    compile: bool | Literal["auto"] = False
+    compile: Annotated[bool | Literal["auto"], in_one_line("must be true, false or auto")] = False
     """Compile the network and MeanFlow's Jacobian-vector product with torch.compile: up to minutes of start-up, then
     faster steps. auto = before the first step, compare the seconds that the steps to go can save with those that
     compilation takes, measure both kinds of steps if it may pay off, and use the faster. Compiled steps round
@@ -68,11 +68,3 @@ class TrainingConfig(Section):
         if len(set(lengths)) < len(lengths) or not lengths:
             raise ValueError("must list different lengths, at least one")
         return lengths
-
-    @field_validator("compile", mode="wrap")
-    @classmethod
-    def _compile_is_a_choice(cls, value: Any, read: ValidatorFunctionWrapHandler) -> bool | str:
-        try:
-            return read(value)
-        except ValidationError:  # one line in place of one for each type
-            raise ValueError("must be true, false or auto") from None

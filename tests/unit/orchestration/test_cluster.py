@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from orchestration import cluster
+from orchestration import cluster, slots
 from orchestration.config import ResourcesConfig
 
 
@@ -42,8 +42,8 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
     ],
 )
 def test_groups_that_fit_on_the_nodes_are_counted(resources, nodes, expected):
-    assert cluster.groups_that_fit(ResourcesConfig(**resources), nodes) == expected
+    assert slots.groups_that_fit(ResourcesConfig(**resources), nodes) == expected
 
 
 def test_a_fixed_number_of_slots_asks_no_cluster():
-    assert cluster.Slots(ResourcesConfig(), 3)() == 3
+    assert slots.Slots(ResourcesConfig(), 3)() == 3

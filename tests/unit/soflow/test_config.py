@@ -82,6 +82,8 @@ RUN_PATHS = {
     "evaluation.batch_size",
     "evaluation.labels",
     "evaluation.reference",
+    "evaluation.reference_sha256",
+    "evaluation.protocol",
     "evaluation.precision_recall",
     "evaluation.inception_score",
     "evaluation.diagnostics",
@@ -285,6 +287,8 @@ CHANGES = {
     "evaluation.feature_network": "inception",
     "evaluation.inception_weights": "weights.pth",
     "evaluation.reference": "reference.npz",
+    "evaluation.reference_sha256": "0123456789",
+    "evaluation.protocol": "adm",
     "evaluation.labels": "data",
     "evaluation.diagnostics": ("ode_violation",),
     "dataset.augmentation": 0.12,
@@ -300,6 +304,7 @@ CHANGES = {
     "training.quotient_precision": "tf32",
 }
 NEEDS = {path: {"network.name": "U-Net-XS"} for path in ("dataset.augmentation", "network.dropout")}
+NEEDS["evaluation.protocol"] = {"evaluation.reference": "reference.npz", "evaluation.reference_sha256": "01234567"}
 """What else must change for the change to be valid."""
 
 """A valid change of every field that is not a positive number."""
