@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestration.config import Folder
 from orchestration.store.runs import StoredCheckpoint
@@ -32,6 +32,10 @@ EVALUATION = (
     *("times", "temperature", "guidance", "guidance_interval"),
 )
 """Options that replace fields of the run's `evaluation`."""
+
+
+SAMPLING = {"times", "temperature", "guidance", "guidance_interval"}
+"""Fields of `evaluation` that change the images, besides NFE and sampler."""
 
 
 class EvaluateOptions(Section):
@@ -90,6 +94,12 @@ class EvaluateOptions(Section):
     out: Path | None = None
     """JSON file to write, with the same content."""
 
+    @model_validator(mode="after")
+    def _further_reference_has_a_protocol(self) -> EvaluateOptions:
+        if self.also_reference is not None and self.also_protocol is None:
+            raise ValueError(f"also_reference = {self.also_reference}: needs also_protocol")
+        return self
+
     def changes(self) -> dict[str, Any]:
         """Return the given values by their path in the run's configuration."""
         values = self.model_dump(mode="json")
@@ -99,7 +109,7 @@ class EvaluateOptions(Section):
     def further(self) -> dict[str, Any]:
         """Return the changes for the further protocol; empty without one.
 
-        Its metrics besides FID would be equal, up to rounding of the images, and are not computed.
+        Metrics that need the features of the data, and the Inception score, are computed for the first protocol only.
         """
         if self.also_protocol is None:
             return {}
@@ -131,7 +141,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     from rich.progress import track
 
     from soflow.config import override, parse, to_dict
-    from soflow.evaluation.generated import evaluation_nfe
+    from soflow.evaluation.generated import evaluation_nfe, sampler_for
     from soflow.files import write_atomic
     from soflow.models import load_model
 
@@ -156,16 +166,19 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
         metrics |= measured
     metrics |= evaluator.floor()
     for other in also:
-        protocol_name = other.config.protocol
-        metrics |= {f"fid_difference@{protocol_name}": metrics[f"fid@{protocol_name}"] - metrics["fid"]}
-        print(f"FID by {protocol_name} minus FID: {metrics[f'fid_difference@{protocol_name}']:.6g}", file=lines)
-    others = {other.config.protocol: other.protocol() for other in also}
-    protocol = (
-        evaluator.protocol()
-        | {"others": others}
-        | {"nfe": list(evaluation_nfe(config, model.objective)), "seed": config.seed}
-    )
-    text = json.dumps(finite({"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}), indent=2)
+        name = other.config.protocol
+        metrics[f"fid_difference@{name}"] = difference = metrics[f"fid@{name}"] - metrics["fid"]
+        same = "same reference" if other.config.reference == config.evaluation.reference else "other reference"
+        print(f"FID by {name} minus FID by {config.evaluation.protocol} ({same}): {difference:.6g}", file=lines)
+    all_nfe = evaluation_nfe(config, model.objective)
+    protocol: dict[str, Any] = evaluator.protocol() | {"nfe": list(all_nfe), "seed": config.seed}
+    if also:
+        protocol["others"] = {other.config.protocol: other.protocol() for other in also}
+    sampling = config.evaluation.model_dump(mode="json", include=SAMPLING) | {"ema": options.ema}
+    samplers = {nfe: sampler_for(config, model.objective, nfe) for nfe in all_nfe}
+    content = {"checkpoint": str(model.path), "metrics": metrics, "protocol": protocol}
+    content["sampling"] = sampling | {"samplers": samplers}
+    text = json.dumps(finite(content), indent=2)
     if options.format == "json":
         print(text)
     if options.out is not None:

@@ -12,9 +12,11 @@ $ python experiments/reproduce.py soflow-imagenet256-b2 --checkpoint 400000.pt -
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,7 +67,7 @@ class ReproduceOptions(Section):
     vae: str | None = None
     """Folder or hub id of the autoencoder of latents. Default: the preset's."""
     batch_size: Count | None = None
-    """Images generated at a time. Default: the preset's."""
+    """Images generated at a time; does not change them. Default: the preset's."""
     seed: int = 0
     """Seed of the noise."""
     storage: Folder = Path("results")
@@ -119,10 +121,14 @@ def reproduce(options: ReproduceOptions) -> str:
     model = open_model(options)
     configs = [_config(options, model, number) for number in range(len(options.protocols))]
     references = [reference_files.read_configured(config) for config in configs]
-    _note_settings(options, model)
+    _note_settings(options, model, configs[0])
     measured: dict[int, list[FidEstimate]] = {}
     for nfe in options.nfe or tuple(FIDS[options.run]):
         groups = _moments(options, model, configs, nfe)
+        for moments in groups:
+            if (count := sum(group.count for group in moments)) != options.num_samples:
+                folder = options.folder / "moments"
+                raise ConfigError(f"{folder}: has {count} images, not {options.num_samples}; delete it")
         pairs = zip(groups, references, strict=True)
         measured[nfe] = [estimate(moments, reference) for moments, reference in pairs]
     table = _table(options, measured)
@@ -140,7 +146,7 @@ def open_model(options: ReproduceOptions) -> Model:
     """
     import torch
 
-    from soflow.config import parse
+    from soflow.config import flatten, parse, to_dict
     from soflow.config_files import read_yaml
     from soflow.interop import authors_checkpoint
     from soflow.models import Model, best_device, load_model
@@ -148,9 +154,14 @@ def open_model(options: ReproduceOptions) -> Model:
     from soflow.training.build import build_network, build_objective
 
     path = checkpoints.find(options.checkpoint)
-    if "ema" in (stored := checkpoints.load(path)):
-        return load_model(path)
     config = parse(read_yaml(PRESETS / f"{options.run}.yaml"))
+    if "ema" in (stored := checkpoints.load(path)):
+        model = load_model(path)
+        for name in ("dataset.name", "network.name", "objective.name"):
+            own, published = (flatten(to_dict(one))[name] for one in (model.config, config))
+            if own != published:
+                raise ConfigError(f"checkpoint = {path}: has {name} = {own}, but {options.run} has {published}")
+        return model
     authors_checkpoint.check_network(config, path)
     classes = authors_checkpoint.NUM_CLASSES[config.dataset.name]
     with torch.device("meta"):
@@ -166,8 +177,6 @@ def _config(options: ReproduceOptions, model: Model, number: int) -> RunConfig:
     from soflow.config import override, parse, to_dict
 
     hashes = options.reference_sha256
-    batch_size = options.batch_size or model.config.evaluation.batch_size
-    batch_size = min(batch_size, options.num_samples // options.num_groups)  # no group may be empty
     changes: dict[str, Any] = {
         "seed": options.seed,
         "evaluation.protocol": options.protocols[number],
@@ -178,26 +187,36 @@ def _config(options: ReproduceOptions, model: Model, number: int) -> RunConfig:
         "evaluation.precision_recall": False,
         "evaluation.inception_score": False,
         "evaluation.diagnostics": [],
+        "evaluation.guidance": 1.0,  # published figures are without guidance at sampling
+        "evaluation.temperature": 1.0,
+        "evaluation.times": [],
+        "evaluation.sampler": None,
     }
     given = {
         "evaluation.feature_network": options.feature_network,
         "evaluation.inception_weights": options.inception_weights and str(options.inception_weights),
-        "evaluation.batch_size": batch_size,
+        "evaluation.batch_size": options.batch_size,
         "dataset.vae": options.vae,
     }
     return parse(override(to_dict(model.config), changes | {path: value for path, value in given.items() if value}))
 
 
-def _note_settings(options: ReproduceOptions, model: Model) -> None:
+def _note_settings(options: ReproduceOptions, model: Model, config: RunConfig) -> None:
     """Save what the images and features depend on; refuse a folder in which it differs.
 
     Raises:
         ConfigError: naming what differs.
     """
+    from soflow.evaluation.feature_networks import weights_path
+    from soflow.evaluation.reference import decoder_hashes
     from soflow.files import sha256, write_atomic
 
-    values = options.model_dump(mode="json", exclude={"storage", "name", "nfe", "checkpoint", "inception_weights"})
-    settings = values | {"checkpoint_sha256": sha256(model.path)}
+    files = {"storage", "name", "nfe", "checkpoint", "inception_weights", "batch_size", "vae"}
+    settings = options.model_dump(mode="json", exclude=files) | {
+        "checkpoint_sha256": sha256(model.path),
+        "features_sha256": sha256(weights_path(config.feature_network, config.evaluation.inception_weights)),
+        "vae_sha256": list(decoder_hashes(config.dataset)),
+    }
     path = options.folder / SETTINGS_FILE
     if path.exists():
         before = json.loads(path.read_text())
@@ -220,18 +239,18 @@ def _moments(options: ReproduceOptions, model: Model, configs: list[RunConfig], 
     weights = feature_networks.weights_path(first.feature_network, first.evaluation.inception_weights)
     extractor = feature_networks.load(first.feature_network, [info.layer], weights, model.device)
     found: list[list[Any]] = [[] for _ in configs]
-    groups = track(range(options.num_groups), f"{nfe} NFE", console=plain_console(), transient=True)
-    for group in groups:
-        paths = [
-            options.folder / "moments" / f"{nfe}nfe-{protocol}-{group:03d}.safetensors"
-            for protocol in options.protocols
-        ]
-        pending = [number for number, path in enumerate(paths) if not path.exists()]
-        features = _features(options, model, configs, nfe, group, extractor, info.layer) if pending else None
-        for number, path in enumerate(paths):
-            rows = features[number] if features else []
+    for group in track(range(options.num_groups), f"{nfe} NFE", console=plain_console(), transient=True):
+        # All protocols measure the same images, which are generated when the first of them needs them.
+        features = functools.cache(partial(_features, options, model, configs, nfe, group, extractor, info.layer))
+        for number, protocol in enumerate(options.protocols):
+            path = options.folder / "moments" / f"{nfe}nfe-{protocol}-{group:03d}.safetensors"
+            rows = partial(_of_protocol, features, number)
             found[number].append(moments_of(path, rows, info.num_features))
     return found
+
+
+def _of_protocol(features: Callable[[], list[list[Tensor]]], number: int) -> list[Tensor]:
+    return features()[number]
 
 
 def _features(
@@ -239,29 +258,22 @@ def _features(
 ) -> list[list[Tensor]]:
     """Generate a group's images once and compute their features by each protocol, on the CPU."""
     from soflow.evaluation.feature_networks import layers_of
-
-    features: list[list[Tensor]] = [[] for _ in configs]
-    for images in _images(options, model, configs, nfe, group):
-        for rows, rounded in zip(features, images, strict=True):
-            rows.append(layers_of(extractor, rounded, model.device)[layer].cpu())
-    return features
-
-
-def _images(
-    options: ReproduceOptions, model: Model, configs: list[RunConfig], nfe: int, group: int
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the images of a group batch by batch, as uint8 by each protocol."""
-    from soflow import codecs
     from soflow.evaluation.generated import generate, sampler_for
+    from soflow.evaluation.groups import places_of
     from soflow.evaluation.moments import Workers
 
-    config = configs[0]
-    codec, sampler = codecs.build(config.dataset, model.device), sampler_for(config, model.objective, nfe)
-    share = Workers(model.device, group, options.num_groups)  # a group's batches are those of one of many workers
-    counts = [1] * model.objective.num_classes
-    also = options.protocols[1:]
-    for batch in generate(model.objective, model.network, codec, config, nfe, sampler, share, counts, also):
-        yield batch.images, *batch.others
+    config, also = configs[0], options.protocols[1:]
+    workers, counts = Workers(model.device), [1] * model.objective.num_classes
+    sampler, places = (
+        sampler_for(config, model.objective, nfe),
+        places_of(group, options.num_groups, options.num_samples),
+    )
+    arguments = (model.objective, model.network, model.codec, config, nfe, sampler, workers, counts, also, places)
+    features: list[list[Tensor]] = [[] for _ in configs]
+    for batch in generate(*arguments):
+        for rows, images in zip(features, (batch.images, *batch.others), strict=True):
+            rows.append(layers_of(extractor, images, model.device)[layer].cpu())
+    return features
 
 
 def _table(options: ReproduceOptions, measured: dict[int, list[FidEstimate]]) -> str:

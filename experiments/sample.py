@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
@@ -57,12 +57,6 @@ class SampleOptions(Section):
             raise ValueError("must be the name of a .png file, which keeps every pixel")
         return path
 
-    @model_validator(mode="after")
-    def _check_heun(self) -> SampleOptions:
-        if self.sampler == "heun" and self.nfe is not None and self.nfe % 2:
-            raise ValueError(f"nfe = {self.nfe}: must be even for the heun sampler")
-        return self
-
 
 def main() -> int:
     options = read_command_line(SampleOptions, __doc__, positional="checkpoint")
@@ -87,6 +81,8 @@ def write(options: SampleOptions) -> str:
 
     model = load_model(options.checkpoint, options.best, ema=options.ema)
     nfe = options.nfe or (model.config.evaluation.nfe or (1,))[0]
+    if options.sampler == "heun" and nfe % 2:
+        raise ConfigError(f"nfe = {nfe}: must be even for the heun sampler")
     if options.npz is None:
         image = model.grid(nfe, options.labels, options.rows, options.sampler, options.seed)
         save_png(image, options.out)

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig
-from orchestration.checkpoint_sweep.run import run_checkpoint_sweep
 from orchestration.interruption import exit_code, listen
 from orchestration.storage import REPORT_FILE
 from orchestration.terminal.command_line import fail, read_command_line
@@ -29,6 +28,7 @@ from soflow.data.base import DataError
 def main() -> int:
     listen()
     config = read_command_line(CheckpointSweepConfig, __doc__, positional="checkpoint")
+    from orchestration.checkpoint_sweep.run import run_checkpoint_sweep  # imports torch
     from soflow.training.checkpoints import CheckpointError
 
     try:

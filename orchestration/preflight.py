@@ -7,6 +7,7 @@ import sys
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.data import open_source
+from soflow.data.base import DataSource
 from soflow.evaluation.registry import feature_network_info
 
 
@@ -18,13 +19,30 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         DataError, ConfigError: naming the path and its expected content.
     """
-    source = open_source(config.dataset)
-    for note in getattr(source, "notes", ()):
-        print(f"note: {note}", file=sys.stderr)
+    source = check_evaluation(config)
     if hasattr(config.objective, "teacher"):
         from soflow.training.teacher import load_teacher  # imports torch
 
         load_teacher(config, source.num_classes)
+    if config.training.snapshot_every:
+        _check_snapshots(config, source.num_classes)
+    if (precision := config.training.quotient_precision) != "fp32":
+        print(
+            f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding errors of "
+            "its two network outputs by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
+            file=sys.stderr,
+        )
+
+
+def check_evaluation(config: RunConfig) -> DataSource:
+    """Check what an evaluation needs: data, reference statistics, weights of feature network and VAE; open the data.
+
+    Raises:
+        DataError, ConfigError: naming the path and its expected content.
+    """
+    source = open_source(config.dataset)
+    for note in getattr(source, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     if config.evaluation.reference is not None:
         from soflow.evaluation.reference_files import read_configured
 
@@ -37,18 +55,11 @@ def check_inputs(config: RunConfig) -> None:
         from soflow.evaluation.feature_networks import weights_path
 
         weights_path("inception", config.evaluation.inception_weights)
-    if config.training.snapshot_every:
-        _check_snapshots(config, source.num_classes)
     if config.dataset.latent:
         from soflow.codecs.latents import vae_folder
 
         vae_folder(config.dataset.vae)
-    if (precision := config.training.quotient_precision) != "fp32":
-        print(
-            f"warning: training.quotient_precision = {precision}: a consistency loss amplifies the rounding errors of "
-            "its two network outputs by 1 / r(k, K), 500 at r = 0.002, which is known to degrade training; use fp32",
-            file=sys.stderr,
-        )
+    return source
 
 
 def _check_snapshots(config: RunConfig, num_classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from soflow import codecs
+from soflow.codecs.base import Codec
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
@@ -99,6 +101,11 @@ class Model:
             f"<{config.objective.name} model of {config.dataset.name}, {config.network.name}, {parameters:,} weights>"
         )
 
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Codec of the model's data, with its autoencoder if they are latents."""
+        return codecs.build(self.config.dataset, self.device)
+
     def use_average(self, ema: str) -> None:
         """Replace the network's weights by another average of the weights at the same step.
 
@@ -115,7 +122,7 @@ class Model:
             average = average_of(ema)
         except ValueError as error:
             raise ConfigError(f"ema = {ema}: {error}") from None
-        state = checkpoints.load(self.path, self.device)
+        state = checkpoints.load(self.path)
         weights = state["ema"]
         if average is not None:  # buffers are equal in all averages
             weights = weights | Snapshots(self.path.parent, self.config, state["step"]).weights(average)
@@ -151,9 +158,8 @@ class Model:
     def _batches(
         self, config: RunConfig, nfe: int, sampler: str | None, counts: Sequence[int], also: Sequence[str] = ()
     ) -> Iterator[Batch]:
-        codec, sampler = codecs.build(config.dataset, self.device), sampler or sampler_for(config, self.objective, nfe)
-        workers = Workers(self.device)
-        return generate(self.objective, self.network, codec, config, nfe, sampler, workers, counts, also)
+        sampler, workers = sampler or sampler_for(config, self.objective, nfe), Workers(self.device)
+        return generate(self.objective, self.network, self.codec, config, nfe, sampler, workers, counts, also)
 
     def grid(
         self,
@@ -188,7 +194,7 @@ class Model:
         if nfe < 1:
             raise ConfigError(f"nfe = {nfe}: must be 1 or more")
         arguments = (self.objective, self.network, self.config, self.device, nfe, sampler, seed, rows)
-        return draw_grid(*arguments, classes=labels)
+        return draw_grid(*arguments, self.codec, labels)
 
     def evaluate(
         self,

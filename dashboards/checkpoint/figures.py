@@ -13,6 +13,7 @@ from dashboards.html.drawing import Panel, scale_axis, without
 from dashboards.labels import title
 from dashboards.palette import BEST, BLUE, DEFAULT, GOAL_SCALE, GRAY
 from orchestration.checkpoint_sweep import results as points
+from orchestration.checkpoint_sweep.config import badness
 from orchestration.checkpoint_sweep.results import Result, describe
 from orchestration.checkpoint_sweep.saved import Saved
 from soflow.posthoc_ema import TRAINED, average_of
@@ -76,7 +77,7 @@ def _contours(results: Sequence[Result], saved: Saved) -> Panel:
         figure.add_scatter(
             x=[key[0] for key in keys], y=[key[1] for key in keys], mode="markers", marker={"color": GRAY, "size": 4}
         )
-        best = min(values, key=lambda key: values[key] * (-1 if points.direction(saved.goal) == "maximize" else 1))
+        best = min(values, key=lambda key: badness({saved.goal: values[key]}, saved.goal))
         star = {"symbol": "star", "size": 14, "color": BEST, "line": {"color": "white", "width": 1}}
         figure.add_scatter(x=[best[0]], y=[best[1]], mode="markers", marker=star)
         figure.update_traces(showlegend=False, selector={"type": "scatter"})

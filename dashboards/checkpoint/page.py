@@ -10,10 +10,11 @@ from dashboards.html.pictures import Picture, pictures
 from dashboards.labels import percent, plural, title, with_interval
 from orchestration.checkpoint_sweep import results as points
 from orchestration.checkpoint_sweep.agreement import METRICS, agreements
+from orchestration.checkpoint_sweep.config import badness
 from orchestration.checkpoint_sweep.results import Gain, Result, describe, grid_file
 from orchestration.checkpoint_sweep.saved import Saved, load_saved
 
-NOT_CHOSEN = 0.9
+SAME_ORDER = 0.9
 """Rank correlation below which a metric is called another order."""
 Rows = list[list[str]]
 
@@ -52,7 +53,7 @@ def _answer(saved: Saved, best: dict[float, Result], compared: list[Gain]) -> li
             continue
         change, name = gain.ratio.value, title(saved.goal)
         interval = f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {len(gain.values)} seeds"
-        if gain.ratio.low <= 1 <= gain.ratio.high:
+        if not gain.decided:
             sentences.append(
                 f"At {gain.evaluations:g} network evaluations per image, {describe(gain.best)} is not distinguishable "
                 f"from training's defaults ({interval})."
@@ -83,7 +84,7 @@ def _notes(saved: Saved, results: list[Result], best: dict[float, Result]) -> li
             "metrics and people do not (arXiv 2603.14186): see where the metrics disagree."
         )
     others = [found for found in agreements(results, saved.goal) if found.metric != saved.goal]
-    if different := [found for found in others if found.rank_of_chosen > 1 and found.tau < NOT_CHOSEN]:
+    if different := [found for found in others if found.rank_of_chosen > 1 and found.tau < SAME_ORDER]:
         shown = ", ".join(f"{title(found.metric)} (τ = {found.tau:.2f})" for found in different)
         notes.append(f"Other metrics order the points differently than {title(saved.goal)}: {shown}.")
     return notes
@@ -91,7 +92,7 @@ def _notes(saved: Saved, results: list[Result], best: dict[float, Result]) -> li
 
 def _gains_note(saved: Saved) -> str:
     if not saved.seeds:
-        return "Values on the seed on which the points were chosen; they are lower than on other seeds."
+        return "Values on the seed on which the points were chosen, where they look better than on others."
     return (
         f"Points are chosen on seed {saved.space.seed}. They and training's defaults are measured again on "
         f"{plural(len(saved.seeds), 'other seed')}, {saved.run.evaluation.num_samples:,} images each: mean, and paired "
@@ -130,9 +131,8 @@ def _agreement_table(saved: Saved, results: list[Result]) -> Rows:
 
 def _points_table(saved: Saved, results: list[Result]) -> Rows:
     metrics = [metric for metric in METRICS if any(metric in result.metrics for result in results)]
-    sign = -1 if points.direction(saved.goal) == "maximize" else 1
     rows = [["point", "evaluations", *map(title, metrics)]]
-    for result in sorted(results, key=lambda result: sign * result.metrics.get(saved.goal, float("inf"))):
+    for result in sorted(results, key=lambda result: badness(result.metrics, saved.goal)):
         values = [f"{result.metrics[metric]:.4g}" if metric in result.metrics else "–" for metric in metrics]
         rows.append([describe(result.point), f"{result.evaluations:g}", *values])
     return rows

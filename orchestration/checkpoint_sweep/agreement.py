@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestration.checkpoint_sweep.config import HIGHER_IS_BETTER
+from orchestration.checkpoint_sweep.config import badness
 from orchestration.checkpoint_sweep.results import Result
 
 METRICS = ("fid", "kid", "precision", "recall", "class_consistency")
@@ -34,15 +34,12 @@ def agreements(results: Sequence[Result], chosen: str) -> list[Agreement]:
     if len(results) < FEWEST or chosen not in known:
         return []
 
-    def badness(result: Result, metric: str) -> float:
-        return -result.metrics[metric] if metric in HIGHER_IS_BETTER else result.metrics[metric]
-
-    best_by_chosen, found = min(results, key=lambda result: badness(result, chosen)), []
+    best_by_chosen, found = min(results, key=lambda result: badness(result.metrics, chosen)), []
     for metric in known:
-        values = [badness(result, metric) for result in results]
+        values = [badness(result.metrics, metric) for result in results]
         if len(set(values)) == 1:
             continue
-        tau = float(kendalltau(values, [badness(result, chosen) for result in results]).statistic)
-        rank = 1 + sum(value < badness(best_by_chosen, metric) for value in values)
-        found.append(Agreement(metric, min(results, key=lambda result: badness(result, metric)), tau, rank))
+        tau = float(kendalltau(values, [badness(result.metrics, chosen) for result in results]).statistic)
+        rank = 1 + sum(value < badness(best_by_chosen.metrics, metric) for value in values)
+        found.append(Agreement(metric, min(results, key=lambda result: badness(result.metrics, metric)), tau, rank))
     return found

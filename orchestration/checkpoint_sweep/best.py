@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.checkpoint_sweep.config import Point
+from orchestration.checkpoint_sweep.results import key_of
 from orchestration.tracking.notes import model_note
 from soflow.config import flatten, override, parse, to_dict
 from soflow.config_files import to_yaml
 from soflow.files import write_atomic
 
 if TYPE_CHECKING:
-    from orchestration.checkpoint_sweep.run import Checkpoint
+    from orchestration.checkpoint_sweep.subject import Checkpoint
     from orchestration.tracking.tracker import Tracker
 
-BEST_FOLDER, BEST_FILE = "best", "best.yaml"
+BEST_FOLDER, BEST_FILE, POINT_FILE = "best", "best.yaml", "point.yaml"
 
 
 def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Point) -> int:
@@ -31,6 +32,7 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
     state = checkpoints.load(checkpoint.path)
     run = parse(state["config"])
     changes = {path: value for path, value in point.changes().items() if path != "seed"}
+    changes["evaluation.diagnostics"] = []  # inference_guidance excludes guidance
     config = parse(override(to_dict(run), changes))
     state["ema"] = load_model(checkpoint.path, device="cpu", ema=point.ema).network.state_dict()
     kept = {name: state[name] for name in (*REQUIRED_ENTRIES, "step", "class_counts") if name in state}
@@ -42,12 +44,16 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
     best.mkdir(exist_ok=True)
     checkpoints.write(kept | {"config": to_dict(config)}, path)
     write_atomic(best / BEST_FILE, to_yaml(config))
-    model = folder / f"model-{path.stat().st_mtime_ns}"
+    write_atomic(best / POINT_FILE, to_yaml(point))
+    key = key_of(point)
+    model = folder / f"model-{key}"
     write_model(path, model)
     commit = git_commit(Path(__file__).parent)
-    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit}
+    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit, "ema": point.ema}
     note = model_note(checkpoint.step, commit)
-    tracker.log_model(folder.name, model, folder.name, checkpoint.step, flatten(to_dict(config)), tags, note)
+    tracker.log_model(
+        folder.name, model, f"{folder.name}-{key[:6]}", checkpoint.step, flatten(to_dict(config)), tags, note
+    )
     tracker.log_artifact(folder.name, best / BEST_FILE)
     print(f"best:        {best}; more samples: python experiments/sample.py {best}")
     return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())

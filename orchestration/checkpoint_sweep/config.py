@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from orchestration.config import Launch
+from orchestration.config import STORAGE, Folder, Launch
 from orchestration.store.runs import StoredCheckpoint
 from soflow.config_base import Count, Fraction, InputPath, Positive, Section
 from soflow.evaluation.config import Sampler
@@ -21,6 +22,12 @@ HIGHER_IS_BETTER = ("precision", "recall", "class_consistency")
 def direction(goal: str) -> Literal["maximize", "minimize"]:
     """Return what is better of a goal."""
     return "maximize" if goal in HIGHER_IS_BETTER else "minimize"
+
+
+def badness(metrics: dict[str, float], goal: str) -> float:
+    """Return a goal's value, with the sign changed if higher is better; infinite if it is missing or NaN."""
+    value = metrics.get(goal, math.nan)
+    return math.inf if math.isnan(value) else -value if goal in HIGHER_IS_BETTER else value
 
 
 def _numbers(value: Any) -> Any:
@@ -58,6 +65,8 @@ class CheckpointSweepConfig(Launch):
 
     name: str | None = None
     """Name of the sweep and of its folder in `storage`. Default: the run's, with the step."""
+    storage: Folder = Field(default=STORAGE, validate_default=True)
+    """Folder of the sweep, on a disk; on a cluster, one that all nodes share."""
     checkpoint: StoredCheckpoint
     """Folder of a run or trial, or a checkpoint file in it."""
     best: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from orchestration.checkpoint_sweep.config import Point, direction
+from orchestration.checkpoint_sweep.config import Point, badness
 from orchestration.checkpoint_sweep.space import Space
 from soflow.config import to_dict
 from soflow.files import write_atomic
@@ -75,12 +76,11 @@ def searched(results: Sequence[Result], space: Space) -> list[Result]:
 
 def best_by_evaluations(results: Sequence[Result], goal: str) -> dict[float, Result]:
     """Return the best result for each number of network evaluations per image, in ascending order."""
-    sign = -1 if direction(goal) == "maximize" else 1
     best: dict[float, Result] = {}
     for result in results:
-        value = result.metrics.get(goal)
+        value = badness(result.metrics, goal)
         before = best.get(result.evaluations)
-        if value is not None and value == value and (before is None or sign * value < sign * before.metrics[goal]):
+        if math.isfinite(value) and (before is None or value < badness(before.metrics, goal)):
             best[result.evaluations] = result
     return dict(sorted(best.items()))
 
@@ -98,6 +98,14 @@ class Gain:
     default_values: tuple[float, ...]
     ratio: Ratio | None
     """Best over default, paired by seed; None without a default, or if they are the same point."""
+
+    @property
+    def decided(self) -> bool:
+        """True if the scatter over seeds is known and the interval of the ratio excludes 1."""
+        from soflow.statistics import FEWEST_SEEDS
+
+        found = self.ratio
+        return found is not None and found.n >= FEWEST_SEEDS and not found.low <= 1 <= found.high
 
 
 def to_confirm(results: Sequence[Result], space: Space, goal: str) -> dict[float, tuple[Point, Point | None]]:

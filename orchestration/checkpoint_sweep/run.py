@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.checkpoint_sweep import results as points
 from orchestration.checkpoint_sweep.best import save_best
-from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point, direction
+from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point, badness
 from orchestration.checkpoint_sweep.results import Result, at_seed, describe, grid_file, key_of, load_results
-from orchestration.checkpoint_sweep.saved import CONFIG_FILE
-from orchestration.checkpoint_sweep.space import Space, space_of
-from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Measured, Subject
+from orchestration.checkpoint_sweep.subject import Checkpoint, default_name, note_config, open_checkpoint
+from orchestration.checkpoint_sweep.worker import Measure, Measured, Subject
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig
-from orchestration.interruption import is_interruption
-from orchestration.preflight import check_inputs
+from orchestration.interruption import is_interruption, received, set_last_words
+from orchestration.preflight import check_evaluation
 from orchestration.slots import Slots
 from orchestration.storage import SPOOL, check_storage, sole_owner
 from orchestration.terminal.format import plain_console, table_console
@@ -31,27 +28,16 @@ from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.tracker import Tracker
 from orchestration.tracking.uri import check_tracking
-from soflow.config import RunConfig, flatten, override, parse, to_dict
+from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError
-from soflow.config_files import dump_yaml, read_yaml
 from soflow.files import write_atomic
 from soflow.posthoc_ema import TRAINED, average_of
 
+if TYPE_CHECKING:
+    from orchestration.checkpoint_sweep.slots import PointWorkers
+
 MOST_DUPLICATES = 20
 """How often Optuna may suggest a point that is measured already, until the search ends."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The checkpoint that a sweep samples from."""
-
-    path: Path
-    config: RunConfig
-    """Of its run, with the sweep's changes to how it is measured."""
-    step: int
-    weights: str
-    """Hash of the file."""
-    space: Space
 
 
 def run_checkpoint_sweep(config: CheckpointSweepConfig, write_report: Callable[[Path], Path | None]) -> str:
@@ -68,88 +54,15 @@ def run_checkpoint_sweep(config: CheckpointSweepConfig, write_report: Callable[[
     """
     checkpoint = open_checkpoint(config)
     check_storage(config.storage)
-    check_inputs(checkpoint.config)
+    check_evaluation(checkpoint.config)
     schema.check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     folder = config.storage / (config.name or default_name(checkpoint))
     with sole_owner(folder):
-        _note_config(folder, config, checkpoint)
+        note_config(folder, config, checkpoint)
         with connected(config, groups=config.max_concurrent) as resources:
             sweep = _Sweep(config, checkpoint, folder.absolute())
             return sweep.execute(resources, write_report)
-
-
-def open_checkpoint(config: CheckpointSweepConfig) -> Checkpoint:
-    """Read the checkpoint and check every point that is known before the search.
-
-    Raises:
-        CheckpointError: if it is missing or damaged.
-        ConfigError: in one line, if a point is impossible for it.
-    """
-    from soflow.files import sha256
-    from soflow.training import checkpoints
-    from soflow.training.build import build_objective
-    from soflow.training.snapshots import Snapshots
-
-    path = checkpoints.find(config.checkpoint, config.best).absolute()
-    state = checkpoints.load(path)
-    run, changes = parse(state["config"]), config.evaluation_changes()
-    changes.setdefault("evaluation.precision_recall", not (config.reference or run.evaluation.reference))
-    measured = parse(override(to_dict(run), changes | {"evaluation.diagnostics": []}))
-    step, objective = state.get("step", 0), build_objective(run, state["num_classes"])
-    averages = [average for text in config.ema or () if (average := average_of(text)) is not None]
-    try:
-        snapshots = Snapshots(path.parent, run, step)
-        for average in averages:
-            snapshots.check(average)
-    except ConfigError:
-        if averages:
-            raise
-        snapshots = None
-    space = space_of(config, run.dataset.conditional, objective.default_sampler, snapshots is not None)
-    for point in space.grid():
-        parse(override(to_dict(measured), point.changes()))
-    return Checkpoint(path, measured, step, sha256(path), space)
-
-
-def default_name(checkpoint: Checkpoint) -> str:
-    """Name a sweep after the run or trial, and the step."""
-    run = checkpoint.path.parent
-    name = f"{run.parent.parent.name}-trial-{run.name}" if run.parent.name == "trials" else run.name
-    return f"{name}-step-{checkpoint.step}-points"
-
-
-def _note_config(folder: Path, config: CheckpointSweepConfig, checkpoint: Checkpoint) -> None:
-    """Save the configuration; refuse a folder whose points were measured otherwise.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    path, run = folder / CONFIG_FILE, to_dict(checkpoint.config)
-    del run["evaluation"]["batch_size"]  # changes nothing
-    common = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "weights": checkpoint.weights[:12],
-        "seed": config.seed,
-        "run": run,
-    }
-    if path.exists():
-        now, before = (flatten(values) for values in (common, read_yaml(path)))
-        for key, value in now.items():
-            if value != before.get(key):
-                raise ConfigError(
-                    f"{key.removeprefix('run.')} = {value}: the points of {folder.name} were measured with "
-                    f"{before.get(key)}; choose another --name"
-                )
-    elif any(child.name[0] != "." for child in folder.iterdir()):
-        raise ConfigError(f"name = {folder.name}: is taken in {folder.parent}; choose another --name")
-    space = {name: _listed(value) for name, value in vars(checkpoint.space).items()}
-    write_atomic(path, dump_yaml(common | {"space": space, "config": to_dict(config)}))
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 class _Sweep:
@@ -165,34 +78,50 @@ class _Sweep:
 
     def execute(self, resources: ResourcesConfig, write_report: Callable[[Path], Path | None]) -> str:
         self._start_records()
-        done = f", {len(self.results)} of them measured before" if self.results else ""
         print(f"checkpoint sweep {self.folder.name} in {self.folder}; records: {self.config.mlflow_ui}", flush=True)
-        total = len(self._grid()) if self.config.search == "grid" else self.config.num_points
-        print(f"{total} points of {self.checkpoint.path}{done}", flush=True)
+        wanted = self._wanted()
+        done = len(wanted) - len(self._missing(wanted))
+        total = len(wanted) if self.config.search == "grid" else self.config.num_points
+        print(f"{total} points of {self.checkpoint.path}, {done} of them measured before", flush=True)
         status, upload_bytes = "KILLED", 0
-        slots = Slots(resources, self.config.max_concurrent)()
-        workers = _Workers(resources, self.folder, self._subject(), slots)
+        from orchestration.checkpoint_sweep.slots import PointWorkers  # imports Ray
+
+        workers = PointWorkers(resources, self.folder, self._subject(), Slots(resources, self.config.max_concurrent)())
+        set_last_words(self._end_interrupted)
         try:
-            self._measure_all(workers, self._next_points(), total)
-            confirming = self._to_confirm()
-            if confirming:
+            self._measure_all(workers, self._next_points(), total, done)
+            if confirming := self._to_confirm():
                 self._say(f"comparing the best points with the defaults on {self.config.confirm_seeds} other seeds")
-                self._measure_all(workers, iter(confirming), len(confirming))
+                self._measure_all(workers, iter(confirming), len(confirming), 0)
             status = "FAILED" if self.failures else "FINISHED"
         except BaseException as error:
-            if not is_interruption(error):
+            # After SIGTERM, which batch systems also send to Ray's processes, anything may fail.
+            if not is_interruption(error) and received() == signal.SIGINT:
                 status = "FAILED"
                 raise
         finally:
-            workers.close()
             if status == "KILLED":
-                self._say("interrupted; the same command resumes")
+                self._end_interrupted()
+            else:
+                set_last_words(None)
+            workers.close()
             try:
-                upload_bytes = self._finish(status, write_report)
+                if status != "KILLED":
+                    upload_bytes = self._finish(status, write_report)
             finally:
                 if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
                     self._say(f"{undelivered} records wait in {self.folder / SPOOL}; the same command sends them")
         return status
+
+    def _end_interrupted(self) -> None:
+        set_last_words(None)
+        self._say("interrupted; the same command resumes")
+        self._log_all()
+        self.tracker.end_run(self.folder.name, "KILLED")
+
+    def _log_all(self) -> None:
+        for result in self.results:
+            self._log(result)
 
     def _subject(self) -> Subject:
         evaluation = to_dict(self.checkpoint.config.evaluation)
@@ -201,23 +130,26 @@ class _Sweep:
         changes |= {"dataset.root": str(root) if root else None}
         return Subject(self.checkpoint.path, changes, self.config.storage.absolute() / "reference")
 
-    def _grid(self) -> list[Point]:
-        return self.space.grid()
+    def _wanted(self) -> list[Point]:
+        """List the points that are known before the search."""
+        return self.space.grid() if self.config.search == "grid" else self.space.defaults()
+
+    def _missing(self, wanted: Iterable[Point]) -> list[Point]:
+        measured = {result.point for result in self.results}
+        return [point for point in wanted if point not in measured]
 
     def _next_points(self) -> Iterator[Point]:
         """Yield the points to measure; each is chosen when a slot is free."""
-        measured = {result.point for result in self.results}
-        if self.config.search == "grid":
-            yield from (point for point in self._grid() if point not in measured)
-            return
-        defaults = self.space.defaults()
-        yield from (point for point in defaults if point not in measured)
-        while len(self._searched()) + len(self.failures) + self._running < self.config.num_points:
+        yield from self._missing(self._wanted())
+        while self.config.search == "optuna" and self._num_begun() < self.config.num_points:
             point = self._suggested()
             if point is None:
                 self._say("Optuna suggests no new points; the search ends")
                 return
             yield point
+
+    def _num_begun(self) -> int:
+        return len(self._searched()) + len(self.failures) + self._running
 
     def _suggested(self) -> Point | None:
         done = [(result.point, result.metrics) for result in self._searched()]
@@ -247,21 +179,20 @@ class _Sweep:
         """List the points of the comparison on other seeds that are not measured yet."""
         chosen = points.to_confirm(self._searched(), self.space, self.config.goals[0])
         pairs = [point for pair in chosen.values() for point in pair if point is not None]
-        measured = {result.point for result in self.results}
         wanted = dict.fromkeys(at_seed(point, seed) for point in pairs for seed in self._seeds)
-        return sorted((point for point in wanted if point not in measured), key=lambda point: point.ema != TRAINED)
+        return sorted(self._missing(wanted), key=lambda point: point.ema != TRAINED)
 
     @property
     def _seeds(self) -> range:
         return range(self.space.seed + 1, self.space.seed + 1 + self.config.confirm_seeds)
 
-    def _measure_all(self, workers: _Workers, wanted: Iterator[Point], total: int) -> None:
+    def _measure_all(self, workers: PointWorkers, wanted: Iterator[Point], total: int, done: int) -> None:
         """Measure points in all slots until there are no more."""
         columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
         running: dict[Future[Measured], Point] = {}
         self._running = 0
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
-            task = progress.add_task("starting the workers", total=total, completed=self._count(total))
+            task = progress.add_task("starting the workers", total=total, completed=done)
             exhausted = False
             while running or not exhausted:
                 while not exhausted and len(running) < workers.slots:
@@ -281,9 +212,6 @@ class _Sweep:
                         for evaluations, result in best.items()
                     )
                     progress.update(task, advance=1, description=f"best {self.config.goals[0]} by evaluations {shown}")
-
-    def _count(self, total: int) -> int:
-        return min(total, len(self._searched())) if total >= len(self._searched()) else 0
 
     def _record(self, point: Point, answer: Measured) -> None:
         if answer.failure:
@@ -330,25 +258,20 @@ class _Sweep:
     def _finish(self, status: str, write_report: Callable[[Path], Path | None]) -> int:
         """Write table, best points, their model and the report; return the bytes to upload."""
         upload_bytes = 0
-        for result in self.results:
-            self._log(result)
+        self._log_all()
         if searched := self._searched():
             write_atomic(self.folder / points.TABLE_FILE, points.table(self.results).to_csv(index=False))
             self.tracker.log_artifact(self.folder.name, self.folder / points.TABLE_FILE)
             self._show()
             if status == "FINISHED":
                 best = points.best_by_evaluations(searched, self.config.goals[0])
-                overall = min(best.values(), key=lambda result: self._searched_rank(result))
+                overall = min(best.values(), key=lambda result: badness(result.metrics, self.config.goals[0]))
                 upload_bytes = save_best(self.tracker, self.folder, self.checkpoint, overall.point)
             if report := write_report(self.folder):
                 self.tracker.log_artifact(self.folder.name, report)
                 print(f"report:      {report}")
         self.tracker.end_run(self.folder.name, status)
         return upload_bytes
-
-    def _searched_rank(self, result: Result) -> float:
-        goal = self.config.goals[0]
-        return -result.metrics[goal] if direction(goal) == "maximize" else result.metrics[goal]
 
     def _show(self) -> None:
         """Print the best point for each number of network evaluations, and its gain."""
@@ -368,41 +291,3 @@ class _Sweep:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
-
-
-class _Workers:
-    """Slots that measure points at the same time, each with a warm worker group of its own."""
-
-    def __init__(self, resources: ResourcesConfig, folder: Path, subject: Subject, slots: int):
-        from orchestration.workers.group import WorkerGroup
-
-        self.slots = slots
-        make_server = partial(CheckpointWorker, subject)
-        self._free = [WorkerGroup(resources, folder, f"slot-{number}", make_server) for number in range(slots)]
-        self._groups = tuple(self._free)
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="slot")
-
-    def measure(self, request: Measure) -> Future[Measured]:
-        """Measure a point in a free slot."""
-        return self._pool.submit(self._ask, request)
-
-    def _ask(self, request: Measure) -> Measured:
-        from orchestration.workers.group import RequestFailed
-
-        with self._lock:
-            group = self._free.pop()
-        try:
-            return group.ask(request)
-        except RequestFailed as error:
-            return Measured({}, {}, str(error))
-        finally:
-            with self._lock:
-                self._free.append(group)
-
-    def close(self) -> None:
-        """End the workers."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for group in self._groups:
-            with suppress(Exception):  # interrupted, Ray may have ended already
-                group.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestration.checkpoint_sweep.config import Point
 from orchestration.checkpoint_sweep.results import Result, load_results
 from orchestration.checkpoint_sweep.space import Space
 from soflow.config import RunConfig, parse
@@ -41,6 +42,7 @@ def load_saved(folder: Path) -> Saved:
     """
     values = read_yaml(folder / CONFIG_FILE)
     config, space = values["config"], {name: _tuple(value) for name, value in values["space"].items()}
+    space["usual"] = tuple(Point(**point) for point in space["usual"])
     return Saved(
         values["checkpoint"],
         values["step"],

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point, direction
+from soflow.config import RunConfig
+from soflow.evaluation.generated import sampler_for
+from soflow.objectives.base import Objective
 from soflow.posthoc_ema import TRAINED, average_of
+from soflow.sampling import even_times
 
 LENGTHS = ("0.05", "0.1", "0.15", "0.2", "0.25")
 """Default lengths of the averages that are made from snapshots."""
@@ -20,6 +24,9 @@ GUIDANCE = (1.0, 1.25, 1.5, 2.0)
 @dataclass(frozen=True)
 class Space:
     """Values of every dimension, with the defaults of the checkpoint filled in."""
+
+    usual: tuple[Point, ...]
+    """For each number of steps, the point that samples as the training's evaluation does."""
 
     ema: tuple[str, ...]
     guidance: tuple[float, ...]
@@ -32,7 +39,7 @@ class Space:
 
     def defaults(self) -> list[Point]:
         """List the points that sample as training's evaluation does, for each number of steps."""
-        return [self._canonical(nfe=nfe, sampler=self.sampler[0], seed=self.seed) for nfe in self.nfe]
+        return [canonical(point) for point in self.usual]
 
     def grid(self) -> list[Point]:
         """List the defaults and all combinations, an average after the other, as changing it costs most."""
@@ -104,14 +111,15 @@ class Space:
             "temperature": point.temperature,
             "nfe": point.nfe,
             "sampler": point.sampler if point.sampler in self.sampler else self.sampler[0],
-            "guidance_interval": f"{point.guidance_interval[0]},{point.guidance_interval[1]}",
+            # Without guidance, its interval has no effect.
+            "guidance_interval": None if point.guidance == 1 else ",".join(map(str, point.guidance_interval)),
         }
         distributions = self._distributions()
         for name, distribution in distributions.items():
             if name.startswith("times_"):
                 params[name] = _text(point.times) if name == f"times_{point.nfe}" else "equal"
             if params.get(name) is None:  # has no effect on this point
-                params[name] = distribution.low
+                params[name] = distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
             try:
                 inside = distribution._contains(distribution.to_internal_repr(params[name]))
             except ValueError:
@@ -134,35 +142,55 @@ class Space:
         )
 
     def _canonical(self, **values: Any) -> Point:
-        """Make a point, with a value that has no effect set to its default."""
-        point = Point(**{"seed": self.seed} | values)
-        changes: dict[str, Any] = {}
-        if point.nfe == 1:
-            changes["sampler"] = "compose"
-        if point.sampler == "heun":
-            changes["times"] = ()
-        if point.guidance == 1:
-            changes["guidance_interval"] = (0.0, 1.0)
-        return point.model_copy(update=changes)
+        return canonical(Point(**{"seed": self.seed} | values))
+
+
+def canonical(point: Point) -> Point:
+    """Return the point with every value that has no effect set to its default."""
+    changes: dict[str, Any] = {}
+    if point.nfe == 1:
+        changes["sampler"] = "compose"
+    if point.sampler == "heun" or len(point.times) != point.nfe - 1:
+        changes["times"] = ()
+    point = point.model_copy(update=changes)
+    low, high = point.guidance_interval
+    if point.guidance == 1 or not any(low <= t <= high for t in _visited(point)):
+        return point.model_copy(update={"guidance": 1.0, "guidance_interval": (0.0, 1.0)})
+    return point
+
+
+def _visited(point: Point) -> tuple[float, ...]:
+    """Return the times t at which a point evaluates the network."""
+    if point.sampler == "heun" and point.nfe > 1:
+        steps = point.nfe // 2
+        return tuple(1 - i / steps for i in range(steps + 1))
+    return (1.0, *(point.times or even_times(point.nfe)))
 
 
 def _text(times: Sequence[float]) -> str:
     return ",".join(map(str, times)) or "equal"
 
 
-def space_of(config: CheckpointSweepConfig, conditional: bool, default_sampler: str, has_snapshots: bool) -> Space:
+def space_of(config: CheckpointSweepConfig, run: RunConfig, objective: Objective, lengths: Sequence[str]) -> Space:
     """Fill in the defaults of a checkpoint.
 
     Args:
-        conditional: whether its network takes labels.
-        default_sampler: its objective's.
-        has_snapshots: whether its run has snapshots.
+        run: configuration of its training run.
+        objective: its objective.
+        lengths: default lengths of averages that its snapshots can give.
     """
+    evaluation = run.evaluation
+    sampling = {name: getattr(evaluation, name) for name in ("times", "temperature", "guidance", "guidance_interval")}
+    usual = [
+        Point(nfe=nfe, sampler=sampler_for(run, objective, nfe), seed=config.seed, **sampling) for nfe in config.nfe
+    ]
+    guidable = run.dataset.conditional and getattr(run.objective, "label_drop", 1) > 0
     return Space(
-        config.ema or (TRAINED, *(LENGTHS if has_snapshots else ())),
-        config.guidance or (GUIDANCE if conditional else (1.0,)),
+        tuple(usual),
+        config.ema or (TRAINED, *lengths),
+        config.guidance or (tuple(dict.fromkeys((evaluation.guidance, *GUIDANCE))) if guidable else (1.0,)),
         config.guidance_interval,
-        config.sampler or (default_sampler,),
+        config.sampler or (evaluation.sampler or objective.default_sampler,),
         config.nfe,
         config.times,
         config.temperature,

@@ -75,6 +75,7 @@ class CheckpointWorker:
         loaded.use_average(request.point.ema)
         config = parse(override(to_dict(loaded.config), self.subject.changes | request.point.changes()))
         model = Model(loaded.path, config, loaded.objective, loaded.network, self.device)
+        model.codec = loaded.codec  # with an autoencoder, if it has one, that is loaded once
         if self._evaluator is None:
             self._evaluator = model.evaluator(config, on_this_machine(self.subject.cache))
         with counted(model.network) as count:

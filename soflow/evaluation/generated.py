@@ -48,6 +48,7 @@ def generate(
     workers: Workers,
     class_counts: Sequence[int],
     also: Sequence[str] = (),
+    places: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Generate this worker's share of the evaluation's `num_samples` images; workers take batches in turn.
 
@@ -56,19 +57,22 @@ def generate(
     Args:
         class_counts: number of the data's images in each class.
         also: further FID protocols, in whose rounding the batches contain the same images as well.
+        places: indices of the images to generate in place of this worker's share.
     """
     device, conditional = workers.device, config.dataset.conditional
     total, size = config.evaluation.num_samples, config.evaluation.batch_size
     classes, options = _labels(config, class_counts).to(device), sampling_options(config)
-    for begin in range(workers.rank * size, total, workers.size * size):
-        places = torch.arange(begin, min(begin + size, total), device=device)
-        labels = classes[places]
+    begins = range(workers.rank * size, total, workers.size * size)
+    own = [torch.arange(begin, min(begin + size, total)) for begin in begins]
+    for part in own if places is None else places.split(size):
+        part = part.to(device)
+        labels = classes[part]
         network_labels = labels if conditional else torch.full_like(labels, objective.num_classes)
-        fresh = _noise(config, places.tolist(), device)
+        fresh = _noise(config, part.tolist(), device)
         samples = sample(objective, network, next(fresh), network_labels, nfe, sampler, fresh, options)
         pixels = codec.pixels(samples)
         rounded = [to_uint8(pixels, protocol) for protocol in (config.evaluation.protocol, *also)]
-        yield Batch(places, rounded[0], labels if conditional else None, tuple(rounded[1:]))
+        yield Batch(part, rounded[0], labels if conditional else None, tuple(rounded[1:]))
 
 
 def _labels(config: RunConfig, class_counts: Sequence[int]) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from soflow.evaluation.cache import cached
 from soflow.evaluation.metrics import fid
@@ -24,12 +25,21 @@ class FidEstimate:
     """Standard error over sets of as many images, by the delete-a-group jackknife."""
 
 
-def moments_of(path: Path, features: Iterable[torch.Tensor], dimension: int) -> Moments:
-    """Return the moments of a group's features [B, D]; they are read from the file if it is complete."""
+def places_of(group: int, num_groups: int, num_samples: int) -> Tensor:
+    """Return the indices of a group's images, in ascending order: a random part, as the jackknife assumes.
 
-    def compute() -> dict[str, torch.Tensor]:
+    Groups of consecutive images would lack classes, which are generated in turn.
+    """
+    shuffled = np.random.default_rng(0).permutation(num_samples)
+    return torch.from_numpy(np.sort(shuffled[group::num_groups]))
+
+
+def moments_of(path: Path, features: Callable[[], Iterable[Tensor]], dimension: int) -> Moments:
+    """Return the moments of a group's features [B, D]; they are computed if the file is missing or damaged."""
+
+    def compute() -> dict[str, Tensor]:
         moments = Moments(dimension, torch.device("cpu"))
-        for part in features:
+        for part in features():
             moments.add(part)
         return moments.state()
 

@@ -74,7 +74,7 @@ def from_data(
     Raises:
         DataError: if the source has fewer than 4 images.
     """
-    made_from = (source.fingerprint, *made_by, *_decoder(config.dataset), CACHE_FORMAT)
+    made_from = (source.fingerprint, *made_by, *decoder_hashes(config.dataset), CACHE_FORMAT)
     path = cache / f"{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.safetensors"
     tensors = _from_cache_or_together(path, lambda: _measure(source, config, features_of, workers), workers)
     if tensors is None:
@@ -182,7 +182,7 @@ def _places(num_samples: int) -> np.ndarray:
     return place
 
 
-def _decoder(config: DatasetConfig) -> tuple[str, ...]:
+def decoder_hashes(config: DatasetConfig) -> tuple[str, ...]:
     """Return hashes of the files of the autoencoder that decodes the dataset's latents; empty for images."""
     if not config.latent:
         return ()

@@ -72,6 +72,8 @@ class TrainingRun:
         self.config, self.directory, self.device, self.evaluator = config, directory, device, evaluator
         self._utilization, self._on_interim = utilization, on_interim
         self.trainer = Trainer(config, source, device, rank, world_size, micro_batches)
+        if config.training.snapshot_every and not start:
+            snapshots.check_size(config, self.trainer.network)
         self._timer = CheckpointTimer(config.training.checkpoint_every_s, self.trainer.reduce, notice, device)
         self._restore(start)
 

@@ -6,7 +6,6 @@ A file contains the averages of all configured lengths after one step. Training 
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from soflow.training import checkpoints
 from soflow.training.config import TrainingConfig
 from soflow.training.ema import MovingAverage
 
-LOG = logging.getLogger(__name__)
 FOLDER = "snapshots"
 MOST_ERROR = 0.1
 """Largest relative error of a reconstructed profile; beyond it, the average is another one."""
@@ -33,7 +31,7 @@ def save(averages: Mapping[float, MovingAverage], directory: Path, step: int, tr
     """Write the snapshot of a step atomically."""
     dtype = getattr(torch, training.snapshot_dtype)
     content = {
-        length: {name: value.to(dtype) for name, value in average.module.named_parameters()}
+        length: {name: value.to("cpu", dtype) for name, value in average.module.named_parameters()}
         for length, average in averages.items()
     }
     checkpoints.write(content, _path(directory, step))
@@ -86,8 +84,9 @@ class Snapshots:
     """
 
     def __init__(self, directory: Path, config: RunConfig, step: int):
-        self.directory, self.step, training = directory, step, config.training
-        self._updates = {saved: saved // training.ema_every for saved in _steps(directory) if saved <= step}
+        self.directory, training = directory, config.training
+        counts = {saved: saved // training.ema_every for saved in _steps(directory) if saved <= step}
+        self._updates = {saved: count for saved, count in counts.items() if count}
         self.lengths = training.snapshot_lengths
         self.num_updates = step // training.ema_every
         if not self._updates:

@@ -52,7 +52,9 @@ def test_json_goes_to_stdout_alone(run, monkeypatch, capsys):
     program = ["evaluate.py", folder, "--storage", folder, "--nfe", "1", "--format", "json", "--out", out]
     monkeypatch.setattr(sys, "argv", [str(argument) for argument in program])
     assert evaluate.main() == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+    assert (content := json.loads(capsys.readouterr().out)) == json.loads(out.read_text())
+    sampling = {"ema": "trained", "guidance": 1.0, "guidance_interval": [0.0, 1.0], "temperature": 1.0, "times": []}
+    assert content["sampling"] == sampling | {"samplers": {"1": "compose"}}
 
 
 def test_other_settings_replace_those_of_the_run(run, monkeypatch, capsys):
@@ -76,6 +78,9 @@ def test_other_settings_replace_those_of_the_run(run, monkeypatch, capsys):
         (["--feature-network", "vgg"], "evaluation.feature_network = vgg: must be one of"),
         (["--sampler", "heun", "--nfe", "3"], "evaluation: nfe = [3] must be even or 1"),
         (["--reference", "none.npz"], "none.npz"),
+        (["--also-reference", "none.npz"], "needs also_protocol"),
+        (["--also-protocol", "adm"], "protocol = adm: needs reference"),
+        (["--ema", "0.1"], "has no snapshots up to step 4"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(run, monkeypatch, capsys, flags, message):

@@ -25,7 +25,7 @@ from orchestration.checkpoint_sweep.results import (
 from orchestration.checkpoint_sweep.space import Space
 
 DEFAULT, LONG, GUIDED = Point(nfe=1), Point(nfe=1, ema="0.2"), Point(nfe=1, guidance=2.0)
-SPACE = Space(("trained", "0.2"), (1.0, 2.0), ((0.0, 1.0),), ("renoise",), (1,), (), (1.0,), seed=0)
+SPACE = Space((DEFAULT,), ("trained", "0.2"), (1.0, 2.0), ((0.0, 1.0),), ("renoise",), (1,), (), (1.0,), seed=0)
 
 
 def result(number: int, point: Point, fid: float, evaluations: float = 1.0, **metrics: float) -> Result:
@@ -107,3 +107,14 @@ def test_metrics_that_disagree_are_found():
 )
 def test_points_are_described_in_words(point, text):
     assert describe(point) == text
+
+
+def test_two_seeds_decide_nothing():
+    others = [
+        result(10 * seed + i, at_seed(point, seed), fid * seed)
+        for seed in (1, 2, 3)
+        for i, (point, fid) in enumerate(((LONG, 1.0 + 0.001 * seed), (DEFAULT, 2.0)))
+    ]
+    two, three = (gains([*RESULTS, *others], SPACE, "fid", seeds)[0] for seeds in ((1, 2), (1, 2, 3)))
+    assert three.ratio.high < 1
+    assert (two.decided, three.decided) == (False, True)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import pytest
+from helpers import tiny_config
 
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point
 from orchestration.checkpoint_sweep.space import GUIDANCE, LENGTHS, Space, space_of
 from orchestration.terminal.command_line import validate
 from soflow.config_base import ConfigError
+from soflow.training.build import build_objective
 
 
 def config_of(tmp_path, **values) -> CheckpointSweepConfig:
     return validate(CheckpointSweepConfig, {"checkpoint": str(tmp_path)} | values)
 
 
-def space(tmp_path, conditional=True, has_snapshots=True, **values) -> Space:
-    return space_of(config_of(tmp_path, **values), conditional, "renoise", has_snapshots)
+def space(tmp_path, lengths=LENGTHS, run=None, **values) -> Space:
+    run = run or tiny_config()
+    return space_of(config_of(tmp_path, **values), run, build_objective(run, 10), lengths)
 
 
 def test_defaults_depend_on_the_checkpoint(tmp_path):
     assert space(tmp_path).ema == ("trained", *LENGTHS)
     assert space(tmp_path).guidance == GUIDANCE
-    plain = space(tmp_path, conditional=False, has_snapshots=False)
+    plain = space(tmp_path, lengths=(), run=tiny_config(dataset={"conditional": False}))
     assert (plain.ema, plain.guidance, plain.sampler) == (("trained",), (1.0,), ("renoise",))
     assert len(space(tmp_path).grid()) == 6 * 4 * 3
+    unlabeled = tiny_config(objective={"label_drop": 0, "guidance_strength": 1})
+    assert space(tmp_path, run=unlabeled).guidance == (1.0,)
 
 
 def test_a_grid_has_every_combination_once(tmp_path):
@@ -31,8 +36,8 @@ def test_a_grid_has_every_combination_once(tmp_path):
     values = {"ema": ["trained", 0.1], "guidance": [1, 2], "guidance_interval": ["0,1", "0.2,0.8"], "nfe": [1, 2]}
     grid = space(tmp_path, **values, sampler=["renoise", "compose"], times=["0.3"]).grid()
     assert len(grid) == len(set(grid))
-    kinds = 1 + 2  # without guidance, or with it in one of two intervals
-    assert len(grid) == 2 * kinds * (1 + 2 * 2)  # one step; two steps with two samplers and two choices of times
+    # One step is at t = 1 only, and two steps at t = 1 and 0.5 or 0.3: both intervals differ for these.
+    assert len(grid) == 2 * (2 + 3 * 2 * 2)
     assert [point.ema for point in grid] == sorted((point.ema for point in grid), key=["trained", "0.1"].index)
     assert {point.sampler for point in grid if point.nfe == 1} == {"compose"}
     assert {point.times for point in grid if point.nfe == 1} == {()}
@@ -46,7 +51,8 @@ def test_the_defaults_are_always_measured(tmp_path):
 
 def test_heun_has_no_times(tmp_path):
     grid = space(tmp_path, ema=["trained"], guidance=[1], nfe=[2], sampler=["heun", "compose"], times=["0.3"]).grid()
-    assert {(point.sampler, point.times) for point in grid} == {("heun", ()), ("compose", ()), ("compose", (0.3,))}
+    found = {(point.sampler, point.times) for point in grid}
+    assert found == {("renoise", ()), ("heun", ()), ("compose", ()), ("compose", (0.3,))}  # the first is the default
 
 
 def quadratic(point: Point) -> dict[str, float]:
@@ -76,8 +82,9 @@ def test_optuna_finds_the_best_between_the_numbers(tmp_path):
 
 
 def test_several_goals_are_searched_at_once(tmp_path):
-    done = searched(space(tmp_path, guidance=[1, 2], nfe=[1, 2, 4]), 15, ("fid", "evaluations"))
-    assert len({point.nfe for point, _ in done}) == 3
+    chosen = space(tmp_path, guidance=[1, 2], nfe=[1, 2, 4])
+    done = searched(chosen, 25, ("fid", "evaluations"))[3:]
+    assert len({point.nfe for point, _ in done}) == 3  # each is missed by 22 draws with a probability of (2/3)^22
 
 
 def test_points_outside_the_space_do_not_count(tmp_path):
@@ -110,3 +117,13 @@ def test_bad_values_are_one_line(tmp_path, values, message):
     with pytest.raises(ConfigError, match=message) as caught:
         config_of(tmp_path, **values)
     assert "\n" not in str(caught.value)
+
+
+def test_an_interval_without_any_step_is_no_guidance(tmp_path):
+    grid = space(tmp_path, ema=["trained"], guidance=[1, 2], guidance_interval=["0.2,0.8"], nfe=[1, 2]).grid()
+    assert [(point.nfe, point.guidance) for point in grid] == [(1, 1.0), (2, 1.0), (2, 2.0)]
+
+
+def test_points_without_guidance_count_whatever_the_intervals(tmp_path):
+    chosen = space(tmp_path, guidance=[1, 2], guidance_interval=["0.2,0.8"], nfe=[2])
+    assert chosen._params(chosen.defaults()[0]) is not None

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from helpers import CPU
 from PIL import Image
 
 import soflow
 from dashboards.checkpoint.page import checkpoint_page
+from orchestration.checkpoint_sweep.best import save_best
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point
 from orchestration.checkpoint_sweep.results import Result, at_seed, grid_file, save_result
-from orchestration.checkpoint_sweep.run import _note_config, open_checkpoint
+from orchestration.checkpoint_sweep.subject import note_config, open_checkpoint
 from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Subject
 from orchestration.terminal.command_line import validate
+from orchestration.tracking.tracker import Tracker
 from soflow.config_base import ConfigError
+from soflow.config_files import read_yaml
+from tests.database import new_database
 
 LAYERS = (
     {"training.total_steps": 32, "training.batch_size": 8, "training.report_every": 32, "training.snapshot_every": 4},
@@ -83,7 +88,7 @@ def test_a_report_shows_what_was_gained_and_where_metrics_disagree(run, worker, 
     checkpoint = open_checkpoint(config)
     folder = tmp_path / "sweep"
     folder.mkdir()
-    _note_config(folder, config, checkpoint)
+    note_config(folder, config, checkpoint)
     grid = checkpoint.space.grid()
     for number, point in enumerate([*grid, *(at_seed(point, seed) for point in grid for seed in (1, 2))]):
         answer = worker.serve(Measure(point, grid_file(folder, point)))
@@ -98,17 +103,17 @@ def test_a_report_shows_what_was_gained_and_where_metrics_disagree(run, worker, 
         assert f'id="{panel}"' in page
     assert "Not drawn" not in page
     # The same folder takes more points, but no other measurement.
-    _note_config(folder, config_of(run, ema=["trained", 0.05], guidance=[1]), checkpoint)
+    note_config(folder, config_of(run, ema=["trained", 0.05], guidance=[1]), checkpoint)
     other = config_of(run, num_samples=64)
     with pytest.raises(ConfigError, match=r"evaluation.num_samples = 64: the points of sweep were measured with 32"):
-        _note_config(folder, other, open_checkpoint(other))
+        note_config(folder, other, open_checkpoint(other))
 
 
 def test_a_foreign_folder_is_not_written_to(run, tmp_path):
     (tmp_path / "thesis.tex").touch()
     config = config_of(run)
     with pytest.raises(ConfigError, match=f"name = {tmp_path.name}: is taken in"):
-        _note_config(tmp_path, config, open_checkpoint(config))
+        note_config(tmp_path, config, open_checkpoint(config))
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +129,51 @@ def test_what_a_checkpoint_cannot_do_is_refused_before_the_start(run, plain):
         (plain, {"ema": ["0.1"]}, r"plain: has no snapshots up to step 2, .*--training\.snapshot-every 1"),
         (plain, {"guidance": [2]}, r"evaluation\.guidance = 2: must be 1 with dataset\.conditional = False"),
         (run, {"ema": ["0.01"]}, r"ema = 0\.01: cannot be made from 8 snapshots .* error would be \d+%"),
+        (run, {"goals": ["recall"], "precision_recall": False}, "goals = recall: needs precision_recall"),
         (run, {"feature_network": "nowhere"}, r"evaluation\.feature_network = nowhere: "),
     ]
     for subject, values, message in faults:
         with pytest.raises(ConfigError, match=message) as caught:
             open_checkpoint(config_of(subject, **values))
         assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_file_is_refused(run, tmp_path):
+    for state in ({"model": {}, "ema_model": {}}, {"0.1": {}}):
+        torch.save(state, tmp_path / "foreign.pt")
+        with pytest.raises(
+            soflow.CheckpointError, match=r"foreign\.pt: is no checkpoint of a run"
+        ):
+            open_checkpoint(validate(CheckpointSweepConfig, {"checkpoint": str(tmp_path / "foreign.pt")}))
+
+
+def test_lengths_that_few_snapshots_cannot_give_are_left_out(tmp_path, capsys):
+    config = soflow.load_config(*LAYERS, {"training.snapshot_every": 8})
+    few = soflow.train(config, tmp_path / "few", progress=False)
+    assert open_checkpoint(config_of(few)).space.ema == ("trained", "0.05", "0.1", "0.15")
+    assert "averages of the lengths 0.2, 0.25 are left out" in capsys.readouterr().out
+
+
+def test_the_defaults_are_those_of_the_training(tmp_path):
+    evaluated = {"evaluation.guidance": 1.5, "evaluation.sampler": "compose", "evaluation.temperature": 0.9}
+    run = soflow.train(soflow.load_config(*LAYERS, evaluated), tmp_path / "run", progress=False)
+    config = config_of(run, nfe=[1, 2], sampler=["renoise", "compose"], guidance=[1], ema=["trained"])
+    usual = open_checkpoint(config).space.defaults()
+    assert [(point.sampler, point.guidance, point.temperature) for point in usual] == [("compose", 1.5, 0.9)] * 2
+    worker = CheckpointWorker(Subject(run.folder / "checkpoint-00000032.pt", {}, tmp_path / "cache"), CPU, 0, 1)
+    for point, name in zip(usual, ("fid", "fid_2nfe"), strict=True):
+        assert measure(worker, tmp_path, point)["fid"] == run.metrics[name]
+
+
+def test_the_best_point_is_a_checkpoint_of_its_own(run, worker, tmp_path):
+    """Guided, of a run with the diagnostic that excludes guidance."""
+    diagnosed = {"evaluation.diagnostics": ["inference_guidance"]}
+    other = soflow.train(soflow.load_config(*LAYERS, diagnosed), tmp_path / "run", progress=False)
+    checkpoint, point = open_checkpoint(config_of(other)), Point(ema="0.1", guidance=2.0)
+    tracker = Tracker(new_database(tmp_path), "soflow", tmp_path / "sweep" / "spool")
+    tracker.start_run("sweep", "sweep", {}, {})
+    save_best(tracker, tmp_path / "sweep", checkpoint, point)
+    assert tracker.close(60) == 0
+    model = soflow.load_model(tmp_path / "sweep" / "best", device="cpu")
+    assert model.evaluate(tmp_path, nfe=(1,))["fid"] == measure(worker, tmp_path, point)["fid"]
+    assert read_yaml(tmp_path / "sweep" / "best" / "point.yaml")["ema"] == "0.1"

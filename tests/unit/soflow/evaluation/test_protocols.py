@@ -14,7 +14,7 @@ import soflow
 from soflow.codecs.base import to_uint8
 from soflow.config_base import ConfigError
 from soflow.evaluation.generated import _labels
-from soflow.evaluation.groups import estimate, joined, moments_of
+from soflow.evaluation.groups import estimate, joined, moments_of, places_of
 from soflow.evaluation.moments import Moments
 from soflow.evaluation.reference_files import read_configured, write_npz
 from soflow.files import sha256
@@ -146,13 +146,24 @@ def test_the_sampling_error_is_the_scatter_of_fid_over_sets_of_images():
     assert np.sqrt(np.mean([one.error**2 for one in found])) == pytest.approx(scatter, rel=0.2)
 
 
+def test_groups_are_random_parts_of_all_images():
+    """With 10 classes in turn, 8 groups of 50: each class has 5 images in a group on average, hypergeometric."""
+    groups = [places_of(group, 8, 400) for group in range(8)]
+    assert torch.equal(torch.cat(groups).sort().values, torch.arange(400))
+    for group in groups:
+        counts = np.bincount(group % 10, minlength=10)
+        assert (np.abs(counts - 5) < 6 * np.sqrt(50 * 0.1 * 0.9)).all()
+        assert counts.min() > 0 or (counts == 0).sum() <= 2  # consecutive batches would have whole classes missing
+    assert torch.equal(groups[3], places_of(3, 8, 400))
+
+
 def test_a_group_s_moments_are_kept(tmp_path):
     features = [torch.randn(5, 3, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    made = moments_of(tmp_path / "group.safetensors", features, 3)
-    kept = moments_of(tmp_path / "group.safetensors", [], 3)
+    made = moments_of(tmp_path / "group.safetensors", lambda: features, 3)
+    kept = moments_of(tmp_path / "group.safetensors", lambda: [], 3)
     assert (kept.count, kept.mean.tolist(), kept.scatter.tolist()) == (10, made.mean.tolist(), made.scatter.tolist())
     (tmp_path / "group.safetensors").write_bytes(b"damaged")
-    again = moments_of(tmp_path / "group.safetensors", features, 3)
+    again = moments_of(tmp_path / "group.safetensors", lambda: features, 3)
     assert torch.equal(again.scatter, made.scatter)
     whole = joined([made, made])
     np.testing.assert_allclose(whole.statistics()["mu"], torch.cat(features).double().mean(0).numpy(), rtol=1e-12)

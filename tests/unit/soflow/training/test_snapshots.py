@@ -111,7 +111,6 @@ def test_snapshots_have_their_rhythm_and_their_size(trained):
 
 
 def test_the_last_step_has_a_snapshot(evaluator, tmp_path):
-    start(tmp_path, evaluator, total_steps=10, report_every=5, snapshot_every=4).advance()
     run = start(tmp_path / "other", evaluator, total_steps=10, report_every=10, snapshot_every=4)
     run.advance()
     names = {path.name for path in (tmp_path / "other" / snapshots.FOLDER).iterdir()}
@@ -176,3 +175,16 @@ def test_lengths_are_different_and_possible():
     ):
         with pytest.raises(ConfigError, match=f"training.snapshot_lengths.*{reason}"):
             tiny_config(training={"snapshot_lengths": lengths})
+
+
+def test_a_snapshot_before_the_first_update_does_not_count(evaluator, tmp_path):
+    run = start(tmp_path, evaluator, total_steps=12, report_every=12, snapshot_every=2, ema_every=4)
+    run.advance()
+    found = Snapshots(tmp_path, run.config, 12).weights(Average(0.1))
+    for name, value in run.trainer.power_averages[0.1].module.named_parameters():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_too_large_snapshots_does_not_start(evaluator, tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.snapshot_every = 2: 6 snapshots take"):
+        start(tmp_path, evaluator, total_steps=12, report_every=12, snapshot_every=2, snapshot_gib=1e-6)
