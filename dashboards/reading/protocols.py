@@ -12,6 +12,8 @@ from orchestration.tracking.schema import FID_PROTOCOL, NFE
 
 BEFORE_LABELS = {"fid_labels": "balanced"}
 """Protocol of runs recorded before the distribution of labels could be chosen."""
+LABELS = {"data": " in the data's proportions", "random": " of random classes"}
+"""How classes other than balanced ones are called."""
 COUNTED = re.compile(r"(class_consistency|precision|recall)(_\d+nfe)?")
 """Metrics that are fractions of images."""
 STORED = 10_000
@@ -31,8 +33,8 @@ class Protocol:
         network = f"{tags.get('feature_network', 'unnamed')} features"
         if weights := tags.get("feature_weights_sha256"):
             network += f" (weights {weights})"
-        labels = " in the data's proportions" if tags.get("labels") == "data" else ""
-        samples = f"{thousands(tags.get('num_samples', '?'))} samples{labels}"
+        samples = f"{thousands(tags.get('num_samples', '?'))} samples{LABELS.get(tags.get('labels', ''), '')}"
+        samples += f" by the protocol of {tags['protocol']}" if "protocol" in tags else ""
         references = f"{thousands(tags['num_references'])} real images" if "num_references" in tags else "the reference"
         nfe = f" at {tags[NFE].replace(',', ', ')} NFE" if NFE in tags else ""
         source = ", ".join(tags[name] for name in ("reference", "reference_fingerprint") if name in tags)

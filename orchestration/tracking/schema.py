@@ -53,9 +53,10 @@ FID_PROTOCOL = (
     "fid_reference",
     FINGERPRINT,
     "fid_num_references",
+    "fid_protocol",
     NFE,
 )
-"""Tags that must agree for two FIDs to be comparable."""
+"""Tags that must agree for two FIDs to be comparable; fid_protocol only if it is not torch-fidelity's."""
 
 # Tags and files of how a run was made and how it failed.
 GIT_COMMIT, CPU = "git_commit", "hardware.cpu"
