@@ -16,7 +16,7 @@ os.environ["SOFLOW_CACHE"] = tempfile.mkdtemp()
 
 FINISHED_SWEEP = (
     *("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py"),
-    *("test_preemption.py", "test_servers.py", "test_stores.py"),
+    *("test_preemption.py", "test_servers.py", "test_checkpoint_sweep.py"),
 )
 """System tests that do not use the shared cluster, or hardly; most of them read one finished sweep."""
 

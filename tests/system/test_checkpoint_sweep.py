@@ -16,24 +16,24 @@ RUN = [*SMALL, "--name", "run", "--training.snapshot-every", "2"]
 POINTS = ["--ema", "trained", "0.1", "--guidance", "1", "2", "--nfe", "1", "2", "--confirm-seeds", "2"]
 
 
-def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers(shared):
-    shared.succeed("train.py", *RUN)
-    run = shared.storage / "run"
-    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
+def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers(session):
+    session.succeed("train.py", *RUN)
+    run = session.storage / "run"
+    sweep = session.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
     wait_for_line(sweep, ": fid")
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
-    sweep = shared.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
+    sweep = session.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
     wait_for_line(sweep, "seed 1: fid")
     os.kill(sweep.pid, signal.SIGINT)
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 130
     assert "interrupted; the same command resumes" in output
 
-    output = shared.succeed("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "2")
+    output = session.succeed("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "2")
     assert "8 points of" in output
     assert "best / default [95 % CI]" in output
-    folder = shared.storage / "run-step-12-points"
+    folder = session.storage / "run-step-12-points"
     results = load_results(folder)
     table = pd.read_csv(folder / "points.csv")
     assert len(results) == len(table) == len(set(table["number"]))
@@ -43,12 +43,12 @@ def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers(shared):
     for result in (results[0], results[-1]):
         model = soflow.load_model(run, device="cpu", ema=result.point.ema)
         changes = {path.removeprefix("evaluation."): value for path, value in result.point.changes().items()}
-        expected = model.evaluate(shared.storage / "reference", precision_recall=True, **changes)
+        expected = model.evaluate(session.storage / "reference", precision_recall=True, **changes)
         same = ("fid", "kid", "precision", "recall", "class_consistency")
         assert {name: result.metrics[name] for name in same} == {name: expected[name] for name in same}
 
     # Each point is one run in MLflow, with its parent's record of what was found.
-    runs = shared.runs()
+    runs = session.runs()
     parent = runs["run-step-12-points"]
     assert (parent.info.status, parent.data.tags["soflow.kind"]) == ("FINISHED", "checkpoint sweep")
     children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -58,9 +58,9 @@ def test_a_killed_sweep_of_a_checkpoint_resumes_to_the_same_numbers(shared):
 
     # The best point is a checkpoint that the other programs take.
     best = min((result for result in results if result.point.seed == 0), key=lambda result: result.metrics["fid"])
-    found = soflow.load_model(folder / "best", device="cpu").evaluate(shared.storage / "reference")
+    found = soflow.load_model(folder / "best", device="cpu").evaluate(session.storage / "reference")
     assert found["fid"] == best.metrics["fid"]
-    shared.succeed("sample.py", str(folder / "best"), "--out", str(shared.storage / "best.png"))
+    session.succeed("sample.py", str(folder / "best"), "--out", str(session.storage / "best.png"))
 
-    message = shared.fail("sweep_checkpoint.py", str(run), *POINTS, "--num-samples", "32")
+    message = session.fail("sweep_checkpoint.py", str(run), *POINTS, "--num-samples", "32")
     assert "num_samples = 32: the points of run-step-12-points were measured with 64; choose another --name" in message
