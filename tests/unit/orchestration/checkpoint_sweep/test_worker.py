@@ -141,9 +141,7 @@ def test_what_a_checkpoint_cannot_do_is_refused_before_the_start(run, plain):
 def test_a_foreign_file_is_refused(run, tmp_path):
     for state in ({"model": {}, "ema_model": {}}, {"0.1": {}}):
         torch.save(state, tmp_path / "foreign.pt")
-        with pytest.raises(
-            soflow.CheckpointError, match=r"foreign\.pt: is no checkpoint of a run"
-        ):
+        with pytest.raises(soflow.CheckpointError, match=r"foreign\.pt: is no checkpoint of a run"):
             open_checkpoint(validate(CheckpointSweepConfig, {"checkpoint": str(tmp_path / "foreign.pt")}))
 
 
