@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestration.config import Launch, ResourcesConfig
+from orchestration.config import GIB, Launch, ResourcesConfig
 from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError, first_line
 from soflow.plugins import loaded_roots
@@ -42,18 +42,20 @@ RAY_SETTINGS = {
 
 
 def check_fits(resources: ResourcesConfig, groups: int, available: dict[str, float], where: str) -> None:
-    """Check that `groups` concurrent worker groups fit into the available CPUs and GPUs.
+    """Check that `groups` concurrent worker groups fit into the available CPUs, GPUs and bytes of memory.
 
     Raises:
         ConfigError: with the required and the available number.
     """
-    for kind, per_worker in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker or 0)):
+    names = {"CPU": ("CPUs", "cpus", 1), "GPU": ("GPUs", "gpus", 1), "memory": ("GiB of memory", "memory_gib", GIB)}
+    for kind, per_worker in resources.per_worker().items():
         required = groups * resources.num_workers * per_worker
         if required > available.get(kind, 0):
+            name, field, unit = names[kind]
             raise ConfigError(
-                f"resources = {groups} x {resources.num_workers} workers x {per_worker:g} {kind}s: need {required:g} "
-                f"{kind}s, {where} has {available.get(kind, 0):g}; lower max_concurrent, resources.num_workers or "
-                f"resources.{kind.lower()}s_per_worker"
+                f"resources = {groups} x {resources.num_workers} workers x {per_worker / unit:g} {name}: need "
+                f"{required / unit:g} {name}, {where} has {available.get(kind, 0) / unit:g}; lower max_concurrent, "
+                f"resources.num_workers or resources.{field}_per_worker"
             )
 
 
@@ -133,7 +135,8 @@ def connected(config: Launch, groups: int | None) -> Iterator[ResourcesConfig]:
         ConfigError: if the cluster cannot be reached or is too small.
     """
     if config.address is None:
-        available = {"CPU": os.cpu_count() or 1, "GPU": float("inf")}  # Ray counts the GPUs, below
+        # Ray counts GPUs and memory, below.
+        available = {"CPU": os.cpu_count() or 1, "GPU": float("inf"), "memory": float("inf")}
         check_fits(config.resources, groups or 1, available, "this machine")
     else:
         check_address(config.address)
@@ -165,7 +168,7 @@ def _resources_of_cluster(config: Launch, groups: int) -> dict[str, float]:
                     raise
             if not asked:
                 print(f"waiting for nodes, at most {config.wait_for_nodes_s:g} s", flush=True)
-                worker = {"CPU": config.resources.cpus_per_worker, "GPU": config.resources.gpus_per_worker or 0}
+                worker = config.resources.per_worker()
                 request_resources(bundles=[worker] * (groups * config.resources.num_workers))
                 asked = True
             time.sleep(1)

@@ -19,11 +19,12 @@ from pydantic import (
 
 from orchestration.store.location import is_url, local_folder, url_or_path
 from soflow.config import RunConfig
-from soflow.config_base import Count, Section, has_password
+from soflow.config_base import Count, Positive, Section, has_password
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+GIB = 2**30
 FLUSH_S = 60.0
 """Seconds that the end of a sweep or run waits for a slow tracking server."""
 SLOWEST_UPLOAD = 5e6
@@ -85,6 +86,15 @@ class ResourcesConfig(Section):
     """CPUs per worker, and number of its threads."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs per worker; a fraction shares one GPU. Default: an equal share of the available GPUs, at most one."""
+    memory_gib_per_worker: Positive | None = None
+    """GiB of main memory that Ray reserves for each worker, which then waits for a machine that has them free. Default:
+    none are reserved."""
+
+    def per_worker(self) -> dict[str, float]:
+        """Return what each worker reserves, as Ray names it; memory in bytes."""
+        amounts = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker or 0}
+        amounts["memory"] = int((self.memory_gib_per_worker or 0) * GIB)
+        return {kind: amount for kind, amount in amounts.items() if amount}
 
 
 class Launch(Section):

@@ -40,10 +40,9 @@ def groups_that_fit(resources: ResourcesConfig, nodes: list[dict[str, Any]]) -> 
     Args:
         nodes: as `ray.nodes` returns them.
     """
-    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0}
-    workers = 0
+    needs, workers = resources.per_worker(), 0
     for node in nodes:
         if node["Alive"]:
             has = node["Resources"]
-            workers += min(int(has.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need)
+            workers += min(int(has.get(kind, 0) / need + 1e-9) for kind, need in needs.items())
     return workers // resources.num_workers

@@ -127,10 +127,10 @@ def _trainer(resources: ResourcesConfig, folder: Path, *, name: str, mailbox, ma
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = resources.gpus_per_worker or 0
-    use_gpu = gpus > 0
-    per_worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if use_gpu else {})
-    per_worker = {name: share * amount for name, amount in per_worker.items()}
+    per_worker = {kind: share * amount for kind, amount in resources.per_worker().items()}
+    if "memory" in per_worker:  # bytes
+        per_worker["memory"] = int(per_worker["memory"])
+    use_gpu = "GPU" in per_worker
     return TorchTrainer(
         serve,
         train_loop_config={

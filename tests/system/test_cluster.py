@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+from cluster import Cluster
 from session import SMALL, wait_for_line
 
 # Ray Train starts the coordinator once per cluster, for all jobs, and keeps it; it holds no resources.
@@ -90,3 +92,46 @@ def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tm
     assert (share, before, left) == (0.5, 1, 0)
     # The project is installed where this test runs. Yet what workers import is what was sent to them.
     assert all("py_modules" in path for path in files), files
+
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+
+class Place:
+    def __init__(self, *_):
+        pass
+
+    def serve(self, request):
+        import ray
+        return ray.get_runtime_context().get_node_id()
+
+from orchestration.cluster import connected
+from orchestration.config import TrainConfig
+from orchestration.workers.group import WorkerGroup
+
+resources = {"memory_gib_per_worker": 3}
+with connected(TrainConfig(address=sys.argv[1], resources=resources), groups=2) as resources:
+    import ray
+
+    groups = [WorkerGroup(resources, Path(sys.argv[2]), name, Place) for name in ("one", "two")]
+    places = [group.ask("where?") for group in groups]
+    free = {node["NodeID"]: node["Resources"].get("memory", 0) / 2**30 for node in ray.nodes() if node["Alive"]}
+    print(json.dumps([free[place] for place in places]))
+    for group in groups:
+        group.close()
+"""
+
+
+@pytest.mark.soak
+def test_workers_go_where_their_memory_is(tmp_path):
+    """Two nodes without memory for a worker of 3 GiB, one with memory for two."""
+    gib = 2**30
+    with Cluster((0,), options=()) as cluster:
+        cluster.add_node(4, f"--memory={2 * gib}")
+        cluster.add_node(4, f"--memory={8 * gib}")
+        environment = os.environ | cluster.env
+        command = [sys.executable, "-c", MEMORY, cluster.address, tmp_path]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1]) == [8, 8]

@@ -8,6 +8,7 @@ import pytest
 
 from orchestration import cluster, slots
 from orchestration.config import ResourcesConfig
+from soflow.config_base import ConfigError
 
 
 def test_a_local_cluster_s_token_is_readable_by_its_user_alone(tmp_path, monkeypatch):
@@ -24,8 +25,8 @@ def test_a_local_cluster_s_token_is_readable_by_its_user_alone(tmp_path, monkeyp
     assert (tmp_path / ".ray" / "auth_token").read_text() == token
 
 
-def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
-    return {"Alive": alive, "Resources": {"CPU": cpus, "memory": 1e9} | ({"GPU": gpus} if gpus else {})}
+def node(cpus: float, gpus: float = 0, alive: bool = True, gib: float = 1) -> dict:
+    return {"Alive": alive, "Resources": {"CPU": cpus, "memory": gib * 2**30} | ({"GPU": gpus} if gpus else {})}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
         ({"gpus_per_worker": 1.0}, [node(8, 2), node(8)], 2),
         ({"gpus_per_worker": 0.1}, [node(64, 1)], 10),
         ({"gpus_per_worker": 0.5, "cpus_per_worker": 4}, [node(7, 8)], 1),
+        ({"memory_gib_per_worker": 24}, [node(64, gib=20), node(64, gib=50)], 2),
         ({}, [], 0),
     ],
 )
@@ -47,3 +49,25 @@ def test_groups_that_fit_on_the_nodes_are_counted(resources, nodes, expected):
 
 def test_a_fixed_number_of_slots_asks_no_cluster():
     assert slots.Slots(ResourcesConfig(), 3)() == 3
+
+
+@pytest.mark.parametrize(
+    ("resources", "available", "message"),
+    [
+        (
+            {"cpus_per_worker": 3},
+            {"CPU": 5},
+            "2 x 1 workers x 3 CPUs: need 6 CPUs, the cluster has 5; .*cpus_per",
+        ),
+        ({"gpus_per_worker": 0.5}, {"CPU": 9}, "2 x 1 workers x 0.5 GPUs: need 1 GPUs, the cluster has 0; lower"),
+        (
+            {"memory_gib_per_worker": 24},
+            {"CPU": 9, "memory": 32 * 2**30},
+            "2 x 1 workers x 24 GiB of memory: need 48 GiB of memory, the cluster has 32; .*memory_gib_per",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(resources, available, message):
+    with pytest.raises(ConfigError, match=message):
+        cluster.check_fits(ResourcesConfig(**resources), 2, available, "the cluster")
+    cluster.check_fits(ResourcesConfig(**resources), 1, {"CPU": 9, "GPU": 1, "memory": 32 * 2**30}, "the cluster")
