@@ -80,7 +80,7 @@ class EvaluateOptions(Section):
     batch_size: Count | None = None
     """Samples generated per batch; does not change them."""
     precision_recall: bool | None = None
-    """Also compute precision and recall."""
+    """Also compute precision, recall, density and coverage."""
     inception_score: bool | None = None
     """Also compute the Inception score."""
     seed: int | None = None

@@ -14,7 +14,7 @@ BEFORE_LABELS = {"fid_labels": "balanced"}
 """Protocol of runs recorded before the distribution of labels could be chosen."""
 LABELS = {"data": " in the data's proportions", "random": " of random classes"}
 """How classes other than balanced ones are called."""
-COUNTED = re.compile(r"(class_consistency|precision|recall)(_\d+nfe)?")
+COUNTED = re.compile(r"(class_consistency|precision|recall|coverage)(_\d+nfe)?")
 """Metrics that are fractions of images."""
 STORED = 10_000
 """Maximum number of images that precision and recall use."""
@@ -43,7 +43,9 @@ class Protocol:
     def resolution(self, metric: str) -> float:
         """Return the spacing of a metric's possible values: 1 / N for a fraction of N images, else 0."""
         match = COUNTED.fullmatch(metric)
-        images = int(self.tags.get("fid_num_references" if metric.startswith("recall") else "fid_num_samples", 0))
+        images = int(
+            self.tags.get("fid_num_references" if metric.startswith(("recall", "coverage")) else "fid_num_samples", 0)
+        )
         if not match or not images:
             return 0.0
         return 1 / (images if match[1] == "class_consistency" else min(images, STORED))
@@ -56,7 +58,9 @@ class Protocol:
 
 def is_quality(metric: str) -> bool:
     """Check whether a metric depends on the protocol."""
-    return re.match(r"(fid|kid|class_consistency|precision|recall|inception_score)", metric) is not None
+    return (
+        re.match(r"(fid|kid|class_consistency|precision|recall|density|coverage|inception_score)", metric) is not None
+    )
 
 
 def find_protocols(data: SweepData) -> list[Protocol]:

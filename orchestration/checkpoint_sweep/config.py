@@ -15,8 +15,8 @@ from soflow.config_base import Count, Fraction, InputPath, Positive, Section
 from soflow.evaluation.config import Sampler
 from soflow.posthoc_ema import TRAINED, average_of
 
-Goal = Literal["fid", "kid", "precision", "recall", "class_consistency", "evaluations"]
-HIGHER_IS_BETTER = ("precision", "recall", "class_consistency")
+Goal = Literal["fid", "kid", "precision", "recall", "density", "coverage", "class_consistency", "evaluations"]
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency")
 
 
 def direction(goal: str) -> Literal["maximize", "minimize"]:
@@ -94,7 +94,7 @@ class CheckpointSweepConfig(Launch):
     num_points: Count = 60
     """Points of search = optuna; more continue the search."""
     goals: tuple[Goal, ...] = ("fid",)
-    """What Optuna optimizes: fid, kid, precision, recall, class_consistency, and evaluations of the network."""
+    """What Optuna optimizes: fid, kid, precision, recall, density, coverage, class_consistency, and evaluations of the network."""
     seed: int = 0
     """Seed of the noise of all points, and of the search."""
     confirm_seeds: Annotated[int, Field(ge=0)] = 5
@@ -108,7 +108,7 @@ class CheckpointSweepConfig(Launch):
     reference: InputPath | None = None
     """File of reference statistics, used instead of the data."""
     precision_recall: bool | None = None
-    """Compute precision and recall. Default: yes, if the reference is the data."""
+    """Compute precision, recall, density and coverage. Default: yes, if the reference is the data."""
     batch_size: Count | None = None
     """Samples generated per batch; does not change them. Default: as in the run."""
     root: InputPath | None = None

@@ -74,8 +74,10 @@ def _check_goals(config: CheckpointSweepConfig, run: RunConfig) -> None:
     """
     needs = {
         "kid": "the features of the data, which a file of statistics lacks" if run.evaluation.reference else "",
-        "precision": "" if run.evaluation.precision_recall else "precision_recall",
-        "recall": "" if run.evaluation.precision_recall else "precision_recall",
+        **dict.fromkeys(
+            ("precision", "recall", "density", "coverage"),
+            "" if run.evaluation.precision_recall else "precision_recall",
+        ),
         "class_consistency": "" if run.dataset.conditional else "a network with labels",
     }
     for goal in config.goals:

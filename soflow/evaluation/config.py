@@ -56,7 +56,7 @@ class EvaluationConfig(Section):
     """Classes of the generated samples: balanced = equally many of each, data = in the proportions of the data, random
     = each drawn at random, all equally likely, as guided-diffusion and DiT do."""
     precision_recall: bool = False
-    """Also compute precision and recall."""
+    """Also compute precision, recall, density and coverage."""
     inception_score: bool = False
     """Also compute the Inception score."""
     diagnostics: tuple[str, ...] = ()

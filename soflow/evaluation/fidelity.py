@@ -102,6 +102,7 @@ class Evaluator:
                 feature network that classifies this dataset.
             precision, recall: if configured; fraction of images within the data manifold, and of data within the
                 manifold of the images.
+            density, coverage: if precision and recall are configured, see `metrics.density_coverage`.
             inception_score: if configured; computed from the logits of the feature network, so values of a small
                 classifier are comparable only with each other.
 
@@ -174,6 +175,8 @@ class Evaluator:
         if self.config.precision_recall:
             both = functools.cache(lambda: metrics.precision_recall(features, references()))
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
+            other = functools.cache(lambda: metrics.density_coverage(features, references()))
+            measures |= {"density": lambda: other()["density"], "coverage": lambda: other()["coverage"]}
         return measures
 
     def merge(self, moments: Moments) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+import torch
 import torch_fidelity
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -11,6 +14,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 KID_SUBSETS, KID_SUBSET_SIZE = 10, 1000
+NEIGHBORS = 5
+"""Real images in a neighborhood, of density and coverage."""
+ROWS = 500
+"""Rows of distances in memory at a time."""
 
 
 def fid(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
@@ -37,6 +44,26 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
         "precision": result[torch_fidelity.KEY_METRIC_PRECISION],
         "recall": result[torch_fidelity.KEY_METRIC_RECALL],
     }
+
+
+def density_coverage(generated: Tensor, real: Tensor) -> dict[str, float]:
+    """Compute `density` and `coverage` (arXiv 2002.09797) of features [N, D] and [M, D].
+
+    Density is how many neighborhoods of real images contain a generated one, on average, over the number expected of
+    equal distributions, so that it may exceed 1. Coverage is the fraction of real images in whose neighborhood is a
+    generated one; unlike recall, it does not rise with generated outliers. A neighborhood reaches to the fifth nearest
+    real image.
+    """
+    neighbors = min(NEIGHBORS, len(real) - 1)
+    # Without matrix products, whose rounding would depend on the number of rows.
+    distances = functools.partial(torch.cdist, x2=real, compute_mode="donot_use_mm_for_euclid_dist")
+    radii = torch.cat([distances(part).kthvalue(neighbors + 1).values for part in real.split(ROWS)])
+    count, covered = 0, torch.zeros(len(real), dtype=torch.bool)
+    for part in generated.split(ROWS):
+        inside = distances(part) < radii
+        count += int(inside.sum())
+        covered |= inside.any(0)
+    return {"density": count / (neighbors * len(generated)), "coverage": covered.double().mean().item()}
 
 
 def inception_score(logits: Tensor) -> float:

@@ -141,7 +141,7 @@ def test_precision_recall_and_inception_score_equal_those_of_calculate_metrics(d
     assert found["precision"] == pytest.approx(expected["precision"], abs=1 / 1500 + 1e-6)
     assert found["recall"] == pytest.approx(expected["recall"], abs=1 / 1797 + 1e-6)
     assert found["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
-    assert set(found) == {"fid", "kid", "precision", "recall", "inception_score"}
+    assert set(found) == {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
 
 
 def test_fid_alone_is_that_of_the_whole_evaluation(evaluator, digits):

@@ -15,6 +15,7 @@ from soflow.codecs.base import to_uint8
 from soflow.config_base import ConfigError
 from soflow.evaluation.generated import _labels
 from soflow.evaluation.groups import estimate, joined, moments_of, places_of
+from soflow.evaluation.metrics import density_coverage
 from soflow.evaluation.moments import Moments
 from soflow.evaluation.reference_files import read_configured, write_npz
 from soflow.files import sha256
@@ -175,3 +176,46 @@ def test_protocols_are_in_a_run_s_facts(tmp_path):
     facts = json.loads(next((run.folder / "reports").iterdir()).read_text())["facts"]
     assert facts["fid_labels"] == "balanced"
     assert "fid_protocol" not in facts
+
+
+# Density and coverage.
+
+
+def by_definition(generated: np.ndarray, real: np.ndarray, neighbors: int = 5) -> tuple[float, float]:
+    """From arXiv 2002.09797, equations 5 and 7, image by image in float64."""
+    radii = [np.sort(np.linalg.norm(real - one, axis=1))[neighbors] for one in real]
+    inside = np.array(
+        [[np.linalg.norm(other - one) < radius for one, radius in zip(real, radii, strict=True)] for other in generated]
+    )
+    return inside.sum() / (neighbors * len(generated)), inside.any(0).mean()
+
+
+def test_density_and_coverage_are_those_of_their_definition():
+    random = np.random.default_rng(0)
+    real, generated = random.normal(size=(60, 3)), random.normal(size=(40, 3)) * 0.8 + 0.3
+    found = density_coverage(torch.from_numpy(generated), torch.from_numpy(real))
+    density, coverage = by_definition(generated, real)
+    assert 0.2 < coverage < 0.95
+    assert (found["density"], found["coverage"]) == (
+        pytest.approx(density, rel=1e-12),
+        pytest.approx(coverage, abs=1e-12),
+    )
+
+
+def test_parts_of_the_distances_change_nothing(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    real, generated = torch.randn(50, 4, generator=random), torch.randn(70, 4, generator=random)
+    whole = density_coverage(generated, real)
+    monkeypatch.setattr("soflow.evaluation.metrics.ROWS", 7)
+    assert density_coverage(generated, real) == whole
+
+
+def test_equal_distributions_are_dense_and_covered():
+    """Density 1 on average (the paper's lemma 1); coverage 1 − (1 − …) ≈ 0.97 for five neighbors and equal numbers."""
+    random = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(2000, 8, generator=random) for _ in range(2))
+    found = density_coverage(generated, real)
+    # A generated image is in five neighborhoods on average; 2,000 of them, correlated: within 10 %.
+    assert found["density"] == pytest.approx(1, abs=0.1)
+    # Of six exchangeable draws, none of 2,000 generated ones is among the nearest five with 1/2^5 = 3.1 %, ± 0.4 %.
+    assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.025)
