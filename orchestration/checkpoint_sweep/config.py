@@ -94,7 +94,8 @@ class CheckpointSweepConfig(Launch):
     num_points: Count = 60
     """Points of search = optuna; more continue the search."""
     goals: tuple[Goal, ...] = ("fid",)
-    """What Optuna optimizes: fid, kid, precision, recall, density, coverage, class_consistency, and evaluations of the network."""
+    """What Optuna optimizes: fid, kid, precision, recall, density, coverage, class_consistency, and evaluations of the
+    network."""
     seed: int = 0
     """Seed of the noise of all points, and of the search."""
     confirm_seeds: Annotated[int, Field(ge=0)] = 5
