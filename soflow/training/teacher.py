@@ -42,7 +42,7 @@ def load_teacher(config: RunConfig, num_classes: int, device: torch.device | str
         theirs, objective, network = load_sampler(path, torch.device(device))
     except CheckpointError as error:
         raise ConfigError(f"objective.teacher = {error}") from None
-    except (ConfigError, KeyError):  # a torch file that is not a checkpoint, or one with other configuration fields
+    except ConfigError:  # other configuration fields
         raise ConfigError(f"objective.teacher = {path}: is no checkpoint of a run of this version") from None
     if reason := _mismatch(config, num_classes, theirs, objective):
         raise ConfigError(f"objective.teacher = {path}: {reason}")

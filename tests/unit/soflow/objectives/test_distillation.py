@@ -319,7 +319,7 @@ def test_a_run_without_labels_can_learn_from_either_kind(conditional, digits, tm
         ("nowhere", "objective.teacher = {folder}/nowhere: no such checkpoint"),
         ("empty", "objective.teacher = {folder}/empty: contains no checkpoint-*.pt"),
         ("damaged.pt", "objective.teacher = {folder}/damaged.pt: is damaged or not a checkpoint"),
-        ("other.pt", "objective.teacher = {folder}/other.pt: is no checkpoint of a run of this version"),
+        ("other.pt", "objective.teacher = {folder}/other.pt: is no checkpoint of a run, it contains no 'config'"),
     ],
 )
 def test_a_missing_teacher_is_one_line(path, message, tmp_path):
