@@ -55,22 +55,26 @@ def _answer(saved: Saved, best: dict[float, Result], compared: list[Gain]) -> li
         interval = f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {len(gain.values)} seeds"
         if not gain.decided:
             sentences.append(
-                f"At {gain.evaluations:g} network evaluations per image, {describe(gain.best)} is not distinguishable "
+                f"At {_evaluations(gain.evaluations)}, {describe(gain.best)} is not distinguishable "
                 f"from training's defaults ({interval})."
             )
         else:
             word = "lower" if change < 1 else "higher"
             sentences.append(
-                f"At {gain.evaluations:g} network evaluations per image, {describe(gain.best)} has a {name} "
+                f"At {_evaluations(gain.evaluations)}, {describe(gain.best)} has a {name} "
                 f"{percent(abs(1 - change), 1)} {word} than training's defaults ({interval})."
             )
     if not sentences and best:
         found = next(iter(best.values()))
         sentences.append(
-            f"Best at {found.evaluations:g} network evaluations per image: {describe(found.point)}, "
+            f"Best at {_evaluations(found.evaluations)}: {describe(found.point)}, "
             f"{title(saved.goal)} {found.metrics[saved.goal]:.4g} on the seed on which it was chosen."
         )
     return sentences
+
+
+def _evaluations(number: float) -> str:
+    return f"{number:g} network evaluation{'' if number == 1 else 's'} per image"
 
 
 def _notes(saved: Saved, results: list[Result], best: dict[float, Result]) -> list[str]:
@@ -155,7 +159,7 @@ def _strips(
             if found is not None and grid_file(folder, found.point).exists()
         }
         if pngs:
-            strips.append((f"{evaluations:g} network evaluations per image", pictures(pngs)))
+            strips.append((_evaluations(evaluations), pictures(pngs)))
     return strips
 
 
