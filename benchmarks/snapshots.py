@@ -87,16 +87,16 @@ def compare_weights(options: argparse.Namespace, folder: Path) -> None:
         advance(1)
         for average in kept.values():
             average.update_parameters(trainer.network)
-    for every in (1, 2, 4):
-        part = folder / f"part-{every}"
+    for stride in (1, 2, 4):
+        part = folder / f"part-{stride}"
         for number, path in enumerate(sorted((folder / "weights" / snapshots.FOLDER).iterdir()), start=1):
-            if number % every == 0:
+            if number % stride == 0:
                 (part / snapshots.FOLDER).mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, part / snapshots.FOLDER)
         found = snapshots.Snapshots(part, config, options.steps)
         for average, true in kept.items():
             profile = found.reconstruction(average).error
-            shown = f"{options.steps} steps, {32 // every} snapshots, average {average}: profile {100 * profile:.3g} %"
+            shown = f"{options.steps} steps, {32 // stride} snapshots, average {average}: profile {100 * profile:.3g} %"
             if profile <= snapshots.MOST_ERROR:
                 weights, expected = found.weights(average), dict(true.module.named_parameters())
                 off = sum(float((weights[name] - value).square().sum()) for name, value in expected.items())

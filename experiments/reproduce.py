@@ -25,6 +25,7 @@ from pydantic import Field, field_validator, model_validator
 from dashboards.comparison.published import FIDS
 from experiments.launch import PRESETS
 from orchestration.config import Folder
+from orchestration.interruption import exit_code, listen
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import plain_console
@@ -94,6 +95,7 @@ class ReproduceOptions(Section):
 
 
 def main() -> int:
+    listen()
     options = read_command_line(ReproduceOptions, __doc__, positional="run")
     from soflow.training.checkpoints import CheckpointError
 
@@ -103,7 +105,7 @@ def main() -> int:
         fail(error)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes")
-        return 130
+        return exit_code("KILLED")
     return 0
 
 
@@ -264,10 +266,8 @@ def _features(
 
     config, also = configs[0], options.protocols[1:]
     workers, counts = Workers(model.device), [1] * model.objective.num_classes
-    sampler, places = (
-        sampler_for(config, model.objective, nfe),
-        places_of(group, options.num_groups, options.num_samples),
-    )
+    sampler = sampler_for(config, model.objective, nfe)
+    places = places_of(group, options.num_groups, options.num_samples)
     arguments = (model.objective, model.network, model.codec, config, nfe, sampler, workers, counts, also, places)
     features: list[list[Tensor]] = [[] for _ in configs]
     for batch in generate(*arguments):

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.config import LaunchConfig, ResourcesConfig
+from orchestration.config import GIB, LaunchConfig, ResourcesConfig
 from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.ticket import trial_config
 from orchestration.tracking.schema import CASE
@@ -30,7 +30,6 @@ MOST_POINTS = 8
 """Extremes of a search space that are checked before a sweep; more would take too long."""
 FEWEST_SAMPLES = 2
 """Smallest micro-batch, and the smallest batch that a configuration may have."""
-GIB = 2**30
 GRADIENT_BYTES = 4
 """Per parameter: gradients accumulate in fp32 while the next micro-batch is computed."""
 

@@ -107,7 +107,7 @@ def _by_evaluations(results: Sequence[Result], saved: Saved) -> Panel:
     if not known:
         return without(panel, "a measured point")
     figure = go.Figure()
-    default_points = set(saved.space.defaults())
+    default_points = set(saved.space.defaults)
     groups = (
         ("point", known, {"mode": "markers", "marker": {"color": BLUE, "size": 5, "opacity": 0.5}}),
         ("best", list(points.best_by_evaluations(known, saved.goal).values()), _line(BEST)),

@@ -52,7 +52,9 @@ def _answer(saved: Saved, best: dict[float, Result], compared: list[Gain]) -> li
         if gain.ratio is None:
             continue
         change, name = gain.ratio.value, title(saved.goal)
-        interval = f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {len(gain.values)} seeds"
+        interval = (
+            f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {plural(len(gain.values), 'seed')}"
+        )
         if not gain.decided:
             sentences.append(
                 f"At {_evaluations(gain.evaluations)}, {describe(gain.best)} is not distinguishable "
@@ -146,7 +148,7 @@ def _strips(
     folder: Path, saved: Saved, best: dict[float, Result], results: list[Result]
 ) -> list[tuple[str, list[Picture]]]:
     """Pair the grids of the best points with those of the defaults, from the same noise."""
-    default_points = set(saved.space.defaults())
+    default_points = set(saved.space.defaults)
     defaults = {result.evaluations: result for result in results if result.point in default_points}
     strips = []
     for evaluations, result in best.items():

@@ -110,7 +110,7 @@ class Gain:
 
 def to_confirm(results: Sequence[Result], space: Space, goal: str) -> dict[float, tuple[Point, Point | None]]:
     """Return for each number of evaluations the best point and the defaults' with as many."""
-    default_points = set(space.defaults())
+    default_points = set(space.defaults)
     defaults = {result.evaluations: result.point for result in results if result.point in default_points}
     best = best_by_evaluations(results, goal)
     return {evaluations: (result.point, defaults.get(evaluations)) for evaluations, result in best.items()}

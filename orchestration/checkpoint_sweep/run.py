@@ -132,7 +132,7 @@ class _Sweep:
 
     def _wanted(self) -> list[Point]:
         """List the points that are known before the search."""
-        return self.space.grid() if self.config.search == "grid" else self.space.defaults()
+        return self.space.grid() if self.config.search == "grid" else list(self.space.defaults)
 
     def _missing(self, wanted: Iterable[Point]) -> list[Point]:
         measured = {result.point for result in self.results}
@@ -141,22 +141,22 @@ class _Sweep:
     def _next_points(self) -> Iterator[Point]:
         """Yield the points to measure; each is chosen when a slot is free."""
         yield from self._missing(self._wanted())
-        while self.config.search == "optuna" and self._num_begun() < self.config.num_points:
+        while self.config.search == "optuna" and len(self._begun()) < self.config.num_points:
             point = self._suggested()
             if point is None:
                 self._say("Optuna suggests no new points; the search ends")
                 return
             yield point
 
-    def _num_begun(self) -> int:
-        return len(self._searched()) + len(self.failures) + self._running
+    def _begun(self) -> set[Point]:
+        """Return the points of the search that are measured, being measured, or have failed."""
+        return self._started | {result.point for result in self._searched()}
 
     def _suggested(self) -> Point | None:
-        done = [(result.point, result.metrics) for result in self._searched()]
+        done, begun = [(result.point, result.metrics) for result in self._searched()], self._begun()
         for attempt in range(MOST_DUPLICATES):
-            number = len(self._started) + len(done) + 1000 * attempt
-            point = self.space.suggest(done, self.config.goals, number)
-            if point not in self._started and all(point != other for other, _ in done) and self._can_be_made(point):
+            point = self.space.suggest(done, self.config.goals, len(begun) + 1000 * attempt)
+            if point not in begun and self._can_be_made(point):
                 return point
         return None
 
@@ -190,13 +190,11 @@ class _Sweep:
         """Measure points in all slots until there are no more."""
         columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:3])
         running: dict[Future[Measured], Point] = {}
-        self._running = 0
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task("starting the workers", total=total, completed=done)
             exhausted = False
             while running or not exhausted:
                 while not exhausted and len(running) < workers.slots:
-                    self._running = len(running)
                     point = next(wanted, None)
                     if point is None:
                         exhausted = True
@@ -223,19 +221,20 @@ class _Sweep:
         self.results.append(result)
         goals = dict.fromkeys((*self.config.goals, "fid"))
         shown = ", ".join(f"{goal} {answer.metrics[goal]:.4g}" for goal in goals if goal in answer.metrics)
-        seed = f", seed {point.seed}" if point.seed != self.space.seed else ""
-        self._say(f"{describe(point)}{seed}: {shown}")
+        self._say(f"{self._describe(point)}: {shown}")
         self._log(result)
+
+    def _describe(self, point: Point) -> str:
+        return describe(point) + (f", seed {point.seed}" if point.seed != self.space.seed else "")
 
     def _log(self, result: Result) -> None:
         """Record a result in MLflow, unless it was recorded before; an interruption may have come in between."""
         point, key = result.point, f"{self.folder.name}/{key_of(result.point)}"
         if self.tracker.has_ended(key):
             return
-        seed = f", seed {point.seed}" if point.seed != self.space.seed else ""
         tags = self._tags(schema.POINT_KIND) | {schema.SWEEP: self.folder.name, schema.NUMBER: result.number}
         tags |= {f"fid_{name}": str(value) for name, value in result.protocol.items()}
-        self.tracker.start_run(key, f"{describe(point)}{seed}", flatten(to_dict(point)), tags, self.folder.name)
+        self.tracker.start_run(key, self._describe(point), flatten(to_dict(point)), tags, self.folder.name)
         self.tracker.log_metrics(key, result.metrics, self.checkpoint.step)
         self.tracker.log_image(key, grid_file(self.folder, point), "samples", self.checkpoint.step)
         self.tracker.end_run(key, "FINISHED")
@@ -283,9 +282,10 @@ class _Sweep:
         for evaluations, result in points.best_by_evaluations(self._searched(), goal).items():
             gain = compared.get(evaluations)
             mean = f"{sum(gain.values) / len(gain.values):.4g}" if gain else ""
-            ratio = (
-                f"{gain.ratio.value:.3f} [{gain.ratio.low:.3f}, {gain.ratio.high:.3f}]" if gain and gain.ratio else ""
-            )
+            ratio = ""
+            if gain and gain.ratio:
+                found = gain.ratio
+                ratio = f"{found.value:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.n > 1 else "")
             shown.add_row(f"{evaluations:g}", describe(result.point), f"{result.metrics[goal]:.4g}", mean, ratio)
         table_console().print(shown)
 

@@ -42,7 +42,7 @@ def load_saved(folder: Path) -> Saved:
     """
     values = read_yaml(folder / CONFIG_FILE)
     config, space = values["config"], {name: _tuple(value) for name, value in values["space"].items()}
-    space["usual"] = tuple(Point(**point) for point in space["usual"])
+    space["defaults"] = tuple(Point(**point) for point in space["defaults"])
     return Saved(
         values["checkpoint"],
         values["step"],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ GUIDANCE = (1.0, 1.25, 1.5, 2.0)
 class Space:
     """Values of every dimension, with the defaults of the checkpoint filled in."""
 
-    usual: tuple[Point, ...]
+    defaults: tuple[Point, ...]
     """For each number of steps, the point that samples as the training's evaluation does."""
-
     ema: tuple[str, ...]
     guidance: tuple[float, ...]
     guidance_interval: tuple[tuple[float, float], ...]
@@ -37,13 +36,9 @@ class Space:
     temperature: tuple[float, ...]
     seed: int
 
-    def defaults(self) -> list[Point]:
-        """List the points that sample as training's evaluation does, for each number of steps."""
-        return [canonical(point) for point in self.usual]
-
     def grid(self) -> list[Point]:
         """List the defaults and all combinations, an average after the other, as changing it costs most."""
-        points = dict.fromkeys(self.defaults())
+        points = dict.fromkeys(self.defaults)
         for ema, nfe, sampler, guidance, interval, temperature in itertools.product(
             self.ema, self.nfe, self.sampler, self.guidance, self.guidance_interval, self.temperature
         ):
@@ -61,17 +56,19 @@ class Space:
         """
         import optuna
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(seed=self.seed * 1_000_003 + number, constant_liar=True)
+        sampler = optuna.samplers.TPESampler(seed=self.seed * 1_000_003 + number)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(directions=[direction(goal) for goal in goals], sampler=sampler)
+        distributions = self._distributions()
         for point, metrics in done:
-            if all(goal in metrics for goal in goals) and (params := self._params(point)) is not None:
+            params = self._params(point, distributions)
+            if all(goal in metrics for goal in goals):
                 values = [metrics[goal] for goal in goals]
-                trial = optuna.trial.create_trial(params=params, distributions=self._distributions(), values=values)
-                study.add_trial(trial)
-        return self._point(study.ask(self._distributions()).params)
+                with suppress(ValueError):  # a point outside the space
+                    study.add_trial(
+                        optuna.trial.create_trial(params=params, distributions=distributions, values=values)
+                    )
+        return self._point(study.ask(distributions).params)
 
     def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -100,8 +97,8 @@ class Space:
         lengths = [average.length for average in averages.values() if average and average.length is not None]
         return lengths, [text for text, average in averages.items() if average is None or average.length is None]
 
-    def _params(self, point: Point) -> dict[str, Any] | None:
-        """Return the parameters of a point in Optuna's study; None if it lies outside the space."""
+    def _params(self, point: Point, distributions: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of a point in Optuna's study, which may lie outside the space."""
         average = average_of(point.ema)
         length = average.length if average else None
         params: dict[str, Any] = {
@@ -114,18 +111,11 @@ class Space:
             # Without guidance, its interval has no effect.
             "guidance_interval": None if point.guidance == 1 else ",".join(map(str, point.guidance_interval)),
         }
-        distributions = self._distributions()
         for name, distribution in distributions.items():
             if name.startswith("times_"):
                 params[name] = _text(point.times) if name == f"times_{point.nfe}" else "equal"
             if params.get(name) is None:  # has no effect on this point
                 params[name] = distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
-            try:
-                inside = distribution._contains(distribution.to_internal_repr(params[name]))
-            except ValueError:
-                inside = False
-            if not inside:
-                return None
         return {name: params[name] for name in distributions}
 
     def _point(self, params: dict[str, Any]) -> Point:
@@ -181,12 +171,13 @@ def space_of(config: CheckpointSweepConfig, run: RunConfig, objective: Objective
     """
     evaluation = run.evaluation
     sampling = {name: getattr(evaluation, name) for name in ("times", "temperature", "guidance", "guidance_interval")}
-    usual = [
-        Point(nfe=nfe, sampler=sampler_for(run, objective, nfe), seed=config.seed, **sampling) for nfe in config.nfe
+    defaults = [
+        canonical(Point(nfe=nfe, sampler=sampler_for(run, objective, nfe), seed=config.seed, **sampling))
+        for nfe in config.nfe
     ]
     guidable = run.dataset.conditional and getattr(run.objective, "label_drop", 1) > 0
     return Space(
-        tuple(usual),
+        tuple(defaults),
         config.ema or (TRAINED, *lengths),
         config.guidance or (tuple(dict.fromkeys((evaluation.guidance, *GUIDANCE))) if guidable else (1.0,)),
         config.guidance_interval,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers import tiny_config
+from optuna.trial import create_trial
 
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point
 from orchestration.checkpoint_sweep.space import GUIDANCE, LENGTHS, Space, space_of
@@ -45,8 +46,8 @@ def test_a_grid_has_every_combination_once(tmp_path):
 
 def test_the_defaults_are_always_measured(tmp_path):
     chosen = space(tmp_path, ema=[0.1], guidance=[2], nfe=[1, 2])
-    assert set(chosen.defaults()) <= set(chosen.grid())
-    assert chosen.defaults() == [Point(nfe=1, sampler="compose"), Point(nfe=2, sampler="renoise")]
+    assert set(chosen.defaults) <= set(chosen.grid())
+    assert chosen.defaults == (Point(nfe=1, sampler="compose"), Point(nfe=2, sampler="renoise"))
 
 
 def test_heun_has_no_times(tmp_path):
@@ -61,7 +62,7 @@ def quadratic(point: Point) -> dict[str, float]:
 
 
 def searched(space: Space, count: int, goals=("fid",)) -> list[tuple[Point, dict[str, float]]]:
-    done = [(point, quadratic(point)) for point in space.defaults()]
+    done = [(point, quadratic(point)) for point in space.defaults]
     while len(done) < count:
         point = space.suggest(done, goals, len(done))
         done.append((point, quadratic(point)))
@@ -126,4 +127,6 @@ def test_an_interval_without_any_step_is_no_guidance(tmp_path):
 
 def test_points_without_guidance_count_whatever_the_intervals(tmp_path):
     chosen = space(tmp_path, guidance=[1, 2], guidance_interval=["0.2,0.8"], nfe=[2])
-    assert chosen._params(chosen.defaults()[0]) is not None
+    distributions = chosen._distributions()
+    params = chosen._params(chosen.defaults[0], distributions)
+    create_trial(params=params, distributions=distributions, value=1.0)  # raises for a point outside the space

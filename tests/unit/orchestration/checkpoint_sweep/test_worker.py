@@ -156,7 +156,7 @@ def test_the_defaults_are_those_of_the_training(tmp_path):
     evaluated = {"evaluation.guidance": 1.5, "evaluation.sampler": "compose", "evaluation.temperature": 0.9}
     run = soflow.train(soflow.load_config(*LAYERS, evaluated), tmp_path / "run", progress=False)
     config = config_of(run, nfe=[1, 2], sampler=["renoise", "compose"], guidance=[1], ema=["trained"])
-    usual = open_checkpoint(config).space.defaults()
+    usual = open_checkpoint(config).space.defaults
     assert [(point.sampler, point.guidance, point.temperature) for point in usual] == [("compose", 1.5, 0.9)] * 2
     worker = CheckpointWorker(Subject(run.folder / "checkpoint-00000032.pt", {}, tmp_path / "cache"), CPU, 0, 1)
     for point, name in zip(usual, ("fid", "fid_2nfe"), strict=True):
