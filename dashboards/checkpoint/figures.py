@@ -107,11 +107,10 @@ def _by_evaluations(results: Sequence[Result], saved: Saved) -> Panel:
     if not known:
         return without(panel, "a measured point")
     figure = go.Figure()
-    default_points = set(saved.space.defaults)
     groups = (
         ("point", known, {"mode": "markers", "marker": {"color": BLUE, "size": 5, "opacity": 0.5}}),
         ("best", list(points.best_by_evaluations(known, saved.goal).values()), _line(BEST)),
-        ("training's defaults", [result for result in known if result.point in default_points], _line(DEFAULT)),
+        ("training's defaults", list(points.defaults_by_evaluations(known, saved.space).values()), _line(DEFAULT)),
     )
     for label, chosen, style in groups:
         ordered = sorted(chosen, key=lambda result: result.evaluations)

@@ -13,6 +13,7 @@ from orchestration.checkpoint_sweep.agreement import METRICS, agreements
 from orchestration.checkpoint_sweep.config import badness
 from orchestration.checkpoint_sweep.results import Gain, Result, describe, grid_file
 from orchestration.checkpoint_sweep.saved import Saved, load_saved
+from soflow.statistics import FEWEST_SEEDS
 
 SAME_ORDER = 0.9
 """Rank correlation below which a metric is called another order."""
@@ -52,13 +53,13 @@ def _answer(saved: Saved, best: dict[float, Result], compared: list[Gain]) -> li
         if gain.ratio is None:
             continue
         change, name = gain.ratio.value, title(saved.goal)
-        interval = (
-            f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {plural(len(gain.values), 'seed')}"
-        )
+        seeds = plural(gain.ratio.n, "seed")
+        interval = f"{name} ratio {with_interval(change, gain.ratio.low, gain.ratio.high)}, {seeds}"
         if not gain.decided:
+            verdict = "not distinguishable from" if gain.ratio.n >= FEWEST_SEEDS else "measured on too few seeds beside"
             sentences.append(
-                f"At {_evaluations(gain.evaluations)}, {describe(gain.best)} is not distinguishable "
-                f"from training's defaults ({interval})."
+                f"At {_evaluations(gain.evaluations)}, {describe(gain.best)} is {verdict} training's defaults "
+                f"({interval})."
             )
         else:
             word = "lower" if change < 1 else "higher"
@@ -148,9 +149,7 @@ def _strips(
     folder: Path, saved: Saved, best: dict[float, Result], results: list[Result]
 ) -> list[tuple[str, list[Picture]]]:
     """Pair the grids of the best points with those of the defaults, from the same noise."""
-    default_points = set(saved.space.defaults)
-    defaults = {result.evaluations: result for result in results if result.point in default_points}
-    strips = []
+    defaults, strips = points.defaults_by_evaluations(results, saved.space), []
     for evaluations, result in best.items():
         shown = {"training's defaults": defaults.get(evaluations), describe(result.point): result}
         pngs = {

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestration.checkpoint_sweep.config import Point
 from orchestration.checkpoint_sweep.results import key_of
-from orchestration.tracking.notes import model_note
-from soflow.config import flatten, override, parse, to_dict
+from soflow.config import override, parse, to_dict
 from soflow.config_files import to_yaml
 from soflow.files import write_atomic
 
@@ -24,8 +23,7 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
 
     `sample.py` and `evaluate.py` take the folder, `train.py --config` takes its best.yaml.
     """
-    from orchestration.tracking.environment import git_commit
-    from orchestration.tracking.mlflow_model import REQUIRED_ENTRIES, write_model
+    from orchestration.tracking.mlflow_model import REQUIRED_ENTRIES, log
     from soflow.models import load_model
     from soflow.training import checkpoints
 
@@ -45,15 +43,8 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
     checkpoints.write(kept | {"config": to_dict(config)}, path)
     write_atomic(best / BEST_FILE, to_yaml(config))
     write_atomic(best / POINT_FILE, to_yaml(point))
-    key = key_of(point)
-    model = folder / f"model-{key}"
-    write_model(path, model)
-    commit = git_commit(Path(__file__).parent)
-    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit, "ema": point.ema}
-    note = model_note(checkpoint.step, commit)
-    tracker.log_model(
-        folder.name, model, f"{folder.name}-{key[:6]}", checkpoint.step, flatten(to_dict(config)), tags, note
-    )
     tracker.log_artifact(folder.name, best / BEST_FILE)
     print(f"best:        {best}; more samples: python experiments/sample.py {best}")
-    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
+    key = key_of(point)
+    name, model = f"{folder.name}-{key[:6]}", folder / f"model-{key}"
+    return log(tracker, folder.name, path, model, name, config, checkpoint.step, ema=point.ema)

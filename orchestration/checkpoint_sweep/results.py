@@ -85,6 +85,11 @@ def best_by_evaluations(results: Sequence[Result], goal: str) -> dict[float, Res
     return dict(sorted(best.items()))
 
 
+def defaults_by_evaluations(results: Sequence[Result], space: Space) -> dict[float, Result]:
+    """Return the training's defaults by their number of network evaluations per image."""
+    return {result.evaluations: result for result in results if result.point in space.defaults}
+
+
 @dataclass(frozen=True)
 class Gain:
     """Comparison of a best point with training's defaults, on seeds on which nothing was chosen."""
@@ -110,10 +115,11 @@ class Gain:
 
 def to_confirm(results: Sequence[Result], space: Space, goal: str) -> dict[float, tuple[Point, Point | None]]:
     """Return for each number of evaluations the best point and the defaults' with as many."""
-    default_points = set(space.defaults)
-    defaults = {result.evaluations: result.point for result in results if result.point in default_points}
-    best = best_by_evaluations(results, goal)
-    return {evaluations: (result.point, defaults.get(evaluations)) for evaluations, result in best.items()}
+    defaults = defaults_by_evaluations(results, space)
+    return {
+        evaluations: (result.point, defaults[evaluations].point if evaluations in defaults else None)
+        for evaluations, result in best_by_evaluations(results, goal).items()
+    }
 
 
 def at_seed(point: Point, seed: int) -> Point:

@@ -21,7 +21,7 @@ import torch
 from orchestration.tracking.environment import git_commit
 from orchestration.tracking.notes import model_note
 from soflow import codecs
-from soflow.config import flatten, parse, to_dict
+from soflow.config import RunConfig, flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 from soflow.evaluation.generated import sampler_for, sampling_options
@@ -139,14 +139,24 @@ def register(tracker: Tracker, key: str, folder: Path, name: str) -> int:
         Number of bytes to upload, 0 on failure.
     """
     step = checkpoints.latest_step(folder)
-    path = folder / f"model-{step:08d}"
     try:
-        write_model(checkpoints.path_of(folder, step), path)
         config = parse(read_yaml(folder / CONFIG_FILE))
+        return log(tracker, key, checkpoints.path_of(folder, step), folder / f"model-{step:08d}", name, config, step)
     except (checkpoints.CheckpointError, ConfigError, OSError) as error:
         print(f"warning: the model of {folder} cannot be registered in MLflow: {error}", file=sys.stderr)
         return 0
+
+
+def log(
+    tracker: Tracker, key: str, checkpoint: Path, path: Path, name: str, config: RunConfig, step: int, **tags: str
+) -> int:
+    """Build a checkpoint's model in the folder `path` and register it, with further tags; return the bytes to upload.
+
+    Raises:
+        CheckpointError, OSError: as `write_model`.
+    """
+    write_model(checkpoint, path)
     commit = git_commit(Path(__file__).parent)
-    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit}
+    tags = {"objective": config.objective.name, "dataset": config.dataset.name, "git_commit": commit} | tags
     tracker.log_model(key, path, name, step, flatten(to_dict(config)), tags, model_note(step, commit))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
