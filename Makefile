@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep claims test quick soak lint ui gpu docs pictures
+.PHONY: sweep studies test quick soak lint ui gpu docs pictures
 
 sweep: $(READY)  ## search the schedule on digits: about 8 minutes on 2 cores
 	$(BIN)/python experiments/sweep_schedule.py $(ARGS)
 
-claims: $(READY)  ## every experiment with claims at its small scale, then a verdict on every claim: hours on 2 cores; the same command resumes
+studies: $(READY)  ## every claim's experiment at its small scale, until its verdict: about 5 hours on 2 cores; ARGS="--budget 1" for less; the same command resumes
 	$(BIN)/python experiments/claims.py $(ARGS)
 
 test: lint  ## lint, then all tests; system tests share one process, unit tests use the rest

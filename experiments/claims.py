@@ -1,33 +1,47 @@
 """Which claims of the papers and of this project hold on a small scale?
 
-Runs the experiment of every claim in claims.yaml, one after another. Every claim is then confirmed, refuted or
-undecided at this scale, with effect and interval, corrected for all claims together. Finished experiments are not
-repeated, and interrupted ones resume. The whole takes hours on a laptop.
+claims.yaml lists claims by the study that tests them. Every study starts with a few seeds. Then seeds are added where
+they are expected to decide most claims per hour, until every claim is confirmed, refuted or equivalent within the
+smallest effect worth finding, or has all planned seeds. The designs are stated in claims.yaml before the run, and
+looking several times is paid for: all verdicts together are wrong with a probability of at most 5 %.
 
-$ python experiments/claims.py
+The page (claims.md, with claims.png) is written again after every look, and so are the measured values (claims.json).
+Finished trials are not repeated, and an interrupted ledger goes on with the same command.
+
+$ python experiments/claims.py --budget 6
 $ python experiments/claims.py --experiments ablations cfg_ablation
+$ python experiments/claims.py --budget 0                      # train nothing: verdicts on what is there
+$ python experiments/claims.py --record elsewhere/claims.json  # add seeds to those of another machine
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from orchestration.config import FLUSH_S, Folder, Launch
 from orchestration.interruption import exit_code, listen, received
+from orchestration.sweep.cases import value_text
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.uri import TrackingError
-from soflow.config_base import Section
+from soflow.config_base import ConfigError, InputPath, Section
 from soflow.files import write_atomic
 
 if TYPE_CHECKING:
-    from dashboards.comparison.claims import JudgedClaim
+    from dashboards.claims.budget import Block
+    from dashboards.claims.evidence import Gathered
+    from dashboards.claims.judge import Judged
+    from dashboards.claims.ledger import Ledger
 
 HERE = Path(__file__).parent
 CLAIMS = HERE / "claims.yaml"
@@ -36,8 +50,12 @@ CLAIMS = HERE / "claims.yaml"
 class ClaimsOptions(Section):
     experiments: tuple[str, ...] = ()
     """Experiments to run, and whose claims to test. Default: all in claims.yaml."""
+    budget: Annotated[float, Field(ge=0)] | None = None
+    """Hours to spend. Seeds that are predicted to take longer are not started. Default: as long as it takes."""
+    record: InputPath | None = None
+    """claims.json of an earlier ledger, on another machine perhaps: its seeds count, and new seeds follow them."""
     storage: Folder = Path("results")
-    """Folder of the experiments' sweeps, and of claims.md."""
+    """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None
     """MLflow server (http(s)://…) or database (sqlite:///…). Default: mlflow.db in `storage`."""
 
@@ -45,42 +63,70 @@ class ClaimsOptions(Section):
 def main() -> int:
     listen()
     options = read_command_line(ClaimsOptions, __doc__)
-    from dashboards.comparison.claims import judge_claims, page, read_claims  # imports pandas
-    from dashboards.reading.sweep_data import SweepData, read_sweep
-
-    claims = read_claims(CLAIMS)
-    known = list(dict.fromkeys(claim.experiment for claim in claims))
-    if unknown := [name for name in options.experiments if name not in known]:
-        fail(f"experiments = {unknown[0]}: must be among {', '.join(known)}")
-    claims = [claim for claim in claims if claim.experiment in (options.experiments or known)]
-    uri = Launch(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
-    for name in dict.fromkeys(claim.experiment for claim in claims):
-        if (code := _run(name, options)) >= 128:
-            print("interrupted; the same command resumes")
-            return code
-    sweeps: dict[str, SweepData] = {}
-
-    def read(name: str) -> SweepData:
-        sweeps[name] = read_sweep(uri, str((options.storage / f"{name}-small").absolute()))
-        return sweeps[name]
+    from dashboards.claims.budget import next_block  # imports pandas
+    from dashboards.claims.evidence import read_record
+    from dashboards.claims.ledger import read_ledger
 
     try:
-        judged = judge_claims(claims, read)
-        path = options.storage / "claims.md"
-        facts = _facts()
-        write_atomic(path, page(judged, facts, sweeps))
+        ledger = read_ledger(CLAIMS).only(options.experiments)
+        record = read_record(options.record) if options.record else {}
+        begin, failed = time.monotonic(), set[str]()
+        while True:
+            gathered = _gather(ledger, record, options)
+            judged = _leave_page(ledger, gathered, options)
+            left = ledger.model_copy(update={"studies": tuple(s for s in ledger.studies if s.experiment not in failed)})
+            hours = math.inf if options.budget is None else options.budget - (time.monotonic() - begin) / 3600
+            block = next_block(left, [one for one in judged if one.study in left.studies], gathered, hours)
+            if block is None:
+                break
+            code = _run(block, record.get(block.experiment), options)
+            if code >= 128:
+                print("interrupted; the same command resumes")
+                return code
+            if code:
+                failed.add(block.experiment)
         _show(judged)
-        _log(uri, options.storage, judged, facts, path)
-    except TrackingError as error:
+        _log(judged, options)
+    except (TrackingError, ConfigError) as error:
         fail(error)
-    print(f"page: {path}")
-    return 0
+    print(f"page: {options.storage / 'claims.md'}")
+    return 1 if failed else 0
 
 
-def _run(name: str, options: ClaimsOptions) -> int:
-    """Run an experiment in a subprocess; return its exit code."""
-    print(f"\n{name}: started {time.strftime('%H:%M')}", flush=True)
-    command = [sys.executable, str(HERE / f"{name}.py"), "--storage", str(options.storage)]
+def _uri(options: ClaimsOptions) -> str:
+    return Launch(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
+
+
+def _name(experiment: str, earlier: Gathered | None) -> str:
+    """Name the sweep of an experiment, with the number of seeds that an earlier ledger has."""
+    return f"{experiment}-small-from-{earlier.num_seeds}" if earlier else f"{experiment}-small"
+
+
+def _gather(ledger: Ledger, record: Mapping[str, Gathered], options: ClaimsOptions) -> dict[str, Gathered]:
+    """Read what the studies have measured, here and in the record."""
+    from dashboards.claims.evidence import gather, pooled
+    from dashboards.reading.sweep_data import read_sweep
+
+    gathered: dict[str, Gathered] = {}
+    for study in ledger.studies:
+        earlier = record.get(study.experiment)
+        if earlier:
+            gathered[study.experiment] = earlier
+        folder = options.storage.absolute() / _name(study.experiment, earlier)
+        if not folder.exists():
+            continue
+        here = gather(study, read_sweep(_uri(options), str(folder)))
+        gathered[study.experiment] = pooled(earlier, here) if earlier else here
+    return gathered
+
+
+def _run(block: Block, earlier: Gathered | None, options: ClaimsOptions) -> int:
+    """Train a block in a subprocess; return its exit code."""
+    what = "first look" if block.seeds is None else f"{block.seeds} seeds of {', '.join(block.cases)}"
+    expected = "" if math.isnan(block.decided) else f", {block.decided:.1f} claims expected in {block.hours:.2f} hours"
+    print(f"\n{block.experiment}: {what}{expected}, started {time.strftime('%H:%M')}", flush=True)
+    command = [sys.executable, str(HERE / f"{block.experiment}.py"), *flags_of(block, earlier)]
+    command += ["--storage", str(options.storage)]
     if options.tracking_uri:
         command += ["--tracking-uri", options.tracking_uri]
     with subprocess.Popen(command) as process:
@@ -92,8 +138,39 @@ def _run(name: str, options: ClaimsOptions) -> int:
             process.wait()
             return exit_code("KILLED")
     if code:
-        print(f"{name}: ended with exit code {code}")
+        print(f"{block.experiment}: ended with exit code {code}; its claims keep their verdicts")
     return code
+
+
+def flags_of(block: Block, earlier: Gathered | None) -> list[str]:
+    """Return the flags of the experiment that trains a block.
+
+    A sweep that follows an earlier ledger starts with one seed of every case, so that its first block may be about a
+    few cases as well.
+    """
+    flags, before, first = [], 0, 0
+    if earlier:
+        before, first = earlier.num_seeds, 1
+        flags = ["--name", _name(block.experiment, earlier), "--seed", str(earlier.first_seed + before)]
+        flags += ["--case-seeds", "1"]
+    if block.seeds is not None and block.seeds - before > first:
+        flags += ["--more-seeds", f"{block.seeds - before}:{','.join(map(value_text, block.cases))}"]
+    return flags
+
+
+def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: ClaimsOptions) -> list[Judged]:
+    """Judge all claims, write claims.md, claims.png and claims.json, and say how far the ledger is."""
+    from dashboards.claims.evidence import to_json
+    from dashboards.claims.figure import verdicts_png
+    from dashboards.claims.judge import judge
+    from dashboards.claims.page import page, summary
+
+    judged, facts = judge(ledger, gathered), _facts()
+    write_atomic(options.storage / "claims.png", verdicts_png(judged))
+    write_atomic(options.storage / "claims.md", page(judged, facts, gathered, "claims.png"))
+    write_atomic(options.storage / "claims.json", to_json(gathered, facts))
+    print(f"{len(judged)} claims: {summary(judged)}", flush=True)
+    return judged
 
 
 def _facts() -> dict[str, str]:
@@ -107,37 +184,33 @@ def _facts() -> dict[str, str]:
     }
 
 
-def _show(judged: list[JudgedClaim]) -> None:
-    from dashboards.comparison.claims import COLUMNS, counts
+def _show(judged: list[Judged]) -> None:
     from dashboards.comparison.terminal import show_table
 
-    columns = (1, 2, 3, 5, 6)
-    rows = [["claim", *(COLUMNS[i] for i in columns)]]
-    for claim, result in ((one.claim, one.result) for one in judged):
-        cells = result.row()
-        rows.append([f"{claim.claim}\n{claim.test}", *(cells[i] for i in columns)])
-    show_table(rows, lines=True)
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts(judged).items()))
+    show_table([["claim", "verdict"], *([one.claim.claim, one.sentence] for one in judged)], lines=True)
 
 
-def _log(uri: str, storage: Path, judged: list[JudgedClaim], facts: dict[str, str], path: Path) -> None:
+def _log(judged: list[Judged], options: ClaimsOptions) -> None:
     """Log the verdicts to MLflow, as a new run each time."""
     from orchestration.tracking.tracker import Tracker
 
-    key = time.strftime("claims-%Y%m%d-%H%M%S")
-    tracker = Tracker(uri, schema.EXPERIMENT, storage / "claims-spool")
+    key, spool = time.strftime("claims-%Y%m%d-%H%M%S"), options.storage / "claims-spool"
+    tracker = Tracker(_uri(options), schema.EXPERIMENT, spool)
     tracker.start_run(key, key, {}, environment_tags() | {schema.KIND: schema.CLAIMS_KIND})
-    for number, (claim, result) in enumerate((one.claim, one.result) for one in judged):
-        if values := result.figures():
-            metrics = {f"{claim.experiment}/{number:02d}/{name}": value for name, value in values.items()}
-            tracker.log_metrics(key, {name: value for name, value in metrics.items() if value == value}, step=0)
-        tracker.set_tags(key, {f"claim.{number:02d}": f"{result.outcome}: {claim.claim}"})
-    tracker.log_artifact(key, path)
+    for number, one in enumerate(judged):
+        values = {"p": one.p, "seeds": float(one.seeds)}
+        if one.estimate:
+            values["exponent" if one.is_exponent else "ratio"] = one.estimate[0]
+        metrics = {f"{one.study.experiment}/{number:02d}/{name}": value for name, value in values.items()}
+        tracker.log_metrics(key, {name: value for name, value in metrics.items() if value == value}, step=0)
+        tracker.set_tags(key, {f"claim.{number:02d}": f"{one.outcome}: {one.claim.claim}"})
+    for name in ("claims.md", "claims.png", "claims.json"):
+        tracker.log_artifact(key, options.storage / name)
     tracker.end_run(key, "FINISHED")
     if undelivered := tracker.close(FLUSH_S):
         print(
-            f"{undelivered} records have not reached {uri}; they are kept in {storage / 'claims-spool'} "
-            "and sent by the next run of this program"
+            f"{undelivered} records have not reached {_uri(options)}; they are kept in {spool} and sent by the next "
+            "run of this program"
         )
 
 

@@ -27,7 +27,7 @@ from soflow.data.base import DataError
 PRESETS = Path(__file__).parent / "presets"
 NEUTRAL = (
     *("name", "resume", "progress", "address", "tracking_uri", "max_concurrent", "trial_retries", "resources"),
-    *("wait_for_nodes_s", "tags", "note"),
+    *("wait_for_nodes_s", "tags", "note", "more_seeds"),
 )
 """Fields that do not change the question of an experiment."""
 
@@ -173,8 +173,9 @@ def _resumed_if_it_exists(config: SweepConfig) -> SweepConfig:
     if not (is_stored(folder) or (folder / SWEEP_FILE).exists()):
         return config
     fetch_to_read(folder)
+    neutral = {*NEUTRAL, "num_trials"} if config.cases else NEUTRAL
     values, saved_values = (
-        {key: value for key, value in to_dict(sweep).items() if key not in NEUTRAL}
+        {key: value for key, value in to_dict(sweep).items() if key not in neutral}
         for sweep in (config, saved_config(folder))
     )
     if different := [key for key in values if values[key] != saved_values[key]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from rich.table import Table
 
 from orchestration.config import STORAGE
+from orchestration.sweep.cases import planned_trials
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import build
@@ -100,10 +102,8 @@ def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
         return {
             f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)
         }
-    return {
-        case.name: (trial_config(config.run, {CASE: case.name}, config.cases), config.case_seeds)
-        for case in config.cases
-    }
+    seeds = Counter(name for name, _ in planned_trials(config.cases, config.case_seeds, config.more_seeds))
+    return {name: (trial_config(config.run, {CASE: name}, config.cases), number) for name, number in seeds.items()}
 
 
 def cost_per_worker(run: RunConfig, workers: int) -> Prediction:

@@ -8,8 +8,8 @@ maps them. r ends at the value in the case's name and starts ten times as large,
 The hypotheses stated before the run are in HYPOTHESES: r_end = 0.002 is better than 0.1 and 1, and the FID of 0.0001 is
 at most 1.5 times as large; a finite difference in bfloat16 degrades training at small r and does not matter at large r.
 A hypothesis is confirmed or refuted if the paired t-test of the logarithms over seeds, corrected for all hypotheses,
-has p < 0.05. Five seeds detect a single effect of 1.7 standard deviations with 80 % power. Nothing is stopped early,
-and no seed is added after looking at results.
+has p < 0.05. Five seeds detect a single effect of 1.7 standard deviations with 80 % power. Nothing is stopped early.
+Seeds are added by experiments/claims.py alone, whose p-values account for that.
 
 $ python experiments/schedule_stability.py
 $ python experiments/schedule_stability.py --scale paper --dry-run

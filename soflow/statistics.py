@@ -75,6 +75,7 @@ class Ratio:
     """Geometric mean of first / second over `n` pairs, its 95 % interval, and Student's test against 1.
 
     Attributes:
+        deviation: standard deviation of the logarithms; NaN for a single pair.
         effect_size: mean over standard deviation of the logarithms (Cohen's d_z); NaN without scatter.
         p: two-sided p-value of the ratio being 1; NaN with fewer than three pairs, and without scatter.
     """
@@ -83,6 +84,7 @@ class Ratio:
     value: float
     low: float
     high: float
+    deviation: float
     effect_size: float
     p: float
 
@@ -111,15 +113,15 @@ def paired_ratio(
     logarithms = np.log(pairs[0]) - np.log(pairs[1])
     n, mean = len(logarithms), float(logarithms.mean())
     if n == 1:
-        return Ratio(1, math.exp(mean), math.nan, math.nan, math.nan, math.nan)
+        return Ratio(1, math.exp(mean), *[math.nan] * 5)
     rounding = float(np.mean((np.reshape(resolutions, (2, 1)) / pairs) ** 2, axis=1).sum()) / 12
     deviation = math.sqrt(float(logarithms.var(ddof=1)) + rounding)
     if deviation < ROUNDING:
-        return Ratio(n, math.exp(mean), math.exp(mean), math.exp(mean), math.nan, math.nan)
+        return Ratio(n, math.exp(mean), math.exp(mean), math.exp(mean), 0.0, math.nan, math.nan)
     error = deviation / math.sqrt(n)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if n >= FEWEST_SEEDS else math.nan
-    return Ratio(n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), mean / deviation, p)
+    return Ratio(n, math.exp(mean), math.exp(mean - half), math.exp(mean + half), deviation, mean / deviation, p)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -167,8 +169,12 @@ def detectable_ratio(ratio: Ratio, level: float = LEVEL) -> float:
     """Compute the minimum detectable ratio above 1 (80 % power) for the observed scatter; infinite without a test."""
     if math.isnan(ratio.p):
         return math.inf
-    deviation = math.log(ratio.high / ratio.value) * math.sqrt(ratio.n) / stats.t.ppf(1 - LEVEL / 2, ratio.n - 1)
-    return math.exp(detectable_effect(ratio.n, level) * deviation)
+    return math.exp(detectable_effect(ratio.n, level) * ratio.deviation)
+
+
+def two_sided_level(critical: float, n: int) -> float:
+    """Compute the level of the two-sided test of n pairs with this critical value of Student's statistic."""
+    return 2 * float(stats.t.sf(critical, n - 1))
 
 
 def log_log_slope(xs: Sequence[float], ys: Sequence[float]) -> float:

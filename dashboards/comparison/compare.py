@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import pandas as pd
+import yaml
 
 from dashboards.comparison.cases import Case, Measure, build_cases
 from dashboards.comparison.exponents import Exponent, fit
@@ -93,8 +94,20 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
             else [not_comparable(protocols, "Cases are not compared by quality")]
         ),
         *([summary(verdicts)] if verdicts else []),
+        *_seeds_added(data),
     ]
     return Comparison(data, protocols, cases, quality, verdicts, exponents, answer)
+
+
+def _seeds_added(data: SweepData) -> list[str]:
+    """Warn of p-values that do not account for looks at the results."""
+    added = yaml.safe_load(data.param("more_seeds", "[]"))
+    if not isinstance(added, list) or not added:
+        return []
+    return [
+        f"Seeds were added after looks at the results ({'; '.join(map(str, added))}). The p-values here take their "
+        "number as fixed in advance, so they are too low; python experiments/claims.py accounts for the looks."
+    ]
 
 
 def _mixes_protocols(hypothesis: Hypothesis, cases: list[Case], protocols: list[Protocol]) -> bool:

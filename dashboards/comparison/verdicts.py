@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import yaml
 
@@ -33,6 +33,8 @@ class Verdict:
         p: p-value of the ratio being 1, corrected for all hypotheses; NaN without a test.
         detectable_ratio: smallest ratio above 1 that the test detects with 80 % power, given the scatter of the seeds.
         reason: why there was no test; else empty.
+        pairs: left and factor · right by seed.
+        resolutions: spacing of the values that left and factor · right can have.
     """
 
     hypothesis: Hypothesis
@@ -40,6 +42,8 @@ class Verdict:
     p: float = math.nan
     detectable_ratio: float = math.inf
     reason: str = ""
+    pairs: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    resolutions: tuple[float, float] = (0.0, 0.0)
 
     @property
     def uncorrected_p(self) -> float:
@@ -54,8 +58,12 @@ class Verdict:
     @property
     def _is_fact(self) -> bool:
         """True for memory with the same ratio in every seed: it needs no test, and equal sides refute left < right."""
-        exact = all(term.metric.startswith(EXACT) for term in self.hypothesis.terms)
-        return exact and self.ratio is not None and self.ratio.n >= FEWEST_SEEDS and self.ratio.is_constant
+        return (
+            is_exact(self.hypothesis)
+            and self.ratio is not None
+            and self.ratio.n >= FEWEST_SEEDS
+            and self.ratio.is_constant
+        )
 
     def with_corrected_p(self, p: float, num_tests: int) -> Verdict:
         level = LEVEL / max(1, num_tests)
@@ -76,6 +84,11 @@ class Verdict:
             return [*cells, "–", "–", str(self.ratio.n), "–"]
         effect, detectable = f"{self.ratio.effect_size:.2g}", f"× {self.detectable_ratio:.3g}"
         return [*cells, p_value(self.p), effect, str(self.ratio.n), detectable]
+
+
+def is_exact(hypothesis: Hypothesis) -> bool:
+    """Check whether a hypothesis is about counted bytes alone."""
+    return all(term.metric.startswith(EXACT) for term in hypothesis.terms)
 
 
 def times(ratio: Ratio) -> str:
@@ -113,15 +126,16 @@ def _test(hypothesis: Hypothesis, values: Values, excluded: bool, resolutions: M
         return Verdict(hypothesis, None, reason="FIDs were measured by different protocols")
     left = values.get(hypothesis.left, {})
     right = values.get(hypothesis.right, {}) if hypothesis.right else dict.fromkeys(left, 1.0)
-    pairs = [(left[seed], hypothesis.factor * right[seed]) for seed in sorted(set(left) & set(right))]
+    pairs = {seed: (left[seed], hypothesis.factor * right[seed]) for seed in sorted(set(left) & set(right))}
     if not pairs:
         return Verdict(hypothesis, None, reason="no seed has both values")
-    if any(value <= 0 for pair in pairs for value in pair):
+    if any(value <= 0 for pair in pairs.values() for value in pair):
         return Verdict(hypothesis, None, reason="a value is not positive")
     of_left = resolutions.get(hypothesis.left.metric, 0.0)
     of_right = hypothesis.factor * resolutions.get(hypothesis.right.metric, 0.0) if hypothesis.right else 0.0
-    ratio = paired_ratio(*zip(*pairs, strict=True), resolutions=(of_left, of_right))
-    return Verdict(hypothesis, ratio, ratio.p, reason=untested(ratio.n, "ratio") if math.isnan(ratio.p) else "")
+    ratio = paired_ratio(*zip(*pairs.values(), strict=True), resolutions=(of_left, of_right))
+    reason = untested(ratio.n, "ratio") if math.isnan(ratio.p) else ""
+    return Verdict(hypothesis, ratio, ratio.p, reason=reason, pairs=pairs, resolutions=(of_left, of_right))
 
 
 def count_outcomes(outcomes: Iterable[str]) -> dict[str, int]:

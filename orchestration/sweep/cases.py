@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -56,6 +57,34 @@ def parse_case(text: str) -> Case:
             raise ValueError(f"{text} must read NAME or NAME:PATH=VALUE,PATH=VALUE")
         changes[path.strip()] = parse_value(value.strip())
     return Case(name=name.strip(), changes=changes)
+
+
+def planned_trials(cases: Sequence[Case], num_seeds: int, additions: Iterable[str]) -> list[tuple[str, int]]:
+    """List the trials of a comparison, each a case's name and the index of its seed, in the order in which they run.
+
+    Seed by seed, so that an interrupted comparison has complete pairs, then addition by addition, so that what was
+    planned before keeps its place.
+
+    Args:
+        additions: each SEEDS or SEEDS:CASE,CASE with the new total number of seeds.
+
+    Raises:
+        ValueError: if an addition has another form, names a case that there is not, or adds no seed.
+    """
+    names = [case.name for case in cases]
+    trials = [(name, seed) for seed in range(num_seeds) for name in names]
+    for text in additions:
+        total, _, listed = text.partition(":")
+        extended = [parse_value(name.strip()) for name in split_values(listed)] if listed else names
+        if not total.strip().isdecimal():
+            raise ValueError(f"more_seeds = {text}: must read SEEDS or SEEDS:CASE,CASE")
+        if int(total) <= num_seeds:
+            raise ValueError(f"more_seeds = {text}: must be more than the {num_seeds} seeds before")
+        if unknown := [name for name in map(str, extended) if name not in names]:
+            raise ValueError(f"more_seeds = {text}: {unknown[0]} must be a case: {', '.join(names) or 'none'}")
+        trials += [(str(name), seed) for seed in range(num_seeds, int(total)) for name in extended]
+        num_seeds = int(total)
+    return trials
 
 
 def split_values(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from orchestration.config import LaunchConfig, database_url
-from orchestration.sweep.cases import Case, read_cases, value_text
+from orchestration.sweep.cases import Case, planned_trials, read_cases, value_text
 from orchestration.sweep.hypotheses import read_hypothesis
 from soflow.config_base import Count, Section, in_one_line
 
@@ -55,6 +55,9 @@ class SweepConfig(LaunchConfig):
     starts from the defaults of that objective."""
     case_seeds: Count = 1
     """Seeds per case, one trial each: `seed` and the numbers after it."""
+    more_seeds: tuple[str, ...] = ()
+    """With --resume: seeds to add to a comparison after a look at its results, SEEDS or SEEDS:CASE,CASE with the new
+    number of seeds of these cases, as in 9:soflow,meanflow. Default: all cases."""
     hypotheses: tuple[str, ...] = ()
     """Hypotheses to test, e.g. "fid(soflow) < 0.9 * fid(meanflow)" or "fid(soflow) < 65"."""
     sampler: SamplerName = "tpe"
@@ -151,22 +154,28 @@ class SweepConfig(LaunchConfig):
         ):
             if value != needed:
                 raise ValueError(f"{name} = {value}: must be {needed or 'left out'} with cases")
-        if self.num_trials != (total := len(self.cases) * self.case_seeds):
+        if self.num_trials != (total := len(planned_trials(self.cases, self.case_seeds, self.more_seeds))):
             raise ValueError(f"num_trials = {self.num_trials}: must be {total} or left out with these cases")
         return self
 
     @model_validator(mode="after")
-    def _only_a_search_is_confirmed(self) -> SweepConfig:
+    def _searches_are_confirmed_and_cases_get_seeds(self) -> SweepConfig:
         if self.cases and self.confirm:
             raise ValueError(f"confirm = {self.confirm}: must be 0 with cases, which case_seeds repeats")
+        if self.more_seeds and not self.cases and self.resume is None:
+            raise ValueError(f"more_seeds = {self.more_seeds[0]}: must be left out of a search; it adds seeds to cases")
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _a_new_sweep_has_a_number_of_trials(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
-            cases, seeds = (values.get(name, cls.model_fields[name].default) for name in ("cases", "case_seeds"))
-            return values | {"num_trials": len(read_cases(cases or ())) * int(seeds) or NUM_TRIALS}
+            names = ("cases", "case_seeds", "more_seeds")
+            cases, seeds, additions = (values.get(name, cls.model_fields[name].default) for name in names)
+            read = read_cases(cases or ())
+            named = all(isinstance(case, Case) for case in read)
+            total = len(planned_trials(read, int(seeds), additions)) if named else len(read) * int(seeds)
+            return values | {"num_trials": total or NUM_TRIALS}
         return values
 
     @property

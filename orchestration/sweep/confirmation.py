@@ -54,7 +54,7 @@ def confirmation(folder: Path) -> SweepConfig | None:
         "goals": [goal],
         "early_stopping": {"kind": "none"},
         **dict.fromkeys(("num_trials", "search", "known_points", "resume")),
-        **{"constraints": (), "seeds_per_trial": 1, "confirm": 0},
+        **{"constraints": (), "seeds_per_trial": 1, "confirm": 0, "more_seeds": ()},
     }
     return SweepConfig.model_validate(values)
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from orchestration.storage import SWEEP_FILE
 from orchestration.sweep.config import SweepConfig
-from soflow.config import describe
+from orchestration.terminal.command_line import validate
+from soflow.config import describe, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
 
@@ -25,6 +26,27 @@ def saved_config(folder: Path) -> SweepConfig:
         return SweepConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, SweepConfig)}") from None
+
+
+def with_more_seeds(saved: SweepConfig, config: SweepConfig) -> tuple[SweepConfig, SweepConfig]:
+    """Add the seeds that a command line adds to those that a comparison has; the same command adds them once.
+
+    Args:
+        saved: configuration in the sweep's folder.
+        config: configuration of the command line.
+
+    Returns:
+        Both with all additions.
+
+    Raises:
+        ConfigError: if the addition is not valid.
+    """
+    added = config.more_seeds if "more_seeds" in config.given else ()
+    if not added or saved.more_seeds[-len(added) :] == added:
+        return saved, config.model_copy(update={"more_seeds": saved.more_seeds})
+    every = (*saved.more_seeds, *added)
+    extended = validate(SweepConfig, to_dict(saved) | {"more_seeds": every, "num_trials": None})
+    return extended, config.model_copy(update={"more_seeds": every})
 
 
 def check_journal(path: Path) -> None:

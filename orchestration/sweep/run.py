@@ -34,7 +34,7 @@ from orchestration.store.program import fetch_trials
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.points import as_many_as_points
-from orchestration.sweep.resume import check_journal, saved_config
+from orchestration.sweep.resume import check_journal, saved_config, with_more_seeds
 from orchestration.sweep.rungs import rungs
 from orchestration.terminal.views import stdout_for
 from orchestration.tracking.schema import check_own_tags
@@ -75,7 +75,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
         folder = resumed_folder(config.storage, config.resume, SWEEP_FILE)
         until_the_end.enter_context(sole_owner(folder))
         check_original(folder)
-        config = resumed(saved_config(folder), config, folder)
+        config = resumed(*with_more_seeds(saved_config(folder), config), folder)
         if config.study_storage is None:
             check_journal(folder / STUDY_FILE)
     space = search_space.build(config)

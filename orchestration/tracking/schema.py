@@ -35,7 +35,7 @@ CASE = "case"
 STATE, FAILURE, BEST = "state", "failure", "best"
 """How a trial ended (finished, stopped, failed), why it failed, and "true" for the best trial of a sweep."""
 MAY_CHANGE = (
-    *("num_trials", "search", "confirm", "confirm_seeds", "resources", "max_concurrent", "trial_retries"),
+    *("num_trials", "search", "more_seeds", "confirm", "confirm_seeds", "resources", "max_concurrent", "trial_retries"),
     *("address", "wait_for_nodes_s", "tracking_uri", "progress"),
 )
 """Fields and sections of a sweep that a resume takes from its command line; recorded as tags, because MLflow does not

@@ -26,15 +26,16 @@ from cluster import Cluster
 from tests.database import new_database
 
 ROOT = Path(__file__).parents[2]
-NUM_TRIALS, STEPS, REPORT_EVERY = 12, 40, 8
+NUM_TRIALS, FEW_TRIALS, STEPS, REPORT_EVERY = 12, 6, 40, 8
+"""Trials of a sweep that has time for all faults, and of one for a single fault."""
 LAST_GRIDS = 3  # at the end a trial also draws its samples at 2 and 4 NFE, and real images
 SWEEP = [
-    *("--num-trials", str(NUM_TRIALS), "--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),
+    *("--max-concurrent", "1", "--early-stopping.kind", "none", "--name", "sweep"),
     *("--training.total-steps", str(STEPS), "--training.report-every", str(REPORT_EVERY)),
     *("--training.batch-size", "64", "--evaluation.num-samples", "64"),
 ]
 FAULTS = ("worker", "trainable", "raylet", "driver", "server", "disk", "answer")
-OUTAGE_S, FULL_S, PATIENCE_S = 30, 5, 300
+OUTAGE_S, FULL_S, PATIENCE_S = 30, 5, 900
 SMALL_DISK = "512m"
 NO_ANSWER_S = 20
 """Seconds after which a worker that does not answer is replaced, instead of five minutes."""
@@ -89,6 +90,7 @@ class Chaos:
     seed: int
     outage_s: float = OUTAGE_S
     """How long the tracking server is away."""
+    num_trials: int = NUM_TRIALS
     server: Server = field(init=False)
     driver: subprocess.Popen | None = None
     log: list[str] = field(default_factory=list)
@@ -115,7 +117,15 @@ class Chaos:
             order.insert(self.random.randint(order.index("driver") + 1, len(order)), "disk")
         self.server.start()
         try:
-            self._launch(*SWEEP, "--tracking-uri", self.server.uri, "--address", self.cluster.address)
+            self._launch(
+                *SWEEP,
+                "--num-trials",
+                str(self.num_trials),
+                "--tracking-uri",
+                self.server.uri,
+                "--address",
+                self.cluster.address,
+            )
             for fault in order:
                 self._wait_for_reports(self.random.randint(1, 5))
                 time.sleep(self.random.uniform(0, 1.5))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401 - a fixture
-from chaos import Chaos
+from chaos import FEW_TRIALS, Chaos
 from cluster import Cluster, new_token
 from session import SMALL, Session
 
@@ -39,7 +39,15 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep to which nothing happens, with which every disturbed one must agree to the last digit."""
-    chaos = Chaos(tmp_path_factory.mktemp("undisturbed") / "sweep", cluster, seed=0)
+    chaos = Chaos(tmp_path_factory.mktemp("undisturbed") / "sweep", cluster, seed=0, num_trials=FEW_TRIALS)
+    chaos.run(faults=())
+    return chaos.folder
+
+
+@pytest.fixture(scope="session")
+def long_undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with as many trials as all faults together need."""
+    chaos = Chaos(tmp_path_factory.mktemp("long") / "sweep", cluster, seed=0)
     chaos.run(faults=())
     return chaos.folder
 

@@ -56,7 +56,7 @@ with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
 
 def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, cluster):
     """With one storage folder and one tracking database; one's three workers do not fit onto a node of two CPUs."""
-    flags = [*SMALL, "--training.total-steps", "20", "--num-trials", "3", "--early-stopping.kind", "none"]
+    flags = [*SMALL, "--training.total-steps", "8", "--num-trials", "2", "--early-stopping.kind", "none"]
     flags += ["--training.batch-size", "30", "--max-concurrent", "1"]
     sweeps = [
         shared.start("sweep_schedule.py", *flags, "--name", f"sweep{workers}", "--resources.num-workers", str(workers))
@@ -66,12 +66,12 @@ def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, c
     workers = Counter(node for node, _ in cluster.processes("ray::RayTrainWorker"))
     assert len(workers) == 2, workers
     for sweep in sweeps:
-        rest, _ = sweep.communicate(timeout=300)
+        rest, _ = sweep.communicate(timeout=600)
         assert sweep.returncode == 0, rest
     for name in ("sweep3", "sweep1"):
-        assert shared.study_states(name) == ["COMPLETE"] * 3
-        for number in range(3):
-            assert [step for step, _ in shared.history(f"{name}-{number:04d}", "fid")] == [4, 8, 12, 16, 20]
+        assert shared.study_states(name) == ["COMPLETE"] * 2
+        for number in range(2):
+            assert [step for step, _ in shared.history(f"{name}-{number:04d}", "fid")] == [4, 8]
     assert {run.info.status for run in shared.runs().values()} == {"FINISHED"}
     # A second process asks the cluster, so that this one stays free of Ray.
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
@@ -81,6 +81,7 @@ def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, c
     assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
 
 
+@pytest.mark.soak  # shares of GPUs: tests/unit/orchestration/test_cluster.py
 def test_groups_share_a_gpu_and_run_the_code_of_whoever_started_them(cluster, tmp_path):
     node = cluster.add_node(2, "--num-gpus=1")  # which Ray takes for a GPU
     command = [sys.executable, "-c", TWO_GROUPS, cluster.address, tmp_path]

@@ -9,7 +9,7 @@ import time
 
 import pandas as pd
 import pytest
-from chaos import FAULTS, SWEEP, Chaos, check
+from chaos import FAULTS, FEW_TRIALS, SWEEP, Chaos, check
 from cluster import Cluster
 from session import wait_for_line
 
@@ -20,16 +20,16 @@ OUTAGE_S = 10
 # test_workers.py that of workers.
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 7))
-def test_a_sweep_survives_the_loss_of_everything_but_its_storage(undisturbed, tmp_path, seed):
+def test_a_sweep_survives_the_loss_of_everything_but_its_storage(long_undisturbed, tmp_path, seed):
     with Cluster((2, 2, 2)) as cluster:  # whose nodes are killed
         chaos = Chaos(tmp_path / "sweep", cluster, seed, OUTAGE_S)
         chaos.run(FAULTS)
     print(*chaos.log, sep="\n")
-    check(chaos, undisturbed)
+    check(chaos, long_undisturbed)
 
 
 def test_ctrl_c_also_twice_stops_cleanly_and_resume_continues_to_the_same_numbers(undisturbed, session):
-    sweep = session.start("sweep_schedule.py", *SWEEP, "--progress", "plain")
+    sweep = session.start("sweep_schedule.py", *SWEEP, "--num-trials", str(FEW_TRIALS), "--progress", "plain")
     wait_for_line(sweep, "trial 1 running, step 16/")
     os.kill(sweep.pid, signal.SIGINT)
     time.sleep(2)

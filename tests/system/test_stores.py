@@ -8,7 +8,7 @@ import subprocess
 
 import pandas as pd
 import pytest
-from chaos import SWEEP
+from chaos import FEW_TRIALS, SWEEP
 from cluster import Cluster
 from session import SMALL, wait_for_line
 
@@ -41,7 +41,8 @@ def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(und
     first, url = machine("first"), f"s3://{BUCKET}/exp"
     with Cluster((0, 1, 1, 1), private=first) as cluster:
         flags = ["--address", cluster.address, "--tracking-uri", session.tracking_uri]
-        sweep = session.start("sweep_schedule.py", *SWEEP, "--storage", url, *flags, "--progress", "plain")
+        trials = ["--num-trials", str(FEW_TRIALS)]
+        sweep = session.start("sweep_schedule.py", *SWEEP, *trials, "--storage", url, *flags, "--progress", "plain")
         wait_for_line(sweep, "trial 2 running, step 16/")
         worker_node = cluster.processes("ray::RayTrainWorker")[0][0]
         cluster.remove_node(cluster.nodes[worker_node])
@@ -59,13 +60,13 @@ def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(und
     expected = pd.read_csv(undisturbed / "sweep" / "trials.csv")[numbers]
     found = pd.read_csv(next(second.rglob("trials.csv")))
     pd.testing.assert_frame_equal(found[numbers], expected, check_exact=True)
-    assert set(found["folder"]) == {f"{url}/sweep/trials/{number:04d}" for number in range(12)}
+    assert set(found["folder"]) == {f"{url}/sweep/trials/{number:04d}" for number in range(FEW_TRIALS)}
     assert (second / "stores" / f"s3=3A=2F=2F{BUCKET}=2Fexp" / "sweep" / "report.html").exists()
     assert "sweep/report.html" in objects("exp")
     runs = session.runs()
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert len(runs) == 13
-    for number in range(12):
+    assert len(runs) == FEW_TRIALS + 1
+    for number in range(FEW_TRIALS):
         steps = [step for step, _ in session.history(f"sweep-{number:04d}", "fid")]
         assert steps == [8, 16, 24, 32, 40], number
 

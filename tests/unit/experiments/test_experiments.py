@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 
 import pytest
 from helpers import REPOSITORY
-from sweep_store import SweepStore
 
-from dashboards.comparison.claims import EXPONENT, judge_claims, page, read_claims
+from dashboards.claims.budget import Block
+from dashboards.claims.evidence import Evidence, Gathered, cases_of
+from dashboards.claims.ledger import read_ledger
 from dashboards.comparison.exponents import RELATIONS
-from dashboards.comparison.results import CONFIRMED, UNDECIDED
-from dashboards.reading.sweep_data import read_sweep
 from experiments import launch, plan
+from experiments.claims import CLAIMS, flags_of
 from orchestration.sweep import search_space
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import read_command_line
-from orchestration.tracking.uri import TrackingError
 from soflow.config import RunConfig, flatten, parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.cost.accelerators import ACCELERATORS, Accelerator
 from soflow.cost.predict import predict
-from soflow.statistics import LEVEL, detectable_effect
 
 EXPERIMENTS = REPOSITORY / "experiments"
 STUDIES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "EXPERIMENT = Experiment(" in path.read_text())
@@ -75,35 +72,55 @@ def test_a_study_says_what_it_asks_and_when_it_ends(name):
         assert "Nothing is stopped early" in words
 
 
+LEDGER = read_ledger(CLAIMS)
+
+
 def test_claims_rest_on_hypotheses_that_were_stated_before():
-    claims = read_claims(EXPERIMENTS / "claims.yaml")
-    assert len({claim.test for claim in claims}) == len(claims)
-    for claim in claims:
-        assert claim.experiment in STUDIES
-        config = config_of(claim.experiment, "small")
-        if match := EXPONENT.fullmatch(claim.test):
-            assert match[1] in {relation.name for relation in RELATIONS}, claim
-            assert match[2] in {case.name for case in config.cases}, claim
-        else:
-            assert claim.test in config.hypotheses, claim
-        assert claim.source
+    tests = [(study.experiment, claim.test) for study in LEDGER.studies for claim in study.claims]
+    assert len(set(tests)) == len(tests)
+    for one in LEDGER.studies:
+        assert one.experiment in STUDIES
+        config = config_of(one.experiment, "small")
+        assert one.looks[0] == config.case_seeds, one.experiment
+        for claim in one.claims:
+            if claim.exponent:
+                assert claim.exponent[0] in {relation.name for relation in RELATIONS}, claim
+                assert claim.exponent[1] in {case.name for case in config.cases}, claim
+            else:
+                assert claim.test in config.hypotheses, claim
+            assert claim.source
+
+
+def test_every_block_of_a_ledger_is_a_valid_command():
+    """The flags of first looks, of added seeds, and of seeds that follow an earlier ledger."""
+    for one in LEDGER.studies:
+        cases = tuple(dict.fromkeys(case for claim in one.claims for case in cases_of(claim)))
+        evidence = {claim.test: Evidence(tuple(range(3, 8))) for claim in one.claims}
+        earlier, layers = Gathered(evidence, {}), study(one.experiment).layers("small")
+        assert flags_of(Block(one.experiment), None) == []
+        config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases), None), layers)
+        assert config.num_trials == len(config.cases) * 5 + len(cases) * 5
+        config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases), earlier), layers)
+        assert (config.seed, config.name) == (8, f"{one.experiment}-small-from-5")
+        assert config.num_trials == len(config.cases) + len(cases) * 4
+        assert flags_of(Block(one.experiment), earlier) == flags_of(Block(one.experiment, 6, cases), earlier)
 
 
 def test_claims_against_meanflow_name_its_form_or_test_the_best_one():
     """MeanFlow's form (c) takes least time and memory, so whoever beats it there beats (a) and (b) too."""
     forms = {"with_gradient": "(a)", "separate": "(b)", "subset": "(c)"}
     compared = set()
-    for claim in read_claims(EXPERIMENTS / "claims.yaml"):
-        if EXPONENT.fullmatch(claim.test):
+    for experiment, claim in ((one.experiment, claim) for one in LEDGER.studies for claim in one.claims):
+        if claim.exponent:
             continue
-        hypothesis, config = read_hypothesis(claim.test), config_of(claim.experiment, "small")
+        hypothesis, config = read_hypothesis(claim.test), config_of(experiment, "small")
         if hypothesis.right is None or "soflow" not in hypothesis.left.case:
             continue
         objective = trial_config(config.run, {"case": hypothesis.right.case}, config.cases).objective
         if objective.name != "meanflow":
             continue
         form = forms[objective.jvp]
-        equal_steps = hypothesis.left.metric == "fid" and claim.experiment == "compare_baselines"
+        equal_steps = hypothesis.left.metric == "fid" and experiment == "compare_baselines"
         assert form in claim.claim or equal_steps, claim  # all forms compute the same loss
         compared.add((hypothesis.left.metric, form))
     assert compared >= {(metric, "(c)") for metric in ("time/step_ms", "memory/peak_mib", "fid")}
@@ -149,65 +166,3 @@ def test_the_command_for_a_cluster_keeps_a_given_storage(tmp_path):
     command = plan.cluster_command(config.model_copy(update={"storage": tmp_path}), [given], 1)
     assert given in command
     assert "/SHARED/FOLDER" not in command
-
-
-CASES = ("plain", "worse:objective.guidance_strength=2")
-
-
-@pytest.fixture
-def judged(tmp_path):
-    """Two claims about a study that was run, one about a study that was not; and the studies that were."""
-    store = SweepStore(tmp_path)
-    outcomes = [
-        ("finished", [9.0, fid]) for pair in ((0.5, 0.7), (0.46, 0.66), (0.58, 0.79), (0.5, 0.69)) for fid in pair
-    ]
-    ran = store.sweep("ran", outcomes, cases=CASES, case_seeds=4, early_stopping={"kind": "none"})
-    texts = [
-        ("ran", "fid(plain) < fid(worse)"),
-        ("ran", "fid(plain) < 0.7 * fid(worse)"),
-        ("not_run", "fid(a) < fid(b)"),
-    ]
-    line = "- {{claim: c{} | x, source: s, experiment: {}, test: '{}'}}\n"
-    listed = "".join(line.format(number, *text) for number, text in enumerate(texts))
-    (tmp_path / "claims.yaml").write_text(listed)
-
-    sweeps = {}
-
-    def read(name: str):
-        sweeps[name] = read_sweep(store.uri, ran if name == "ran" else "nowhere")
-        return sweeps[name]
-
-    return judge_claims(read_claims(tmp_path / "claims.yaml"), read), sweeps
-
-
-def test_claims_are_judged_together_and_what_was_not_run_is_not_decided(judged):
-    claims, _ = judged
-    assert [each.result.outcome for each in claims] == [CONFIRMED, UNDECIDED, UNDECIDED]
-    result = claims[0].result
-    assert result.p == pytest.approx(2 * result.ratio.p)  # two tests, not three
-    assert result.detectable_ratio == pytest.approx(
-        math.exp(detectable_effect(4, LEVEL / 2) * math.log(result.ratio.value) / result.ratio.effect_size)
-    )
-    assert "nowhere: no sweep has this name or id" in claims[2].result.reason
-
-
-def test_the_page_tells_every_claim_with_its_numbers(judged):
-    claims, sweeps = judged
-    text = page(claims, {"date": "2026-01-02", "hardware": "a laptop"}, sweeps)
-    rows = [line for line in text.splitlines() if line.startswith(("| c0", "| c1", "| c2"))]
-    assert len(rows) == 3
-    assert "3 claims: 1 confirmed, 0 refuted, 2 not decided." in text
-    assert r"c0 \| x" in rows[0]
-    assert f"× {claims[0].result.ratio.value:.3g} [" in rows[0]
-    assert "a laptop" in text
-    assert "| ran | 2 | 4 | 8 | 0 | 1,600 | 1.5 | aaaaaaaaaaaa |" in text
-
-
-def test_a_server_that_is_gone_is_one_line(tmp_path):
-    (tmp_path / "claims.yaml").write_text("- {claim: c, source: s, experiment: ran, test: 'fid(a) < 1'}\n")
-
-    def read(name: str):
-        raise TrackingError("tracking_uri = http://127.0.0.1:9: cannot be reached")
-
-    (each,) = judge_claims(read_claims(tmp_path / "claims.yaml"), read)
-    assert each.result.reason == "tracking_uri = http://127.0.0.1:9: cannot be reached"
