@@ -13,7 +13,6 @@ import torch
 from rich.table import Table
 
 from orchestration.config import STORAGE
-from orchestration.sweep.cases import planned_trials
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import build
@@ -102,7 +101,7 @@ def training_runs(config: SweepConfig) -> dict[str, tuple[RunConfig, int]]:
         return {
             f"each of {config.num_trials} trials, at most": (config.run, config.num_trials * config.seeds_per_trial)
         }
-    seeds = Counter(name for name, _ in planned_trials(config.cases, config.case_seeds, config.more_seeds))
+    seeds = Counter(name for name, _ in config.planned_trials)
     return {name: (trial_config(config.run, {CASE: name}, config.cases), number) for name, number in seeds.items()}
 
 

@@ -29,6 +29,8 @@ SLOW = (
     *("test_cost.py", "test_utilization.py", "test_gpu.py", "test_fake_cuda.py", "test_compilation.py"),
     *("test_compile_choice.py", "test_distributed.py", "test_sharded_evaluation.py", "test_start_limit.py"),
     *("test_prepared.py", "test_interval.py", "test_app.py", "test_docs_site.py", "test_callback.py"),
+    *("test_follow.py", "test_worker.py", "test_snapshots.py", "test_options.py", "test_gaussians.py"),
+    *("test_reproduce.py", "test_memory_fit.py", "test_testing.py"),
 )
 """Unit files of seconds per test: compilers, several processes, programs that measure. Not in `make quick`."""
 

@@ -1,1 +1,1 @@
-"""Comparison of cases over seeds: tests, tables, figures and claims."""
+"""Comparison of cases over seeds: tests, tables and figures."""

@@ -59,19 +59,19 @@ def parse_case(text: str) -> Case:
     return Case(name=name.strip(), changes=changes)
 
 
-def planned_trials(cases: Sequence[Case], num_seeds: int, additions: Iterable[str]) -> list[tuple[str, int]]:
+def planned_trials(names: Sequence[str], num_seeds: int, additions: Iterable[str]) -> list[tuple[str, int]]:
     """List the trials of a comparison, each a case's name and the index of its seed, in the order in which they run.
 
     Seed by seed, so that an interrupted comparison has complete pairs, then addition by addition, so that what was
     planned before keeps its place.
 
     Args:
+        names: of all cases.
         additions: each SEEDS or SEEDS:CASE,CASE with the new total number of seeds.
 
     Raises:
         ValueError: if an addition has another form, names a case that there is not, or adds no seed.
     """
-    names = [case.name for case in cases]
     trials = [(name, seed) for seed in range(num_seeds) for name in names]
     for text in additions:
         total, _, listed = text.partition(":")

@@ -154,7 +154,7 @@ class SweepConfig(LaunchConfig):
         ):
             if value != needed:
                 raise ValueError(f"{name} = {value}: must be {needed or 'left out'} with cases")
-        if self.num_trials != (total := len(planned_trials(self.cases, self.case_seeds, self.more_seeds))):
+        if self.num_trials != (total := len(self.planned_trials)):
             raise ValueError(f"num_trials = {self.num_trials}: must be {total} or left out with these cases")
         return self
 
@@ -172,9 +172,12 @@ class SweepConfig(LaunchConfig):
         if isinstance(values, dict) and values.get("resume") is None and values.get("num_trials") is None:
             names = ("cases", "case_seeds", "more_seeds")
             cases, seeds, additions = (values.get(name, cls.model_fields[name].default) for name in names)
-            read = read_cases(cases or ())
-            named = all(isinstance(case, Case) for case in read)
-            total = len(planned_trials(read, int(seeds), additions)) if named else len(read) * int(seeds)
+            listed = read_cases(cases or ())
+            lists = isinstance(listed, (list, tuple)) and isinstance(additions, (list, tuple))
+            if not lists or not str(seeds).isdecimal():
+                return values | {"num_trials": NUM_TRIALS}  # these fields are refused by name
+            case_names = [str(dict(case).get("name")) for case in listed if isinstance(case, (Case, dict))]
+            total = len(planned_trials(case_names, int(seeds), map(str, additions)))
             return values | {"num_trials": total or NUM_TRIALS}
         return values
 
@@ -182,6 +185,11 @@ class SweepConfig(LaunchConfig):
     def at_a_time(self) -> str:
         """How many trials run in parallel, in words."""
         return "as many at a time as fit" if self.max_concurrent == "auto" else f"{self.max_concurrent} at a time"
+
+    @property
+    def planned_trials(self) -> list[tuple[str, int]]:
+        """The trials of a comparison: each a case's name and the index of its seed."""
+        return planned_trials([case.name for case in self.cases], self.case_seeds, self.more_seeds)
 
     @property
     def resolved_num_trials(self) -> int:

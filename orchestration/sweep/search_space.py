@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestration.sweep.cases import parse_value, planned_trials, split_values
+from orchestration.sweep.cases import parse_value, split_values
 from orchestration.sweep.config import CONDITIONAL_SAMPLERS, SweepConfig
 from orchestration.sweep.ticket import fault_of, trial_config
 from orchestration.tracking.schema import CASE
@@ -237,7 +237,7 @@ def _space_of_cases(config: SweepConfig, flat: dict[str, Any]) -> SearchSpace:
             trial_config(config.run, {CASE: name}, config.cases)
         except ConfigError as error:
             raise ConfigError(f"cases, {name}: {error}") from None
-    last = max(index for _, index in planned_trials(config.cases, config.case_seeds, config.more_seeds))
+    last = max(index for _, index in config.planned_trials)
     seeds = Dimension("seed", config.seed, config.seed + last, integer=True)
     return SearchSpace((Dimension(CASE, choices=names), seeds), flat | {CASE: names[0]})
 
@@ -301,8 +301,7 @@ def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]
         ConfigError: if a configured point lies outside the space.
     """
     if config.cases:
-        trials = planned_trials(config.cases, config.case_seeds, config.more_seeds)
-        return [{CASE: name, "seed": config.seed + index} for name, index in trials]
+        return [{CASE: name, "seed": config.seed + index} for name, index in config.planned_trials]
     if config.known_points is not None:
         return [_read_point(text, config, space) for text in config.known_points]
     searched = {dimension.path: dimension for dimension in space.dimensions}

@@ -25,16 +25,18 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
 
-    output = shared.succeed("compare_baselines.py", *flags, "--tags", "purpose=again", "--note", "Resumed.")
+    again = ["--more-seeds", "3:soflow", "--tags", "purpose=again", "--note", "Resumed."]
+    output = shared.succeed("compare_baselines.py", *flags, *again)
     assert "resuming" in output
     assert HYPOTHESES[1] in output
     folder = shared.storage / "compare_baselines-small"
     table = pd.read_csv(folder / "trials.csv").sort_values("trial")
-    expected = [("soflow", 0), ("meanflow", 0), ("soflow", 1), ("meanflow", 1)]
+    expected = [("soflow", 0), ("meanflow", 0), ("soflow", 1), ("meanflow", 1), ("soflow", 2)]
     assert list(zip(table["case"], table["seed"], strict=True)) == expected
     assert set(table["state"]) == {"finished"}
     runs = shared.runs()
     whole = runs["compare_baselines-small"].data.tags
+    assert whole["more_seeds"] == "['3:soflow']"
     assert whole["purpose"] == "again"  # its trials may all have ended before the kill
     assert whole["mlflow.note.content"].startswith("Resumed.\n")
     for _, row in table.iterrows():

@@ -134,6 +134,7 @@ def test_cases_of_ones_own_leave_the_studys_hypotheses_out(monkeypatch):
     assert (seen[0].hypotheses, [case.name for case in seen[0].cases], seen[0].num_trials) == ((), ["plain"], 5)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sanity_check.py", "--scale", "paper", "--dry-run"])
     assert launch.launch(study("sanity_check")) == 0
@@ -149,6 +150,7 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
     assert "launch: python experiments/sanity_check.py --scale paper --address HEAD:6379" in told
 
 
+@pytest.mark.slow
 def test_a_plan_takes_as_many_workers_as_a_step_needs_memory_of():
     run = RunConfig()
     one, two, four = (plan.cost_per_worker(run, workers) for workers in (1, 2, 4))

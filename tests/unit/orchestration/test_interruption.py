@@ -42,7 +42,7 @@ def test_a_closed_terminal_does_not_keep_the_program_from_ending_well(tmp_path):
     assert os.read(terminal, 100).startswith(b"ready")
     os.close(terminal)  # as when a window is closed: writing fails from here on
     process.send_signal(signal.SIGHUP)
-    assert process.wait(30) == 128 + signal.SIGHUP
+    assert process.wait(120) == 128 + signal.SIGHUP
     assert (tmp_path / "ended").exists()
 
 

@@ -167,6 +167,16 @@ def test_failed_trials_and_single_seeds_give_a_report(store, lost, seeds):
     assert ("No case has a finished trial." in page) == (seeds == 4)
 
 
+def test_seeds_that_were_added_are_mentioned_and_counted(store):
+    outcomes = [("finished", [9.0, fid]) for fids in LAST[:3] for fid in fids] + [("finished", [9.0, 0.49])]
+    fields = SETTINGS | {"case_seeds": 3, "more_seeds": ("4:plain",)}
+    parent = store.sweep("more", outcomes, **fields | {"hypotheses": ("fid(plain) < 1",)})
+    comparison = compare(read_sweep(store.uri, parent))
+    assert "Seeds were added after looks at the results (4:plain)." in " ".join(comparison.answer)
+    assert [len(case.trials) for case in comparison.cases] == [4, 3, 3]
+    assert comparison.verdicts[0].ratio.n == 4
+
+
 def test_the_page_shows_the_table_and_escapes_names(store, parent):
     comparison, page = compare(read_sweep(store.uri, parent)), page_of(store, parent)
     assert "<i>" not in page

@@ -33,6 +33,7 @@ def most(pages: int) -> float:
     return pages * LEVEL + 4 * math.sqrt(pages * LEVEL * (1 - LEVEL))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [5, 15])
 @pytest.mark.parametrize("true", [0.6, 0.55, 0.5, 0.4])
 def test_pages_of_exponents_keep_their_promise(rows, true):
@@ -49,6 +50,7 @@ def test_pages_of_exponents_keep_their_promise(rows, true):
         assert called > pages * rows / 2  # the promise is not kept by calling nothing
 
 
+@pytest.mark.slow
 def test_right_calls_do_not_make_wrong_ones_likelier():
     """Holm's correction gets milder with every call. Half of the rows are far outside the margin and called rightly;
     the others are on its end, where a call is wrong."""

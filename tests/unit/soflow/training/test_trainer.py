@@ -466,6 +466,7 @@ def test_reports_come_at_every_interval_and_at_the_end(finished_run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meanflow", "shortcut", "flow_matching"])
 def test_an_extended_run_equals_one_of_that_length_bit_for_bit(name, digits, evaluator, tmp_path):
     short, long = (tiny_config(name, training={"total_steps": steps, "report_every": 2}) for steps in (3, 6))
