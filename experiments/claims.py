@@ -49,7 +49,7 @@ CLAIMS = HERE / "claims.yaml"
 
 class ClaimsOptions(Section):
     experiments: tuple[str, ...] = ()
-    """Experiments to run, and whose claims to test. Default: all in claims.yaml."""
+    """Experiments to train. All claims are judged by what has been trained so far. Default: all in claims.yaml."""
     budget: Annotated[float, Field(ge=0)] | None = None
     """Hours to spend. Seeds that are predicted to take longer are not started. Default: as long as it takes."""
     record: InputPath | None = None
@@ -68,13 +68,14 @@ def main() -> int:
     from dashboards.claims.ledger import read_ledger
 
     try:
-        ledger = read_ledger(CLAIMS).only(options.experiments)
+        ledger = read_ledger(CLAIMS)
+        chosen = ledger.only(options.experiments)  # to train: shares of the error rate are those of the whole ledger
         record = read_record(options.record) if options.record else {}
         begin, failed = time.monotonic(), set[str]()
         while True:
             gathered = _gather(ledger, record, options)
             judged = _leave_page(ledger, gathered, options)
-            left = ledger.model_copy(update={"studies": tuple(s for s in ledger.studies if s.experiment not in failed)})
+            left = chosen.model_copy(update={"studies": tuple(s for s in chosen.studies if s.experiment not in failed)})
             hours = math.inf if options.budget is None else options.budget - (time.monotonic() - begin) / 3600
             block = next_block(left, [one for one in judged if one.study in left.studies], gathered, hours)
             if block is None:
