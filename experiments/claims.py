@@ -33,7 +33,7 @@ from orchestration.sweep.cases import value_text
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
-from orchestration.tracking.uri import TrackingError
+from orchestration.tracking.uri import TrackingError, check_tracking
 from soflow.config_base import ConfigError, InputPath, Section
 from soflow.files import write_atomic
 
@@ -108,15 +108,17 @@ def _gather(ledger: Ledger, record: Mapping[str, Gathered], options: ClaimsOptio
     from dashboards.claims.evidence import gather, pooled
     from dashboards.reading.sweep_data import read_sweep
 
+    check_tracking(_uri(options))  # an outage is no study without results, and leaves the page as it is
     gathered: dict[str, Gathered] = {}
     for study in ledger.studies:
         earlier = record.get(study.experiment)
         if earlier:
             gathered[study.experiment] = earlier
         folder = options.storage.absolute() / _name(study.experiment, earlier)
-        if not folder.exists():
+        try:
+            here = gather(study, read_sweep(_uri(options), str(folder)))
+        except TrackingError:  # not run yet, or interrupted before its first record
             continue
-        here = gather(study, read_sweep(_uri(options), str(folder)))
         gathered[study.experiment] = pooled(earlier, here) if earlier else here
     return gathered
 
