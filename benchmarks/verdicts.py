@@ -39,7 +39,7 @@ def simulate(ledger: Ledger, effect: float, number: int, generator: np.random.Ge
     """Simulate ledgers whose claims all have the same true effect, in units of the smallest effect.
 
     Returns:
-        Number of ledgers with a wrong verdict at any time, share of claims decided, mean seeds per claim.
+        Number of ledgers with a wrong verdict at any time, share of claims decided, mean seeds of a claim's study.
     """
     studies = []
     for study in ledger.studies:
@@ -123,6 +123,26 @@ def _any_time(values: np.ndarray, looks: tuple[int, ...], margin: float) -> tupl
     return np.stack(ps, axis=1), np.stack(found, axis=1)
 
 
+def other_distributions(
+    looks: tuple[int, ...], levels: tuple[float, ...], number: int = 200_000
+) -> dict[str, list[float]]:
+    """Simulate wrong directions as multiples of each level, if log ratios with mean 0 are not normal."""
+    generator = np.random.default_rng(2)
+    shape = (number, looks[-1])
+    logs = [0.3 * generator.standard_normal(shape) + math.log(10) * (generator.random(shape) < 0.2) for _ in range(2)]
+    made = {
+        "normal": generator.standard_normal(shape),
+        "uniform": generator.uniform(-1, 1, shape),
+        "one run in five ten times worse, the others scatter by 30 %": logs[0] - logs[1],
+    }
+    found = {}
+    for name, values in made.items():
+        ps, called = calls(Question(1e-9, looks[-1]), looks, values)  # nothing counts as equivalent
+        lowest = np.where(called != 0, ps, 1).min(axis=1)
+        found[name] = [float((lowest <= level).mean()) / level for level in levels]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledgers", type=int, default=10_000, help="simulated ledgers for each true effect")
@@ -131,7 +151,8 @@ def main() -> None:
     generator = np.random.default_rng(0)
     print(f"{number:,} ledgers of {sum(len(study.claims) for study in ledger.studies)} claims each\n")
     print(
-        "| true effect, in smallest effects | ledgers with a wrong verdict [95 %] | claims decided | seeds per claim |"
+        "| true effect, in smallest effects | ledgers with a wrong verdict [95 %] | claims decided "
+        "| seeds of their study |"
     )
     print("|---|---|---|---|")
     for effect in (0.0, 0.5, 1.0, 1.5):
@@ -148,6 +169,15 @@ def main() -> None:
             decided, directed, seeds = seeds_and_power(spending, scatter, math.log(ratio), level, looks)
             cells = (f"{ratio:g}", f"{scatter:g}", spending, f"{100 * decided:.0f} %", f"{100 * directed:.0f} %")
             print(f"| {' | '.join(cells)} | {seeds:.1f} |", flush=True)
+    for study in (study for study in ledger.studies if study.experiment in ("ablations", "scale_test")):
+        share = LEVEL / len(ledger.studies) / len(study.claims)
+        decided = [seeds_and_power("pocock", 0.2, math.log(ratio), share, study.looks)[0] for ratio in (1.25, 1)]
+        shares = " and ".join(f"{100 * share:.0f} %" for share in decided)
+        print(f"\n{study.experiment}, scatter 0.2: {shares} decided with true ratios 1.25 and 1")
+    levels = (0.001, 1 / 3000)
+    print("\n| log ratios | level 0.001 | level 1/3000 |\n|---|---|---|")
+    for name, multiples in other_distributions(looks, levels).items():
+        print(f"| {name} | {' | '.join(f'{multiple:.2g}' for multiple in multiples)} |")
 
 
 if __name__ == "__main__":

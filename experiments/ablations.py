@@ -7,7 +7,8 @@ ratio of largest to median gradient norm. A case differs from the first one by t
 
 A hypothesis is confirmed or refuted if the paired t-test of the logarithms over seeds, corrected for all hypotheses,
 has p < 0.05. Five seeds detect a single effect of 1.7 standard deviations with 80 % power, with the correction one of
-about 3.5. Nothing is stopped early. Seeds are added by experiments/claims.py alone, whose p-values account for that.
+about 3.5. Nothing is stopped early. Seeds may be added later, but only the p-values of experiments/claims.py account
+for that.
 
 $ python experiments/ablations.py
 $ python experiments/ablations.py --scale paper --dry-run

@@ -8,8 +8,8 @@ never dropped, the null velocity from which guidance extrapolates is not learned
 
 The hypotheses stated before the run are those of `hypotheses`. A hypothesis is confirmed or refuted if the paired
 t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single effect of
-1.7 standard deviations with 80 % power. Nothing is stopped early. Seeds are added by experiments/claims.py alone, whose
-p-values account for that.
+1.7 standard deviations with 80 % power. Nothing is stopped early. Seeds may be added later, but only the p-values of
+experiments/claims.py account for that.
 
 $ python experiments/cfg_ablation.py
 $ python experiments/cfg_ablation.py --scale paper --dry-run

@@ -3,15 +3,15 @@
 claims.yaml lists claims by the study that tests them. Every study starts with a few seeds. Then seeds are added where
 they are expected to decide most claims per hour, until every claim is confirmed, refuted or equivalent within the
 smallest effect worth finding, or has all planned seeds. The designs are stated in claims.yaml before the run, and
-looking several times is paid for: all verdicts together are wrong with a probability of at most 5 %.
+looking several times is paid for: if log ratios are normal, all verdicts together are wrong with a probability of at
+most 5 %.
 
 The page (claims.md, with claims.png) is written again after every look, and so are the measured values (claims.json).
 Finished trials are not repeated, and an interrupted ledger goes on with the same command.
 
 $ python experiments/claims.py --budget 6
 $ python experiments/claims.py --experiments ablations cfg_ablation
-$ python experiments/claims.py --budget 0                      # train nothing: verdicts on what is there
-$ python experiments/claims.py --record elsewhere/claims.json  # add seeds to those of another machine
+$ python experiments/claims.py --budget 0       # train nothing: verdicts on what is there
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
 from orchestration.tracking.environment import environment_tags
 from orchestration.tracking.uri import TrackingError, check_tracking
-from soflow.config_base import ConfigError, InputPath, Section
+from soflow.config_base import ConfigError, Section
 from soflow.files import write_atomic
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ class ClaimsOptions(Section):
     experiments: tuple[str, ...] = ()
     """Experiments to train. All claims are judged by what has been trained so far. Default: all in claims.yaml."""
     budget: Annotated[float, Field(ge=0)] | None = None
-    """Hours to spend. Seeds that are predicted to take longer are not started. Default: as long as it takes."""
-    record: InputPath | None = None
-    """claims.json of an earlier ledger, on another machine perhaps: its seeds count, and new seeds follow them."""
+    """Hours to spend. First looks start while time is left, further seeds only if they are predicted to end in time.
+    Default: as long as it takes."""
     storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None
@@ -64,32 +63,38 @@ def main() -> int:
     listen()
     options = read_command_line(ClaimsOptions, __doc__)
     from dashboards.claims.budget import next_block  # imports pandas
-    from dashboards.claims.evidence import read_record
     from dashboards.claims.ledger import read_ledger
 
+    failed = set[str]()
     try:
         ledger = read_ledger(CLAIMS)
         chosen = ledger.only(options.experiments)  # to train: shares of the error rate are those of the whole ledger
-        record = read_record(options.record) if options.record else {}
-        begin, failed = time.monotonic(), set[str]()
+        begin, gathered = time.monotonic(), _gather(ledger, options)
         while True:
-            gathered = _gather(ledger, record, options)
             judged = _leave_page(ledger, gathered, options)
             left = chosen.model_copy(update={"studies": tuple(s for s in chosen.studies if s.experiment not in failed)})
             hours = math.inf if options.budget is None else options.budget - (time.monotonic() - begin) / 3600
-            block = next_block(left, [one for one in judged if one.study in left.studies], gathered, hours)
+            block = next_block(left, judged, gathered, hours)
             if block is None:
                 break
-            code = _run(block, record.get(block.experiment), options)
+            code = _run(block, options)
             if code >= 128:
                 print("interrupted; the same command resumes")
                 return code
+            before, gathered = gathered.get(block.experiment), _gather(ledger, options)
             if code:
                 failed.add(block.experiment)
+                print(f"{block.experiment}: ended with exit code {code}; its claims keep their verdicts")
+            elif gathered.get(block.experiment) == before:
+                failed.add(block.experiment)
+                print(f"{block.experiment}: nothing new was recorded; its claims keep their verdicts")
         _show(judged)
         _log(judged, options)
     except (TrackingError, ConfigError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes")
+        return exit_code("KILLED")
     print(f"page: {options.storage / 'claims.md'}")
     return 1 if failed else 0
 
@@ -98,38 +103,39 @@ def _uri(options: ClaimsOptions) -> str:
     return Launch(storage=options.storage, tracking_uri=options.tracking_uri).resolved_tracking_uri
 
 
-def _name(experiment: str, earlier: Gathered | None) -> str:
-    """Name the sweep of an experiment, with the number of seeds that an earlier ledger has."""
-    return f"{experiment}-small-from-{earlier.num_seeds}" if earlier else f"{experiment}-small"
-
-
-def _gather(ledger: Ledger, record: Mapping[str, Gathered], options: ClaimsOptions) -> dict[str, Gathered]:
-    """Read what the studies have measured, here and in the record."""
-    from dashboards.claims.evidence import gather, pooled
+def _gather(ledger: Ledger, options: ClaimsOptions) -> dict[str, Gathered]:
+    """Read what the studies have measured; a study that was not run is left out."""
+    from dashboards.claims.evidence import gather
     from dashboards.reading.sweep_data import read_sweep
 
-    check_tracking(_uri(options))  # an outage is no study without results, and leaves the page as it is
-    gathered: dict[str, Gathered] = {}
+    check_tracking(_uri(options))
+    gathered = {}
     for study in ledger.studies:
-        earlier = record.get(study.experiment)
-        if earlier:
-            gathered[study.experiment] = earlier
-        folder = options.storage.absolute() / _name(study.experiment, earlier)
+        folder = options.storage.absolute() / f"{study.experiment}-small"
         try:
-            here = gather(study, read_sweep(_uri(options), str(folder)))
-        except TrackingError:  # not run yet, or interrupted before its first record
-            continue
-        gathered[study.experiment] = pooled(earlier, here) if earlier else here
+            gathered[study.experiment] = gather(study, read_sweep(_uri(options), str(folder)))
+        except TrackingError as error:
+            if folder.exists():  # interrupted before its first record, or not to be read
+                print(f"{study.experiment}: {error}")
     return gathered
 
 
-def _run(block: Block, earlier: Gathered | None, options: ClaimsOptions) -> int:
+def _run(block: Block, options: ClaimsOptions) -> int:
     """Train a block in a subprocess; return its exit code."""
-    what = "first look" if block.seeds is None else f"{block.seeds} seeds of {', '.join(block.cases)}"
+    what = (
+        "first look, or the rest of what was interrupted"
+        if block.seeds is None
+        else f"{block.seeds} seeds of {', '.join(block.cases)}"
+    )
     expected = "" if math.isnan(block.decided) else f", {block.decided:.1f} claims expected in {block.hours:.2f} hours"
     print(f"\n{block.experiment}: {what}{expected}, started {time.strftime('%H:%M')}", flush=True)
-    command = [sys.executable, str(HERE / f"{block.experiment}.py"), *flags_of(block, earlier)]
-    command += ["--storage", str(options.storage)]
+    command = [
+        sys.executable,
+        str(HERE / f"{block.experiment}.py"),
+        *flags_of(block),
+        "--storage",
+        str(options.storage),
+    ]
     if options.tracking_uri:
         command += ["--tracking-uri", options.tracking_uri]
     with subprocess.Popen(command) as process:
@@ -140,25 +146,14 @@ def _run(block: Block, earlier: Gathered | None, options: ClaimsOptions) -> int:
                 process.terminate()
             process.wait()
             return exit_code("KILLED")
-    if code:
-        print(f"{block.experiment}: ended with exit code {code}; its claims keep their verdicts")
     return code
 
 
-def flags_of(block: Block, earlier: Gathered | None) -> list[str]:
-    """Return the flags of the experiment that trains a block.
-
-    A sweep that follows an earlier ledger starts with one seed of every case, so that its first block may be about a
-    few cases as well.
-    """
-    flags, before, first = [], 0, 0
-    if earlier:
-        before, first = earlier.num_seeds, 1
-        flags = ["--name", _name(block.experiment, earlier), "--seed", str(earlier.first_seed + before)]
-        flags += ["--case-seeds", "1"]
-    if block.seeds is not None and block.seeds - before > first:
-        flags += ["--more-seeds", f"{block.seeds - before}:{','.join(map(value_text, block.cases))}"]
-    return flags
+def flags_of(block: Block) -> list[str]:
+    """Return the flags of the experiment that trains a block."""
+    if block.seeds is None:
+        return []
+    return ["--more-seeds", f"{block.seeds}:{','.join(map(value_text, block.cases))}"]
 
 
 def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: ClaimsOptions) -> list[Judged]:

@@ -8,8 +8,8 @@ the way that takes the least time and memory.
 
 The hypotheses stated before the run are in HYPOTHESES: the papers' directions. A hypothesis is confirmed or refuted if
 the paired t-test of the logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single
-effect of 1.7 standard deviations with 80 % power. Nothing is stopped early. Seeds are added by experiments/claims.py
-alone, whose p-values account for that.
+effect of 1.7 standard deviations with 80 % power. Nothing is stopped early. Seeds may be added later, but only the
+p-values of experiments/claims.py account for that.
 
 $ python experiments/compare_baselines.py
 $ python experiments/compare_baselines.py --dataset fashion_mnist --name fashion --case-seeds 8

@@ -15,7 +15,7 @@ The hypotheses stated before the run are in HYPOTHESES: a target without varianc
 teacher; and more steps help, without which the comparison at equal cost would be meaningless. A hypothesis is confirmed
 or refuted if the paired t-test of the logarithms over seeds, corrected for all three, has p < 0.05. Five seeds detect a
 single effect of 1.7 standard deviations with 80 % power, and one of 2.3 under the strictest correction. Nothing is
-stopped early. Seeds are added by experiments/claims.py alone, whose p-values account for that.
+stopped early. Seeds may be added later, but only the p-values of experiments/claims.py account for that.
 
 $ python experiments/distillation.py
 $ python experiments/distillation.py --dataset fashion_mnist --name fashion-distillation

@@ -22,7 +22,7 @@ k counts as 1/2 if it is within 0.1 of it. This is confirmed or refuted if the t
 end of this margin, corrected by Holm for all fits, has p < 0.05: confirmed if the mean is inside, refuted if it is
 outside, and undecided otherwise. Five seeds detect a distance of 1.7 standard deviations between k and the margin's end
 with 80 % power in a single test. Nothing is stopped early, and no report except the first of each trial is left out.
-Seeds are added by experiments/claims.py alone, whose p-values account for that.
+Seeds may be added later, but only the p-values of experiments/claims.py account for that.
 
 $ python experiments/error_bound.py
 $ python experiments/error_bound.py --scale paper --dry-run

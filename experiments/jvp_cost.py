@@ -23,7 +23,7 @@ better in all three comparisons, each against every way. "Better than MeanFlow" 
 best of them, so all three have to be confirmed; c does the least work. A hypothesis is confirmed or refuted if the
 paired t-test of the logarithms over seeds, corrected for all fifteen, has p < 0.05. Five seeds detect a single effect
 of 1.7 standard deviations with 80 % power, and one of 3.5 under the strictest correction. Nothing is stopped early.
-Seeds are added by experiments/claims.py alone, whose p-values account for that.
+Seeds may be added later, but only the p-values of experiments/claims.py account for that.
 
 $ python experiments/jvp_cost.py
 $ python experiments/jvp_cost.py --network DiT-XS/2 --name larger-jvp-cost

@@ -9,7 +9,7 @@ The hypotheses stated before the run are in HYPOTHESES: r_end = 0.002 is better 
 at most 1.5 times as large; a finite difference in bfloat16 degrades training at small r and does not matter at large r.
 A hypothesis is confirmed or refuted if the paired t-test of the logarithms over seeds, corrected for all hypotheses,
 has p < 0.05. Five seeds detect a single effect of 1.7 standard deviations with 80 % power. Nothing is stopped early.
-Seeds are added by experiments/claims.py alone, whose p-values account for that.
+Seeds may be added later, but only the p-values of experiments/claims.py account for that.
 
 $ python experiments/schedule_stability.py
 $ python experiments/schedule_stability.py --scale paper --dry-run

@@ -7,8 +7,8 @@ the same flow.
 
 The hypotheses stated before the run are in HYPOTHESES. A hypothesis is confirmed or refuted if the paired t-test of the
 logarithms over seeds, corrected for all hypotheses, has p < 0.05. Five seeds detect a single effect of 1.7 standard
-deviations with 80 % power. Nothing is stopped early. Seeds are added by experiments/claims.py alone, whose p-values
-account for that.
+deviations with 80 % power. Nothing is stopped early. Seeds may be added later, but only the p-values of
+experiments/claims.py account for that.
 
 $ python experiments/steps_vs_quality.py
 $ python experiments/steps_vs_quality.py --scale paper --dry-run

@@ -62,15 +62,15 @@ def next_block(
 
 def _block(study: Study, judged: list[Judged], gathered: Gathered) -> Block | None:
     """Describe the next look of a study; None if it has no further one, or no claim that the look could decide."""
-    open_claims = [one for one in judged if one.outcome == UNDECIDED and one.answer]
-    reached = max((one.reached for one in open_claims), default=study.looks[-1])
-    seeds = next((planned for planned in study.looks if planned > reached), None)
-    if seeds is None:
+    open_claims = [one for one in judged if one.outcome == UNDECIDED and one.reached < study.looks[-1]]
+    if not open_claims:
         return None
-    cases = tuple(dict.fromkeys(case for one in open_claims for case in cases_of(one.claim)))
-    each = sum(gathered.seconds.get(case, 0.0) for case in cases)
-    hours = (seeds - reached) * each / gathered.at_a_time / 3600
-    return Block(study.experiment, seeds, cases, hours, sum(chance(one, seeds) for one in open_claims))
+    seeds = next(planned for planned in study.looks if planned > min(one.reached for one in open_claims))
+    behind = [one for one in open_claims if one.reached < seeds]
+    new = {case: seeds - one.reached for one in reversed(behind) for case in cases_of(one.claim)}
+    cases = tuple(dict.fromkeys(case for one in behind for case in cases_of(one.claim)))
+    hours = sum(new[case] * gathered.seconds.get(case, 0.0) for case in cases) / gathered.at_a_time / 3600
+    return Block(study.experiment, seeds, cases, hours, sum(chance(one, seeds) for one in behind))
 
 
 def chance(one: Judged, seeds: int) -> float:
@@ -79,7 +79,8 @@ def chance(one: Judged, seeds: int) -> float:
     The true mean and scatter are drawn from their posterior distribution given the seeds so far (with the prior
     1 / σ), and new values from these.
     """
-    assert one.answer is not None
+    if one.answer is None:
+        return 0.0
     last, more = one.looks[-1], seeds - one.reached
     generator = np.random.default_rng(0)
     sigma = last.deviation * np.sqrt((last.n - 1) / generator.chisquare(last.n - 1, DRAWS))

@@ -1,13 +1,11 @@
-"""What the seeds of a study measured, for each of its claims: read from its sweep, and pooled with earlier records."""
+"""What the seeds of a study measured, for each of its claims, read from its sweep."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import pandas as pd
 
@@ -16,7 +14,6 @@ from dashboards.comparison.compare import compare
 from dashboards.reading.sweep_data import SweepData
 from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.tracking.schema import CASE, GIT_COMMIT
-from soflow.config_base import ConfigError
 
 ENDED = ("finished", "stopped", "failed")
 """States of trials that have ended."""
@@ -45,7 +42,7 @@ class Gathered:
 
     Attributes:
         evidence: by the claim's test.
-        seconds: mean wall-clock seconds of a trial, by case.
+        seconds: wall-clock seconds of a trial, by case: medians, as an interruption counts as well.
         at_a_time: number of trials that ran in parallel.
         commits: versions of the code that trained.
         is_unfinished: True if planned trials have not ended.
@@ -60,14 +57,6 @@ class Gathered:
     hours: float = 0.0
     commits: tuple[str, ...] = ()
     is_unfinished: bool = False
-
-    @property
-    def num_seeds(self) -> int:
-        return max((len(evidence.seeds) for evidence in self.evidence.values()), default=0)
-
-    @property
-    def first_seed(self) -> int:
-        return min((evidence.seeds[0] for evidence in self.evidence.values() if evidence.seeds), default=0)
 
 
 def gather(study: Study, data: SweepData) -> Gathered:
@@ -91,7 +80,7 @@ def gather(study: Study, data: SweepData) -> Gathered:
     commit = data.run.data.tags.get(GIT_COMMIT) if data.run else None
     return Gathered(
         evidence,
-        seconds={case: float(mean) for case, mean in walls.groupby(trials[CASE].map(str)).mean().items()},
+        seconds={case: float(s) for case, s in walls.groupby(trials[CASE].map(str)).median().items() if s == s},
         at_a_time=int(at_a_time) if at_a_time.isdecimal() else 1,
         trials=len(trials),
         lost=int((ended & (trials["state"] != "finished")).sum()),
@@ -118,59 +107,7 @@ def ended_seeds(data: SweepData, cases: Collection[str]) -> tuple[int, ...]:
     return tuple(itertools.takewhile(ended.__contains__, itertools.count(first)))
 
 
-def pooled(earlier: Gathered, later: Gathered) -> Gathered:
-    """Pool two parts of a study; seeds of the later one that do not follow those of the earlier one are left out."""
-    evidence = {}
-    for test in {**earlier.evidence, **later.evidence}:
-        before, after = earlier.evidence.get(test, Evidence()), later.evidence.get(test, Evidence())
-        seeds = list(before.seeds or after.seeds)
-        for seed in after.seeds:
-            if seed == seeds[-1] + 1:
-                seeds.append(seed)
-        values = {seed: value for seed, value in (before.values | after.values).items() if seed in seeds}
-        resolutions = tuple(map(max, before.resolutions, after.resolutions))
-        evidence[test] = Evidence(tuple(seeds), values, resolutions, "" if values else after.reason or before.reason)
-    return Gathered(
-        evidence,
-        seconds={**earlier.seconds, **later.seconds},
-        at_a_time=later.at_a_time,
-        trials=earlier.trials + later.trials,
-        lost=earlier.lost + later.lost,
-        steps=earlier.steps + later.steps,
-        hours=earlier.hours + later.hours,
-        commits=tuple(dict.fromkeys((*earlier.commits, *later.commits))),
-        is_unfinished=later.is_unfinished,
-    )
-
-
 def to_json(gathered: Mapping[str, Gathered], facts: Mapping[str, str]) -> str:
-    """Format what all studies have measured, from which the ledger can be judged again or continued."""
-    return json.dumps({"facts": facts, "studies": {name: asdict(study) for name, study in gathered.items()}}, indent=1)
-
-
-def read_record(path: Path) -> dict[str, Gathered]:
-    """Read what `to_json` wrote: what every study had measured, by experiment.
-
-    Raises:
-        ConfigError: if the file is no record.
-    """
-    try:
-        studies = json.loads(path.read_text())["studies"]
-        return {name: _study(values) for name, values in studies.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"record = {path}: must be the claims.json of a ledger ({error!r})") from None
-
-
-def _study(values: dict) -> Gathered:
-    evidence = {
-        test: Evidence(
-            tuple(one["seeds"]),
-            {int(seed): tuple(map(float, value)) for seed, value in one["values"].items()},
-            tuple(one["resolutions"]),
-            one["reason"],
-        )
-        for test, one in values["evidence"].items()
-    }
-    if any(not math.isfinite(number) for one in evidence.values() for pair in one.values.values() for number in pair):
-        raise ValueError("a value is not finite")
-    return Gathered(**values | {"evidence": evidence, "commits": tuple(values["commits"]), "is_unfinished": False})
+    """Format what all studies have measured, from which anybody can test the claims again."""
+    studies = {name: asdict(study) for name, study in gathered.items()}
+    return json.dumps({"facts": facts, "studies": studies}, indent=1, allow_nan=False)

@@ -70,7 +70,9 @@ class Judged:
     @property
     def outcome(self) -> str:
         if self.exact is not None:
-            return EQUIVALENT if abs(self.exact) < ROUNDING else CONFIRMED if self.exact < 0 else REFUTED
+            if abs(self.exact) <= self.question.margin:
+                return EQUIVALENT
+            return CONFIRMED if self.exact < 0 else REFUTED
         if self.answer is None or not self.p < LEVEL:
             return UNDECIDED
         if self.is_exponent:
@@ -95,16 +97,18 @@ class Judged:
 
     @property
     def detectable(self) -> float:
-        """Ratio above 1 that all planned seeds find with 80 % power or more, given the scatter; infinite without one.
+        """Ratio above 1 that all planned seeds tell from 1 with 80 % power or more; infinite without a test.
 
-        From the critical value of the last planned look alone, to which the earlier ones only add.
+        From the critical value of the last planned look alone, to which the earlier ones only add. Never below the
+        smallest effect: cases that differ by less are called equivalent.
         """
         if self.answer is None or self.is_exponent:
             return math.inf
         planned, last = self.study.looks, self.looks[-1]
         critical = sequential_tests(planned, planned[-1], self.study.spending)[0].critical(self.level)[-1]
         level = two_sided_level(critical, planned[-1])
-        return math.exp(detectable_effect(planned[-1], level) * last.deviation)
+        ratio = math.exp(detectable_effect(planned[-1], level) * last.deviation)
+        return max(ratio, self.study.smallest_of(self.claim))
 
     @property
     def interval(self) -> str:
@@ -121,13 +125,13 @@ class Judged:
         if self.exact is None:
             found += f", p = {p_value(self.p)}"
         if self.outcome == UNDECIDED:
-            ended = "the last planned look" if self.reached >= self.study.looks[-1] else "so far"
+            ended = "at the last planned look" if self.reached >= self.study.looks[-1] else "so far"
             return f"Undecided {ended}: {found}."
         if self.outcome == EQUIVALENT:
             return f"No difference of a factor of {self.study.smallest_of(self.claim):g} or more: {found}."
         if self.is_exponent:
-            how = "as √δ" if self.outcome == CONFIRMED else "not as √δ"
-            return f"The error decreases {how}: {found}."
+            how = "decreases" if self.outcome == CONFIRMED else "does not decrease"
+            return f"The error {how} as √δ: {found}."
         holds = "Holds" if self.outcome == CONFIRMED else "The opposite holds"
         return f"{holds} at this scale: {found}."
 
@@ -136,10 +140,10 @@ def judge(ledger: Ledger, gathered: Mapping[str, Gathered]) -> list[Judged]:
     """Test all claims at the looks so far, and correct them together.
 
     Every study has an equal share of the error rate, and every claim an equal part of its study's. These shares are
-    fixed: whatever the dependence between claims, all verdicts together are wrong with a probability of at most 5 %
-    (Bonferroni's inequality), and no verdict depends on other claims. Passing on the share of a decided claim, as in
-    Holm's method, would not be valid: a claim that is rightly called equivalent could have been called confirmed at its
-    own share, so nothing is left of it. In simulated ledgers, 7 % instead of 5 % were wrong then.
+    fixed: if log ratios are normal, all verdicts together are wrong with a probability of at most 5 %, whatever the
+    dependence between claims (Bonferroni's inequality), and no verdict depends on other claims. Passing on the share of
+    a decided claim, as in Holm's method, would not be valid: a claim that is rightly called equivalent could have been
+    called confirmed at its own share, so nothing is left of it.
 
     Args:
         gathered: what the studies that were run have measured, by experiment.

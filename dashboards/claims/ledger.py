@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from dashboards.comparison.exponents import PREDICTED
+from orchestration.sweep.hypotheses import read_hypothesis
 from soflow.config import describe
 from soflow.config_base import ConfigError, Section
 from soflow.config_files import load_yaml
@@ -45,6 +46,13 @@ class Claim(Section):
     smallest_effect: EffectRatio | None = None
     """Default: the study's."""
 
+    @field_validator("test")
+    @classmethod
+    def _reads(cls, test: str) -> str:
+        if not _EXPONENT.fullmatch(test):
+            read_hypothesis(test)
+        return test
+
     @property
     def exponent(self) -> tuple[str, str] | None:
         """The relation's name and the case whose exponent is tested; None for a ratio."""
@@ -61,7 +69,7 @@ class Study(Section):
     smallest_effect: EffectRatio
     """Ratio above 1 that is worth finding. Two cases whose ratio is nearer to 1 count as equivalent."""
     spending: Spending = "pocock"
-    claims: tuple[Claim, ...]
+    claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
 
     @field_validator("looks")
     @classmethod
@@ -76,6 +84,14 @@ class Study(Section):
 
 class Ledger(Section):
     studies: tuple[Study, ...]
+
+    @field_validator("studies")
+    @classmethod
+    def _differ(cls, studies: tuple[Study, ...]) -> tuple[Study, ...]:
+        names = [study.experiment for study in studies]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"must have one study of {repeated[0]}")
+        return studies
 
     def only(self, experiments: tuple[str, ...]) -> Ledger:
         """Return the ledger of some experiments; of all if none is named.

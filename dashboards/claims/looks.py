@@ -4,11 +4,11 @@ Two tests are made at every look: Student's two-sided test of the mean against 0
 ends of the margin within which a mean counts as 0 (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15). Each has a p-value
 over all looks (`soflow.sequential`). Whichever is lower makes the call, and is its p-value.
 
-A call at level a is wrong with a probability of at most a, whatever the true mean m is. If m = 0, only "below" and
-"above" are wrong, and the two-sided test makes either with a probability of at most a. If m is beyond the margin, say
-above it, a wrong call is "inside" or "below": both need statistics for m below the critical value of the one-sided test
-at level a, which is less extreme than that of the two-sided test. Between these, only the call of the opposite sign is
-wrong.
+If the values are normal, a wrong call with p ≤ a is made with a probability of at most a, whatever the true mean m is.
+If m = 0, only "below" and "above" are wrong, and the two-sided test makes either with a probability of at most a. If m
+is beyond the margin, say above it, a wrong call is "inside" or "below": both need statistics for m below the critical
+value of the one-sided test at level a, which is less extreme than that of the two-sided test. Between these, only the
+call of the opposite sign is wrong.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def answer(question: Question, looks: Sequence[Look]) -> Answer | None:
         statistic = max(0.0, distance - question.null) / look.error
         candidates.append((float(beyond.p_at(index, statistic)), "below" if look.mean < 0 else "above"))
         candidates.append((float(inside.p_at(index, (question.margin - distance) / look.error)), "inside"))
-    p, call = min(candidates)
+    # Equal only at the lowest p-values that are told apart: then the mean is surely inside, whatever its sign.
+    p, call = min(candidates, key=lambda candidate: (candidate[0], candidate[1] != "inside"))
     last = looks[-1]
     half = beyond.critical(LEVEL)[-1] * last.error
     return Answer(call, p, last.mean - half, last.mean + half)
@@ -119,5 +120,5 @@ def calls(question: Question, ns: Sequence[int], values: np.ndarray) -> tuple[np
         outside = beyond.p_at(index, np.maximum(0.0, distance - question.null) / error)
         within = inside.p_at(index, (question.margin - distance) / error)
         ps.append(np.minimum(outside, within))
-        found.append(np.where(within < outside, 0, np.sign(mean)))
+        found.append(np.where(within <= outside, 0, np.sign(mean)))
     return np.stack(ps, axis=1), np.stack(found, axis=1)

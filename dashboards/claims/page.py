@@ -105,8 +105,9 @@ A claim refuted or equivalent at this scale may hold at the published one. Claim
 
 Ratios are geometric means over pairs of equal seeds. d is the mean of their logarithms over its standard deviation.
 Intervals are repeated 95 % intervals: those of all looks together contain the true ratio with a probability of 95 %.
-p is corrected for all looks and for all claims. "Detectable" is a ratio, or its inverse, that all planned seeds find
-with {percent(POWER)} power or more, given the scatter. An exponent k counts as {PREDICTED:g} within ± {MARGIN:g}.
+p is corrected for all looks and for all claims. "Detectable" is a ratio, or its inverse, that all planned seeds tell
+from 1 with {percent(POWER)} power or more, given the scatter, and at least the smallest effect. An exponent k counts as
+{PREDICTED:g} within ± {MARGIN:g}.
 {OUTLIERS_NOTE}.
 
 {pairing(judged)}
@@ -116,16 +117,18 @@ with {percent(POWER)} power or more, given the scatter. An exponent k counts as 
 Every study starts with the first number of seeds of its looks. After each look, seeds are added for the cases of claims
 that are not decided. At a look, Student's test of the log ratio is made against 1, and two one-sided tests against the
 smallest effect; the lower p-value makes the call. Looking several times is paid for by alpha spending, with critical
-values that are exact for few seeds. A call is wrong with a probability of at most its p-value.
+values that are exact for few seeds. If log ratios are normal, a wrong call with p ≤ a is made with a probability of at
+most a.
 
 Every study has an equal share of the family-wise error rate of {percent(LEVEL)}, and every claim an equal part of its
-study's, so that many small questions in one study do not silence a large one in another. All verdicts together are
-wrong with a probability of at most {percent(LEVEL)}, whatever the dependence between claims. `python
-benchmarks/verdicts.py` simulates the whole ([evidence](evidence.md)).
+study's, so that many small questions in one study do not silence a large one in another. If log ratios are normal, all
+verdicts together are wrong with a probability of at most {percent(LEVEL)}, whatever the dependence between claims.
+`python benchmarks/verdicts.py` simulates this, and what becomes of it if they are not
+([evidence](evidence.md#verdicts)).
 
 {as_markdown_table(designs_table(judged, gathered))}
 
-Hours are the sum over trials, which run two at a time. Lost trials diverged or failed; no test uses them.
+Hours are the sum over trials, several of which run at a time. Lost trials diverged or failed; no test uses them.
 
 ## Tests
 

@@ -14,8 +14,8 @@ from soflow.config import flatten
 from soflow.config_base import Section
 from soflow.config_files import load_yaml
 
-_SEPARATOR = re.compile(r""",(?=(?:[^"']|"[^"]*"|'[^']*')*$)(?![^\[(]*[\])])""")
-"""Commas outside quotes and brackets."""
+_PART = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\[[^\]]*\]|\([^)]*\)|[^,])*""")
+"""Text up to the next comma outside quotes and brackets."""
 
 
 class Case(Section):
@@ -67,29 +67,38 @@ def planned_trials(names: Sequence[str], num_seeds: int, additions: Iterable[str
 
     Args:
         names: of all cases.
-        additions: each SEEDS or SEEDS:CASE,CASE with the new total number of seeds.
+        additions: each SEEDS or SEEDS:CASE,CASE with the new number of seeds of these cases, by default of all.
 
     Raises:
         ValueError: if an addition has another form, names a case that there is not, or adds no seed.
     """
     trials = [(name, seed) for seed in range(num_seeds) for name in names]
+    counts = dict.fromkeys(names, num_seeds)
     for text in additions:
         total, _, listed = text.partition(":")
-        extended = [parse_value(name.strip()) for name in split_values(listed)] if listed else names
+        extended = [str(parse_value(name.strip())) for name in split_values(listed)] if listed else list(names)
         if not total.strip().isdecimal():
             raise ValueError(f"more_seeds = {text}: must read SEEDS or SEEDS:CASE,CASE")
-        if int(total) <= num_seeds:
-            raise ValueError(f"more_seeds = {text}: must be more than the {num_seeds} seeds before")
-        if unknown := [name for name in map(str, extended) if name not in names]:
+        if unknown := [name for name in extended if name not in counts]:
             raise ValueError(f"more_seeds = {text}: {unknown[0]} must be a case: {', '.join(names) or 'none'}")
-        trials += [(str(name), seed) for seed in range(num_seeds, int(total)) for name in extended]
-        num_seeds = int(total)
+        least = min((counts[name] for name in extended), default=num_seeds)
+        if int(total) <= least:
+            raise ValueError(f"more_seeds = {text}: must be more than the {least} seeds before")
+        for seed in range(least, int(total)):
+            trials += [(name, seed) for name in dict.fromkeys(extended) if counts[name] <= seed]
+        counts |= {name: max(counts[name], int(total)) for name in extended}
     return trials
 
 
 def split_values(text: str) -> list[str]:
     """Split at commas outside quotes and brackets."""
-    return _SEPARATOR.split(text)
+    parts, end = [], -1
+    while end < len(text):
+        match = _PART.match(text, end + 1)
+        assert match is not None  # it matches the empty text as well
+        parts.append(match[0])
+        end = match.end()
+    return parts
 
 
 def value_text(value: Any) -> str:
@@ -97,8 +106,10 @@ def value_text(value: Any) -> str:
     if value is None or isinstance(value, (bool, list)):
         return json.dumps(value)
     text = str(value)
-    if isinstance(value, str) and (parse_value(text) != text or split_values(text) != [text] or text != text.strip()):
-        return json.dumps(text)
+    changed = parse_value(text) != text or split_values(text) != [text] or text != text.strip()
+    # A quote or bracket would also protect a comma after it.
+    if isinstance(value, str) and (changed or re.search(r"""["'()\[\]]""", text)):
+        return json.dumps(text, ensure_ascii=False)
     return text
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import REPOSITORY
 
 from dashboards.claims.budget import Block
-from dashboards.claims.evidence import Evidence, Gathered, cases_of
+from dashboards.claims.evidence import cases_of
 from dashboards.claims.ledger import read_ledger
 from dashboards.comparison.exponents import RELATIONS
 from experiments import launch, plan
@@ -92,18 +92,13 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
 
 
 def test_every_block_of_a_ledger_is_a_valid_command():
-    """The flags of first looks, of added seeds, and of seeds that follow an earlier ledger."""
+    """The flags of first looks and of added seeds."""
     for one in LEDGER.studies:
         cases = tuple(dict.fromkeys(case for claim in one.claims for case in cases_of(claim)))
-        evidence = {claim.test: Evidence(tuple(range(3, 8))) for claim in one.claims}
-        earlier, layers = Gathered(evidence, {}), study(one.experiment).layers("small")
-        assert flags_of(Block(one.experiment), None) == []
-        config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases), None), layers)
+        layers = study(one.experiment).layers("small")
+        assert flags_of(Block(one.experiment)) == []
+        config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases)), layers)
         assert config.num_trials == len(config.cases) * 5 + len(cases) * 5
-        config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases), earlier), layers)
-        assert (config.seed, config.name) == (8, f"{one.experiment}-small-from-5")
-        assert config.num_trials == len(config.cases) + len(cases) * 4
-        assert flags_of(Block(one.experiment), earlier) == flags_of(Block(one.experiment, 6, cases), earlier)
 
 
 def test_claims_against_meanflow_name_its_form_or_test_the_best_one():

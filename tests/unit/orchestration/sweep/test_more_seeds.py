@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from orchestration.resuming import resumed
 from orchestration.storage import SWEEP_FILE
 from orchestration.sweep import search_space
-from orchestration.sweep.cases import Case, planned_trials
+from orchestration.sweep.cases import Case, planned_trials, value_text
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.resume import saved_config, with_more_seeds
 from orchestration.sweep.study import SweepStudy
@@ -32,7 +32,7 @@ def test_seeds_are_added_after_what_was_planned_before():
     for additions, rest in (
         (("3",), [("a", 2), ("b, c", 2), ("d", 2)]),
         (('4:"b, c",d',), [("b, c", 2), ("d", 2), ("b, c", 3), ("d", 3)]),
-        (("3:d", "4:a"), [("d", 2), ("a", 3)]),
+        (("3:d", "4:a,d"), [("d", 2), ("a", 2), ("a", 3), ("d", 3)]),
     ):
         assert planned_trials(NAMES, 2, additions) == before + rest
 
@@ -50,6 +50,12 @@ def test_what_adds_no_seed_is_refused_by_name(addition, message):
         planned_trials(NAMES, 2, (addition,))
     with pytest.raises(ValueError, match=message):
         SweepConfig(**FIELDS, more_seeds=(addition,))
+
+
+@pytest.mark.parametrize("name", ["it's", '5"', "p (a", "b]", "true", "1.0", "😀, x", "w 1.5 m 0.25", " a"])
+def test_any_name_can_be_given_seeds(name):
+    names = ("plain", name)
+    assert planned_trials(names, 1, (f"2:{','.join(map(value_text, names))}",))[2:] == [("plain", 1), (name, 1)]
 
 
 def test_a_search_has_no_seeds_to_add():
@@ -88,6 +94,9 @@ def test_a_resume_adds_seeds_once_and_the_study_goes_on(tmp_path):
     assert command(tmp_path).num_trials == 8
     again = command(tmp_path, "--more-seeds", "5")
     assert again.more_seeds == ("4:d", "5")
-    assert run(again)[8:] == [("a", 14), ("b, c", 14), ("d", 14)]
+    assert run(again)[8:] == [
+        *[(name, seed) for seed in (12, 13) for name in ("a", "b, c")],
+        *[(name, 14) for name in NAMES],
+    ]
     with pytest.raises(ConfigError, match="more_seeds = 5: must be more than the 5 seeds before"):
         command(tmp_path, "--more-seeds", "5", "5")
