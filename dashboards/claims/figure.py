@@ -35,6 +35,8 @@ def verdicts_png(judged: list[Judged]) -> bytes:
     upper.xaxis.set_major_locator(FixedLocator(TICKS))
     upper.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"× {value:g}"))
     upper.xaxis.set_minor_formatter(NullFormatter())
+    low, high = upper.get_xlim()
+    upper.set_xlim(min(low, 0.5), max(high, 2))
     upper.set_xlabel("ratio of the claim's two sides; below 1 as claimed")
     _draw(lower, groups[1])
     lower.set_xlabel("exponent k of error ~ δ^k; 1/2 as claimed")
@@ -51,6 +53,7 @@ def verdicts_png(judged: list[Judged]) -> bytes:
 
 
 def _draw(axes: Axes, judged: list[Judged]) -> None:
+    axes.set_visible(bool(judged))
     labels = []
     for row, one in enumerate(judged):
         assert one.estimate is not None
