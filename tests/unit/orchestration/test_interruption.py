@@ -18,7 +18,8 @@ from orchestration.interruption import exit_code, listen
 listen()
 try:
     print("ready", flush=True)
-    time.sleep(60)
+    for _ in range(600):
+        time.sleep(0.1)  # a signal just before a long sleep would be noticed at its end
 except KeyboardInterrupt:
     print("resume with: this", flush=True)
     open("ended", "w").close()
@@ -72,7 +73,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
 
 
 def test_a_background_process_of_a_shell_ends_too(tmp_path):
@@ -82,7 +83,7 @@ def test_a_background_process_of_a_shell_ends_too(tmp_path):
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
 
 
 def test_a_wrapped_interruption_is_one():
