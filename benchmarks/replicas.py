@@ -1,7 +1,7 @@
 """Would training several seeds at once in one process, with stacked weights, give more seeds per hour?
 
 Steps of SoFlow without guidance, with and without `torch.func`: R networks one after another, and R networks whose
-weights are stacked, under `vmap`. Both take the same batches and random numbers; losses and gradients must agree.
+weights are stacked, under `vmap`. Both take the same batches and random numbers, and their gradients must agree.
 Prints the ratio of times per seed: medians over rounds with an interval, the sides taking turns.
 
 $ python benchmarks/replicas.py --threads 1
@@ -93,7 +93,7 @@ class Stacked:
 
 
 def batches(built: list[Trainer], batch: int) -> tuple[list[Tensor], list[Tensor], list[Draws]]:
-    """Draw a batch with its random numbers for every network."""
+    """Make a batch for each network, with the random numbers of its loss."""
     shape, generator = built[0].source.batch(np.arange(1))[0].shape[1:], torch.Generator().manual_seed(0)
     data = [torch.randn((batch, *shape), generator=generator) for _ in built]
     labels = [torch.randint(10, (batch,), generator=generator) for _ in built]

@@ -2,8 +2,8 @@
 
 Simulates ledgers with the designs of experiments/claims.yaml: as in experiments/claims.py, every study starts with its
 first look and gets its next look while it has undecided claims. A verdict that was wrong at any time counts, also if it
-was corrected later. Claims of a study share the values of one case, so
-their log ratios are correlated by 0.5, and scatter by 3 to 35 %, as measured.
+was corrected later. Log ratios of a study are correlated by 0.5, as if its claims shared a case, and scatter by 3 to
+35 % over seeds.
 
 Then the seeds that one claim needs: with two ways of spending the error rate, with confidence sequences that hold at
 every number of seeds, and with a number of seeds fixed in advance.
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from dashboards.claims.ledger import Ledger, read_ledger
-from dashboards.claims.looks import Question, calls
+from dashboards.claims.looks import Question, p_values
 from dashboards.comparison.exponents import MARGIN
 from soflow.statistics import LEVEL
 
@@ -33,6 +33,26 @@ LEAST, MOST = 0.03, 0.35
 """Range of the scatter of log ratios over seeds, from which each claim's is drawn log-uniformly."""
 REPETITIONS = 20_000
 """Simulated claims per row of the tables of power."""
+
+
+def calls(question: Question, ns: tuple[int, ...], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answer a question for many rows of values at once.
+
+    Args:
+        ns: numbers of values at the looks.
+        values: [rows, values].
+
+    Returns:
+        p-values [rows, looks] of the call at each look, and calls [rows, looks]: −1 below, 0 inside, 1 above. The call
+        at a look is that with the lowest p-value up to it.
+    """
+    ps, found = [], []
+    for index, n in enumerate(ns):
+        mean, error = values[:, :n].mean(axis=1), values[:, :n].std(axis=1, ddof=1) / math.sqrt(n)
+        outside, within = p_values(question, ns, index, mean, error)
+        ps.append(np.minimum(outside, within))
+        found.append(np.where(within <= outside, 0, np.sign(mean)))
+    return np.stack(ps, axis=1), np.stack(found, axis=1)
 
 
 def simulate(ledger: Ledger, effect: float, number: int, generator: np.random.Generator) -> tuple[int, float, float]:

@@ -7,7 +7,7 @@ looking several times is paid for: if log ratios are normal, all verdicts togeth
 most 5 %.
 
 The page (claims.md, with claims.png) is written again after every look, and so are the measured values (claims.json).
-Finished trials are not repeated, and an interrupted ledger goes on with the same command.
+Finished trials are not repeated, and after an interruption the same command resumes.
 
 $ python experiments/claims.py --budget 6
 $ python experiments/claims.py --experiments ablations cfg_ablation

@@ -68,15 +68,11 @@ class SequentialTest:
         """Compute the critical value of Student's statistic at each look."""
         return [float(_to_t(z, n - 1)) for z, n in zip(self._boundaries(level), self.seeds, strict=True)]
 
-    def p(self, statistics: Sequence[float]) -> list[float]:
-        """Compute the smallest level that rejects at each look taken alone, given Student's statistic there.
-
-        The p-value over looks is the smallest of them. With `sides` = 2 the sign does not matter.
-        """
-        return [float(self.p_at(look, value)) for look, value in enumerate(statistics)]
-
     def p_at(self, look: int, statistic: np.ndarray | float) -> np.ndarray:
-        """Compute the smallest level that rejects at one look, for Student's statistics of any shape."""
+        """Compute the smallest level that rejects at one look, for Student's statistics of any shape.
+
+        The p-value over looks is the smallest of theirs. With `sides` = 2 the sign does not matter.
+        """
         values = np.abs(statistic) if self.sides == 2 else np.asarray(statistic)
         z = _to_normal(values, self.seeds[look] - 1)
         # Boundaries decrease as levels increase, and interpolation needs increasing abscissas.

@@ -11,7 +11,7 @@ import numpy as np
 from dashboards.claims.evidence import Gathered, cases_of
 from dashboards.claims.judge import UNDECIDED, Judged
 from dashboards.claims.ledger import Ledger, Study
-from dashboards.claims.looks import sequential_tests
+from dashboards.claims.looks import p_values
 
 DRAWS = 2000
 
@@ -90,8 +90,6 @@ def chance(one: Judged, seeds: int) -> float:
     mean = (last.n * last.mean + new.sum(axis=0)) / total
     squares = (last.n - 1) * last.deviation**2 + last.n * last.mean**2 + (new**2).sum(axis=0)
     error = np.sqrt((squares - total * mean**2) / (total - 1) / total)
-    question, distance = one.question, np.abs(mean)
-    tests = sequential_tests((*(look.n for look in one.looks), total), max(question.most, total), question.spending)
-    statistics = (np.maximum(0, distance - question.null) / error, (question.margin - distance) / error)
-    ps = [test.p_at(len(one.looks), statistic) for test, statistic in zip(tests, statistics, strict=True)]
+    ns = (*(look.n for look in one.looks), total)
+    ps = p_values(one.question, ns, len(one.looks), mean, error)
     return float((np.minimum(*ps) <= one.level).mean())

@@ -21,7 +21,7 @@ ENDED = ("finished", "stopped", "failed")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a claim.
+    """Measurements that a claim's test uses.
 
     Attributes:
         seeds: seeds that have ended in all its cases, lost ones included, without a gap.

@@ -72,7 +72,7 @@ def _draw(axes: Axes, judged: list[Judged]) -> None:
         axes.plot(value, row, "o", color=color)
         for published in one.claim.published:
             axes.plot(published.left / published.right, row, "D", color="black", fillstyle="none", markersize=5)
-        labels.append(f"{textwrap.fill(one.claim.claim, LINE)}")
+        labels.append(textwrap.fill(one.claim.claim, LINE))
     axes.set_yticks(range(len(judged)), labels, fontsize=7)
     axes.set_ylim(max(len(judged), 1) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)

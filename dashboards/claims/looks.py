@@ -72,53 +72,42 @@ class Answer:
 
 
 def answer(question: Question, looks: Sequence[Look]) -> Answer | None:
-    """Answer a question from what is known at the looks so far; None without scatter, and without a look.
+    """Test a mean at the looks so far; None without a look, and if the values do not scatter.
 
     Args:
         looks: with growing numbers of values, each at least 3.
     """
     if not looks or looks[-1].deviation < ROUNDING:
         return None
-    beyond, inside = sequential_tests(tuple(look.n for look in looks), question.most, question.spending)
+    ns = tuple(look.n for look in looks)
     candidates: list[tuple[float, Call]] = []
     for index, look in enumerate(looks):
-        if look.deviation < ROUNDING:
-            continue
-        distance = abs(look.mean)
-        statistic = max(0.0, distance - question.null) / look.error
-        candidates.append((float(beyond.p_at(index, statistic)), "below" if look.mean < 0 else "above"))
-        candidates.append((float(inside.p_at(index, (question.margin - distance) / look.error)), "inside"))
-    # Equal only at the lowest p-values that are told apart: then the mean is surely inside, whatever its sign.
-    p, call = min(candidates, key=lambda candidate: (candidate[0], candidate[1] != "inside"))
+        if look.deviation >= ROUNDING:
+            beyond, inside = p_values(question, ns, index, look.mean, look.error)
+            candidates += [(float(inside), "inside"), (float(beyond), "below" if look.mean < 0 else "above")]
+    # Equal only at the lowest p-value of the tables, where scatter is tiny: "inside" comes first and wins.
+    p, call = min(candidates, key=lambda candidate: candidate[0])
     last = looks[-1]
-    half = beyond.critical(LEVEL)[-1] * last.error
+    half = sequential_tests(ns, question.most, question.spending)[0].critical(LEVEL)[-1] * last.error
     return Answer(call, p, last.mean - half, last.mean + half)
+
+
+def p_values(
+    question: Question, ns: tuple[int, ...], index: int, mean: np.ndarray | float, error: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the p-values of "below or above" and of "inside" at one look, for means and errors of any shape.
+
+    Args:
+        ns: numbers of values at the looks, at least up to this one.
+        index: of the look.
+    """
+    beyond, inside = sequential_tests(ns, max(question.most, ns[-1]), question.spending)
+    distance = np.abs(mean)
+    outside = beyond.p_at(index, np.maximum(0.0, distance - question.null) / error)
+    return outside, inside.p_at(index, (question.margin - distance) / error)
 
 
 @functools.lru_cache(maxsize=256)
 def sequential_tests(seeds: tuple[int, ...], most: int, spending: Spending) -> tuple[SequentialTest, SequentialTest]:
     """Return the two-sided and the one-sided test of a design."""
     return SequentialTest(seeds, most, spending), SequentialTest(seeds, most, spending, sides=1)
-
-
-def calls(question: Question, ns: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Answer a question for many rows of values at once, for simulations.
-
-    Args:
-        ns: numbers of values at the looks.
-        values: [rows, values].
-
-    Returns:
-        p-values [rows, looks] of the call at each look, and calls [rows, looks]: −1 below, 0 inside, 1 above. What is
-        known at a look is the call with the lowest p-value up to it.
-    """
-    beyond, inside = sequential_tests(tuple(ns), question.most, question.spending)
-    ps, found = [], []
-    for index, n in enumerate(ns):
-        mean, error = values[:, :n].mean(axis=1), values[:, :n].std(axis=1, ddof=1) / math.sqrt(n)
-        distance = np.abs(mean)
-        outside = beyond.p_at(index, np.maximum(0.0, distance - question.null) / error)
-        within = inside.p_at(index, (question.margin - distance) / error)
-        ps.append(np.minimum(outside, within))
-        found.append(np.where(within <= outside, 0, np.sign(mean)))
-    return np.stack(ps, axis=1), np.stack(found, axis=1)

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 import pandas as pd
-import yaml
 
 from dashboards.comparison.cases import Case, Measure, build_cases
 from dashboards.comparison.exponents import Exponent, fit
@@ -14,6 +13,7 @@ from dashboards.comparison.exponents import answer as exponents_answer
 from dashboards.comparison.results import with_holm
 from dashboards.comparison.verdicts import Verdict, judge, logged_hypotheses, summary, times
 from dashboards.labels import p_value, percent, plural, shorten, title, with_interval
+from dashboards.reading.mlflow_runs import listed
 from dashboards.reading.protocols import Protocol, find_protocols, is_quality, not_comparable
 from dashboards.reading.sweep_data import SweepData
 from dashboards.sweep.answer import times_floor
@@ -101,11 +101,11 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
 
 def _seeds_added(data: SweepData) -> list[str]:
     """Warn of p-values that do not account for looks at the results."""
-    added = yaml.safe_load(data.param("more_seeds", "[]"))
-    if not isinstance(added, list) or not added:
+    added = listed(data.param("more_seeds"))
+    if not added:
         return []
     return [
-        f"Seeds were added after looks at the results ({'; '.join(map(str, added))}). The p-values here take their "
+        f"Seeds were added after looks at the results ({'; '.join(added)}). The p-values here take their "
         "number as fixed in advance, so they are too low; python experiments/claims.py accounts for the looks."
     ]
 

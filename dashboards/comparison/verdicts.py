@@ -11,10 +11,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import yaml
-
 from dashboards.comparison.results import CONFIRMED, OUTCOMES, REFUTED, UNDECIDED, untested, with_holm
 from dashboards.labels import p_value, percent, with_interval
+from dashboards.reading.mlflow_runs import listed
 from orchestration.sweep.hypotheses import Hypothesis, Measured, read_hypothesis
 from soflow.statistics import FEWEST_SEEDS, LEVEL, ROUNDING, Ratio, detectable_ratio, paired_ratio
 
@@ -99,9 +98,8 @@ def times(ratio: Ratio) -> str:
 def logged_hypotheses(text: str) -> list[Hypothesis]:
     """Parse the hypotheses from a sweep's parameter in MLflow; none if it cannot be parsed."""
     try:
-        texts = yaml.safe_load(text)
-        return [read_hypothesis(str(text)) for text in texts] if isinstance(texts, list) else []
-    except (yaml.YAMLError, ValueError):
+        return [read_hypothesis(hypothesis) for hypothesis in listed(text)]
+    except ValueError:
         return []
 
 

@@ -111,13 +111,18 @@ def param_of(run: Run | None, name: str, default: str = "") -> str:
     return (data.params.get(name) or data.tags.get(name) or default) if data else default
 
 
+def listed(text: str) -> list[str]:
+    """Parse a list that was logged as a parameter or tag; empty if the text is none."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return []
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
 def goals_of(run: Run | None) -> list[str]:
     """Parse the metrics that a sweep minimizes; FID if its run does not name them."""
-    try:
-        goals = yaml.safe_load(param_of(run, "goals"))
-    except yaml.YAMLError:
-        goals = None
-    return [str(goal) for goal in goals] if isinstance(goals, list) and goals else [FID]
+    return listed(param_of(run, "goals")) or [FID]
 
 
 def differing_params(params_of_trials: Iterable[dict[str, str]]) -> list[str]:

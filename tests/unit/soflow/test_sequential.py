@@ -52,8 +52,8 @@ def test_many_seeds_have_the_published_boundaries(spending, published):
 def test_one_look_is_students_test():
     test = SequentialTest((7,), 7)
     assert test.critical(0.03) == pytest.approx([stats.t.isf(0.015, 6)], rel=1e-9)
-    assert test.p([2.5]) == pytest.approx([2 * stats.t.sf(2.5, 6)], rel=1e-4)
-    assert SequentialTest((7,), 7, sides=1).p([-0.5]) == pytest.approx([stats.t.sf(-0.5, 6)], rel=1e-3)
+    assert test.p_at(0, 2.5) == pytest.approx(2 * stats.t.sf(2.5, 6), rel=1e-4)
+    assert SequentialTest((7,), 7, sides=1).p_at(0, -0.5) == pytest.approx(stats.t.sf(-0.5, 6), rel=1e-3)
 
 
 @pytest.mark.parametrize("spending", ["pocock", "obrien_fleming"])
@@ -61,7 +61,8 @@ def test_one_look_is_students_test():
 def test_p_is_the_level_that_just_rejects(sides, spending):
     test = SequentialTest(LOOKS, LOOKS[-1], spending, sides)
     for level in (0.0007, 0.0123, 0.2):
-        assert test.p(test.critical(level)) == pytest.approx([level] * len(LOOKS), rel=2e-3)
+        ps = [test.p_at(look, value) for look, value in enumerate(test.critical(level))]
+        assert ps == pytest.approx([level] * len(LOOKS), rel=2e-3)
 
 
 def test_critical_values_fall_with_the_level_and_two_sides_need_more():

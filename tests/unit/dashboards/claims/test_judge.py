@@ -57,9 +57,10 @@ def test_claims_are_decided_in_both_directions_and_as_equivalent(store):
     judged = judge(LEDGER, {"ran": ran(store)})
     assert [one.outcome for one in judged] == [CONFIRMED, REFUTED, EQUIVALENT, UNDECIDED]
     assert judged[3].sentence == "Not tested: not run yet."
-    ratios = np.log([left / right for left, right in PAIRS])
+    ratios = np.log([plain / worse for plain, worse in PAIRS])
     statistics = [stats.ttest_1samp(ratios[:n], 0).statistic for n in LOOKS]
-    p = min(SequentialTest(LOOKS, 8).p(statistics))
+    test = SequentialTest(LOOKS, 8)
+    p = min(test.p_at(look, value) for look, value in enumerate(statistics))
     assert judged[0].p == pytest.approx(min(1, p * 2 * 3))  # a share of two studies and three claims
     assert judged[0].level == LEVEL / 6
     assert judged[0].estimate[0] == pytest.approx(math.exp(ratios.mean()))

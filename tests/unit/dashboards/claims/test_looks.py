@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from verdicts import calls
 
-from dashboards.claims.looks import Look, Question, answer, calls
+from dashboards.claims.looks import Look, Question, answer
 
 LOOKS, MARGIN, NUMBER, LEVEL = (5, 10, 16, 24), math.log(1.25), 20_000, 0.05
 
