@@ -77,10 +77,11 @@ def forms() -> dict[str, tuple[str, dict]]:
 
 
 FORMS = forms()
-STEPS = {
+CROSSED = {
     f"{form}, {network}, {precision}": (form, {"network": {"name": network}, "training": {"precision": precision}})
     for form, network, precision in itertools.product(FORMS, NETWORKS, PRECISIONS)
-} | {
+}
+STEPS = CROSSED | {
     "annealing": ("alpha_flow, subset", {}),
     "micro-batches": ("soflow", {}),
     "without labels": ("soflow", {"dataset": {"conditional": False}}),
@@ -91,17 +92,16 @@ STEPS = {
     },
 }
 """Optimizer steps up to the backward pass: form of the objective, and sections of the configuration."""
-SOAK = [
-    name
-    for name in STEPS
-    if "small U-Net, " in name and (not name.endswith("fp32") or name.split(", ")[1] in JVP_FORMS[1:])
-]
-"""Forms that differ from others in the network alone, which differs in its layers alone."""
-QUICK = [name for name in STEPS if name in ("annealing", "micro-batches", "latents") or name.endswith("DiT, fp32")]
+BASIC = ("soflow, ", "meanflow, with_gradient, ")
+"""The two ways through a network: a forward pass, and one that is differentiated along a tangent."""
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.soak] if name in SOAK else [] if name in QUICK else [pytest.mark.slow]
+    """Networks and precisions differ in their layers alone: two forms try them, the others are for `make soak`."""
+    if name.endswith(", DiT, fp32") or name in ("annealing", "micro-batches", "latents"):
+        return []
+    basic = name.startswith(BASIC) and not name.endswith("U-Net, bf16")
+    return [pytest.mark.slow] if basic or name not in CROSSED else [pytest.mark.soak]
 
 
 FEATURES = [name for name in FEATURE_NETWORKS if name != "inception"]
