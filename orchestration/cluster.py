@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -123,13 +123,16 @@ def _enable_token_authentication() -> None:
 
 
 @contextmanager
-def connected(config: Launch, groups: int | None) -> Iterator[ResourcesConfig]:
+def connected(
+    config: Launch, groups: int | None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[ResourcesConfig]:
     """Connect to the configured cluster; yield the resources of each of `groups` worker groups.
 
     A cluster that this function starts stops with the connection.
 
     Args:
         groups: None for as many as fit, at least one.
+        meanwhile: what to do in a thread while Ray's processes start, which takes seconds.
 
     Raises:
         ConfigError: if the cluster cannot be reached or is too small.
@@ -140,9 +143,10 @@ def connected(config: Launch, groups: int | None) -> Iterator[ResourcesConfig]:
         check_fits(config.resources, groups or 1, available, "this machine")
     else:
         check_address(config.address)
-    threading.Thread(target=_preload, daemon=True).start()
-
+    thread = threading.Thread(target=meanwhile, daemon=True)
+    thread.start()
     with ray_session(config.address):
+        thread.join()
         available = _resources_of_cluster(config, groups or 1)
         yield share_gpus(config.resources, groups or 1, available.get("GPU", 0))
 
@@ -175,11 +179,6 @@ def _resources_of_cluster(config: Launch, groups: int) -> dict[str, float]:
     finally:
         if asked:  # the groups themselves keep the nodes from now on
             request_resources(num_cpus=0)
-
-
-def _preload() -> None:
-    """Import the modules that predict memory, which takes seconds, while Ray's processes start."""
-    import soflow.cost.predict  # noqa: F401
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import itertools
 import json
 import logging
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.config import GIB, LaunchConfig, ResourcesConfig
@@ -41,6 +42,8 @@ class MemoryBudget:
     bytes_per_worker: float
     description: str
     """Total memory and its division among workers, for messages."""
+    predicted: dict[str, tuple[int, int]] = field(default_factory=lambda: _predicted)
+    """Predicted peak bytes and parameters, by what they depend on; slots of a sweep get what its start predicted."""
 
 
 def memory_budget(resources: ResourcesConfig, groups: int) -> MemoryBudget:
@@ -87,9 +90,9 @@ def micro_batches_that_fit(config: RunConfig, budget: MemoryBudget, num_workers:
     """
     samples = config.training.batch_size // num_workers
     allowed = (1 + ERROR) * budget.bytes_per_worker
-    if _peak_bytes(config, samples) <= allowed:
+    if _peak_bytes(config, samples, budget) <= allowed:
         return 1
-    if (required := _peak_bytes(config, FEWEST_SAMPLES, accumulates=True)) > allowed:
+    if (required := _peak_bytes(config, FEWEST_SAMPLES, budget, accumulates=True)) > allowed:
         raise ConfigError(
             f"network.name = {config.network.name}: training needs {required / GIB:.2f} GiB per worker even with "
             f"{FEWEST_SAMPLES} samples at a time (predicted, ± {ERROR:.0%}), available are "
@@ -97,7 +100,7 @@ def micro_batches_that_fit(config: RunConfig, budget: MemoryBudget, num_workers:
             "network.gradient_checkpointing, or fewer trainings at a time"
         )
     count = 2
-    while count < samples and _peak_bytes(config, math.ceil(samples / count), accumulates=True) > allowed:
+    while count < samples and _peak_bytes(config, math.ceil(samples / count), budget, True) > allowed:
         count = min(2 * count, samples)
     return count
 
@@ -122,11 +125,17 @@ def check_memory(config: LaunchConfig, budget: MemoryBudget, space: SearchSpace 
         raise refusals[0]
 
 
+def predict_memory(config: LaunchConfig, space: SearchSpace | None = None) -> None:
+    """Predict what `check_memory` compares with a budget, which takes seconds, before the budget is known."""
+    with suppress(ConfigError):  # what cannot be trained is refused by check_memory
+        check_memory(config, MemoryBudget(math.inf, "any memory"), space)
+
+
 def _extremes(dimensions: list) -> list[tuple[Any, ...]]:
     return list(itertools.product(*(dimension.extremes for dimension in dimensions)))
 
 
-def _peak_bytes(config: RunConfig, samples: int, accumulates: bool = False) -> float:
+def _peak_bytes(config: RunConfig, samples: int, budget: MemoryBudget, accumulates: bool = False) -> float:
     """Predict the memory of a worker with micro-batches of this many samples; 0 if it cannot be predicted.
 
     Args:
@@ -134,9 +143,9 @@ def _peak_bytes(config: RunConfig, samples: int, accumulates: bool = False) -> f
     """
     values = override(to_dict(config), {"training.batch_size": max(FEWEST_SAMPLES, samples)})
     key = json.dumps(_shapes({name: values[name] for name in SECTIONS}))
-    if key not in _predicted:
-        _predicted[key] = _predict(values)
-    peak_bytes, parameters = _predicted[key]
+    if key not in budget.predicted:
+        budget.predicted[key] = _predict(values)
+    peak_bytes, parameters = budget.predicted[key]
     return peak_bytes + (GRADIENT_BYTES * parameters if accumulates else 0)
 
 
@@ -144,7 +153,7 @@ SECTIONS = ("dataset", "network", "objective", "optimizer", "training")
 SHAPELESS = {"total_steps", "report_every", "loading_processes", "augmentation", "warmup_steps"}
 """Fields on which the memory of a step does not depend."""
 _predicted: dict[str, tuple[int, int]] = {}
-"""Predicted peak bytes and parameters, by the values they depend on."""
+"""The predictions of this process."""
 
 
 def _shapes(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +12,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemaining
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD, ResourcesConfig, TrainConfig
 from orchestration.interruption import is_interruption, received, set_last_words
-from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget, micro_batches_that_fit
+from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget, micro_batches_that_fit, predict_memory
 from orchestration.preflight import check_inputs
 from orchestration.resuming import check_original, note_location, resumed
 from orchestration.storage import (
@@ -68,7 +69,7 @@ def _train(config: TrainConfig, until_the_end: ExitStack) -> str:
     check_inputs(config)
     schema.check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
-    with connected(config, groups=1) as resources:
+    with connected(config, groups=1, meanwhile=partial(predict_memory, config)) as resources:
         budget = memory_budget(resources, groups=1)
         check_memory(config, budget)
         if resuming:

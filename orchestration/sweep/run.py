@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from orchestration.cluster import connected
 from orchestration.config import ResourcesConfig
 from orchestration.interruption import is_interruption, received, set_last_words
-from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget
+from orchestration.memory_fit import MemoryBudget, check_memory, memory_budget, predict_memory
 from orchestration.preflight import check_inputs
 from orchestration.resuming import check_original, note_location, resumed
 from orchestration.slots import Slots
@@ -91,7 +91,7 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
     config = as_many_as_points(config, space)
     try:
         groups = None if config.max_concurrent == "auto" else config.max_concurrent
-        with connected(config, groups) as resources:
+        with connected(config, groups, meanwhile=functools.partial(predict_memory, config, space)) as resources:
             slots = Slots(resources, groups)
             budget = memory_budget(resources, slots())
             check_memory(config, budget, space)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from browser import chromium  # noqa: F401 - a fixture
 from chaos import FEW_TRIALS, Chaos
 from cluster import Cluster, new_token
-from session import SMALL, Session
+from session import SMALL, Session, wait_for_line
 
 HERE = Path(__file__).parent
 
@@ -31,8 +36,8 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Ray cluster that asks for a token: a head without CPUs and two nodes of two CPUs, started once."""
-    with Cluster((0, 2, 2)) as cluster:
+    """A Ray cluster that asks for a token, of two nodes with two CPUs each, started once."""
+    with Cluster((2, 2)) as cluster:
         yield cluster
 
 
@@ -64,20 +69,63 @@ def shared(tmp_path: Path, cluster: Cluster) -> Session:
     return Session(tmp_path, cluster.address)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, str]:
-    """A finished sweep `one` of eight trials, of which some failed and some were stopped early; and its output.
+@dataclass(frozen=True)
+class Interrupted:
+    """What a sweep left behind that was ended by Ctrl-C."""
 
-    It was started as on a laptop. Tests read it; the one that extends it runs last.
-    """
+    session: Session
+    output: str
+    code: int
+    runs: dict
+    """MLflow's runs by name, as they were then."""
+
+
+@pytest.fixture(scope="session")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """A sweep `one` of eight trials, started as on a laptop, which somebody impatient ended by Ctrl-C twice."""
     session = Session(tmp_path_factory.mktemp("finished"))
     rate = "optimizer.learning_rate"
-    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1"]
+    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1", "--progress", "plain"]
     flags += ["--tags", "purpose=tests", "paper figure=4 = b", "--note", "For the **tests**."]
     flags += ["--search", f"{rate}=0.003,0.00001,1e30", "objective.r_end=0.001:0.05:log", "--known-points"]
     # Two that learn, one that diverges, two that learn too slowly and are stopped; the sampler chooses the others.
     flags += [f"{rate}={value}" for value in ("0.003", "0.003", "1e30", "0.00001", "0.00001")]
-    code, output = session.run("sweep_schedule.py", *SMALL, "--name", "one", *flags)
-    assert code == 0, output
+    sweep = session.start("sweep_schedule.py", *SMALL, "--name", "one", *flags)
+    lines = wait_for_line(sweep, "trial 1 running, step 4/")
+    os.kill(sweep.pid, signal.SIGINT)
+    time.sleep(2)
+    with suppress(ProcessLookupError):
+        os.kill(sweep.pid, signal.SIGINT)
+    output = "".join(lines) + sweep.communicate(timeout=120)[0]
     session.assert_nothing_left()
-    return session, output
+    return Interrupted(session, output, sweep.returncode, session.runs())
+
+
+@pytest.fixture(scope="session")
+def finished(interrupted: Interrupted) -> tuple[Session, str]:
+    """The sweep `one` resumed to its end, and the output of both programs; some trials failed or were stopped early.
+
+    Tests read it; the one that extends it runs last.
+    """
+    session = interrupted.session
+    output = session.succeed("sweep_schedule.py", "--resume", str(session.storage / "one"))
+    session.assert_nothing_left()
+    return session, interrupted.output + output
+
+
+@pytest.fixture(scope="session")
+def trained(finished: tuple[Session, str]) -> tuple[Session, Path]:
+    """A run `again` of the sweep's best trial, ended by SIGTERM and resumed, with snapshots of its averages."""
+    session, _ = finished
+    best = str(session.storage / "one" / "best.yaml")
+    run = session.start("train.py", "--config", best, "--name", "again", "--training.snapshot-every", "2")
+    wait_for_line(run, "step 4: ")
+    os.kill(run.pid, signal.SIGTERM)
+    output, _ = run.communicate(timeout=120)
+    folder = session.storage / "again"
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert f"resume with: python experiments/train.py --resume {folder}\n" in output
+    assert session.runs()["again"].info.status == "KILLED"
+    session.assert_nothing_left()
+    session.succeed("train.py", "--resume", str(folder))
+    return session, folder

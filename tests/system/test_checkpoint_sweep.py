@@ -7,20 +7,20 @@ import signal
 
 import pandas as pd
 import pytest
-from session import SMALL, wait_for_line
+from session import wait_for_line
 
 import soflow
 from orchestration.checkpoint_sweep.results import load_results
 
-RUN = [*SMALL, "--name", "run", "--training.snapshot-every", "2"]
 POINTS = ["--ema", "trained", "0.1", "--guidance", "1", "2", "--nfe", "1", "2", "--confirm-seeds", "2"]
 
 
 @pytest.mark.parametrize("ended", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
-def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(session, ended):
-    session.succeed("train.py", *RUN)
-    run = session.storage / "run"
-    sweep = session.start("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "1")
+def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(trained, ended):
+    session, run = trained
+    name = f"points-{ended.name}"
+    command = ["sweep_checkpoint.py", str(run), *POINTS, "--name", name]
+    sweep = session.start(*command, "--max-concurrent", "1")
     wait_for_line(sweep, ": fid")
     os.kill(sweep.pid, ended)
     if ended == signal.SIGKILL:
@@ -30,10 +30,10 @@ def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(session, end
         assert sweep.returncode == 130
         assert "interrupted; the same command resumes" in output
 
-    output = session.succeed("sweep_checkpoint.py", str(run), *POINTS, "--max-concurrent", "2")
+    output = session.succeed(*command, "--max-concurrent", "2")
     assert "8 points of" in output
     assert "best / default [95 % CI]" in output
-    folder = session.storage / "run-step-12-points"
+    folder = session.storage / name
     results = load_results(folder)
     table = pd.read_csv(folder / "points.csv")
     assert len(results) == len(table) == len(set(table["number"]))
@@ -49,7 +49,7 @@ def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(session, end
 
     # Each point is one run in MLflow, with its parent's record of what was found.
     runs = session.runs()
-    parent = runs["run-step-12-points"]
+    parent = runs[name]
     assert (parent.info.status, parent.data.tags["soflow.kind"]) == ("FINISHED", "checkpoint sweep")
     children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     fids = sorted(child.data.metrics["fid"] for child in children)
@@ -62,5 +62,5 @@ def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(session, end
     assert found["fid"] == best.metrics["fid"]
     session.succeed("sample.py", str(folder / "best"), "--out", str(session.storage / "best.png"))
 
-    message = session.fail("sweep_checkpoint.py", str(run), *POINTS, "--num-samples", "32")
-    assert "num_samples = 32: the points of run-step-12-points were measured with 64; choose another --name" in message
+    message = session.fail(*command, "--num-samples", "32")
+    assert f"num_samples = 32: the points of {name} were measured with 64; choose another --name" in message

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 
+import pandas as pd
 import pytest
+import yaml
 from cluster import Cluster
-from session import SMALL, wait_for_line
+from session import ROOT, SMALL, wait_for_line
 
 # Ray Train starts the coordinator once per cluster, for all jobs, and keeps it; it holds no resources.
 LEFT_BEHIND = """
@@ -54,6 +57,40 @@ with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
 """
 
 
+def assert_nothing_left_behind(cluster: Cluster) -> None:
+    # A second process asks the cluster, so that this one stays free of Ray.
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    command = [sys.executable, "-c", LEFT_BEHIND]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
+
+
+def test_plug_ins_reach_workers_on_two_nodes_and_nothing_is_left_behind(shared, cluster):
+    """An objective, network and dataset in a file of the working directory; several goals and a constraint."""
+    shutil.copy(ROOT / "docs" / "examples" / "my_lab.py", shared.storage)
+    flags = ["--objective", "my_lab:AnnealedSoFlow", "--network", "my_lab:TinyNetwork", "--dataset", "my_lab:Stripes"]
+    flags += ["--evaluation.diagnostics", "my_lab:contrast", "--num-trials", "2", "--max-concurrent", "1"]
+    flags += ["--resources.num-workers", "2", "--resources.cpus-per-worker", "2"]  # a node has two
+    flags += ["--evaluation.nfe", "1", "4", "--goals", "fid", "time/train_s", "--constraints", "memory/peak_mib<=1e6"]
+    sweep = shared.start("sweep_schedule.py", *SMALL, *flags, "--name", "two", "--progress", "plain")
+    lines = wait_for_line(sweep, "trial 0 running, step")
+    assert len({node for node, _ in cluster.processes("ray::RayTrainWorker")}) == 2
+    output, _ = sweep.communicate(timeout=400)
+    assert sweep.returncode == 0, "".join(lines) + output
+    runs = shared.runs()
+    assert runs["two-0001"].data.tags["workers"] == "2"
+    table = pd.read_csv(shared.storage / "two" / "trials.csv")
+    assert table["feasible"].all()
+    assert table["pareto"][0]
+    assert table["pareto"][table["time/train_s"].idxmin()]
+    assert {"fid", "fid_4nfe", "diagnostics/contrast/rms"} <= set(runs["two-0001"].data.metrics)
+    assert runs["two-0001"].data.params["objective.first_fraction"]
+    best = yaml.safe_load((shared.storage / "two" / "best.yaml").read_text())
+    assert best["objective"]["name"] == "my_lab:AnnealedSoFlow"
+    assert_nothing_left_behind(cluster)
+
+
+@pytest.mark.soak  # one sweep above
 def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, cluster):
     """With one storage folder and one tracking database; one's three workers do not fit onto a node of two CPUs."""
     flags = [*SMALL, "--training.total-steps", "8", "--num-trials", "2", "--early-stopping.kind", "none"]
@@ -73,12 +110,7 @@ def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, c
         for number in range(2):
             assert [step for step, _ in shared.history(f"{name}-{number:04d}", "fid")] == [4, 8]
     assert {run.info.status for run in shared.runs().values()} == {"FINISHED"}
-    # A second process asks the cluster, so that this one stays free of Ray.
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    asked = subprocess.run(
-        [sys.executable, "-c", LEFT_BEHIND], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
+    assert_nothing_left_behind(cluster)
 
 
 @pytest.mark.soak  # shares of GPUs: tests/unit/orchestration/test_cluster.py

@@ -35,6 +35,7 @@ def private_folders() -> bool:
     return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
 
+@pytest.mark.soak  # the parts: tests/unit/orchestration/store
 @pytest.mark.skipif(not private_folders(), reason="needs root, for nodes without a common folder")
 def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(undisturbed, session, machine):
     """Four nodes without a common folder; one is killed, one joins, and the driver continues on another machine."""
@@ -71,7 +72,7 @@ def test_a_sweep_moves_from_machine_to_machine_in_a_store_with_equal_numbers(und
         assert steps == [8, 16, 24, 32, 40], number
 
 
-@pytest.mark.soak  # a sweep does so above
+@pytest.mark.soak
 def test_a_run_in_a_store_equals_one_on_a_disk_and_continues_on_another_machine(session, machine, monkeypatch):
     machine("first")
     url = f"s3://{BUCKET}/exp"

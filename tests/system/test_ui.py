@@ -121,6 +121,7 @@ def test_mlflows_own_pages_list_and_compare_the_runs(session, pages, page):
     page.locator(".parcoords, .js-plotly-plot").first.wait_for(timeout=SOON_MS)
 
 
+@pytest.mark.soak  # the pages that refresh themselves: above; the numbers: tests/unit/dashboards/live
 def test_a_running_sweep_is_shown_and_its_numbers_change(session, pages, page):
     flags = ["--name", "live", "--num-trials", "2", "--training.total-steps", "40000", "--training.report-every", "20"]
     flags += ["--training.batch-size", "32", "--evaluation.num-samples", "64", "--max-concurrent", "1"]

@@ -43,11 +43,12 @@ def test_workers_that_hang_while_they_start_are_replaced(cluster, tmp_path):
 
 
 HOLDERS = """
+import sys
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 from orchestration.workers.placement import free_placement_groups
 
-ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 
 @ray.remote(num_cpus=0)
 class Holder:
@@ -61,7 +62,9 @@ class Holder:
 
 mine, living, dead = placement_group([{"CPU": 1}]), Holder.remote(), Holder.remote()
 names = {mine.id.hex(): "mine", ray.get(living.hold.remote()): "living", ray.get(dead.hold.remote()): "dead"}
-held = lambda: sorted(names[key] for key, group in placement_group_table().items() if group["state"] != "REMOVED")
+held = lambda: sorted(
+    names[key] for key, group in placement_group_table().items() if key in names and group["state"] != "REMOVED"
+)
 ray.kill(dead)
 while True:
     try:
@@ -74,6 +77,7 @@ print(*held())
 """
 
 
-def test_what_a_dead_actor_has_reserved_is_freed_and_nothing_else(tmp_path):
-    ran = subprocess.run([sys.executable, "-c", HOLDERS], capture_output=True, text=True, timeout=120)
+def test_what_a_dead_actor_has_reserved_is_freed_and_nothing_else(cluster):
+    command = [sys.executable, "-c", HOLDERS, cluster.address]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.stdout.splitlines() == ["dead living mine", "living mine"], ran.stderr

@@ -93,7 +93,7 @@ def test_precision_is_measured_on_a_trained_network():
 
 @pytest.mark.slow
 def test_memory_is_compared_with_its_prediction():
-    figures = training.memory(CPU, network="DiT-XS/2", batch=4)
+    figures = training.memory(CPU, network="DiT-XXS/4", batch=4)
     assert len(figures) == 6
     assert all(0 <= figure.value <= figure.limit for figure in figures)
 
@@ -171,7 +171,7 @@ def test_a_sweep_runs_as_on_half_gpus():
     assert all(figure.value > 0 for figure in figures[2:])
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # tests/unit/soflow/training/test_distributed.py has more of it
 def test_two_workers_take_the_steps_of_one():
     figures = sharing.two_workers((CPU, CPU))
     assert all(figure.passes for figure in figures)

@@ -237,7 +237,7 @@ def test_meanflow_learns_the_solution():
     check(MeanFlow(config, NULL, conditional=False))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_flow_matching_alone_learns_the_velocity_but_not_the_solution():
     config = objective_config(
         "soflow", flow_matching_fraction=1.0, weight_power=0.5, time_mean=(0.0, 0.0, 0.0), time_std=(1.5, 1.5, 1.5)

@@ -25,7 +25,7 @@ from soflow.config import RunConfig, parse
 from soflow.cost.synthetic import synthetic_source
 from soflow.data import open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.diagnostics import fid_by_nfe, flow_distance
+from soflow.diagnostics import fid_by_nfe, flow_distance, true_distance
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import generate
@@ -248,6 +248,7 @@ def test_feature_statistics_are_computed_on_one_device(features, tmp_path):
 @pytest.mark.parametrize("name", DIAGNOSTICS)
 def test_diagnostics_run_on_one_device(name, tmp_path, monkeypatch):
     monkeypatch.setattr(flow_distance, "REFERENCE_NFE", 4)  # fewer steps of the same kind
+    monkeypatch.setattr(true_distance, "STEPS", 4)
     monkeypatch.setattr(fid_by_nfe, "NFE", (1, 2))
     config = tiny_config(
         "soflow",

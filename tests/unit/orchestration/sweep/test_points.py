@@ -44,7 +44,9 @@ def run_all(study: SweepStudy, limit: int = 1000) -> list[dict]:
     return list(started.values())
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in SAMPLERS]
+)
 def test_invalid_points_are_drawn_again_and_told_to_optuna(tmp_path, sampler):
     study = new_study(tmp_path, **ANNEAL, sampler=sampler, num_trials=25)
     points = run_all(study)

@@ -36,16 +36,6 @@ tracker = Tracker(sys.argv[1], "first", Path(sys.argv[2]))
 tracker.start_run("first", "first", {}, {})
 assert tracker.close(60) == 0
 """
-RECORD_UNTIL_KILLED = """
-import itertools, sys, time
-from pathlib import Path
-from orchestration.tracking.tracker import Tracker
-tracker = Tracker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-tracker.start_run("run", "run", {"a": 1}, {})
-for step in itertools.count(1):
-    tracker.log_metrics("run", {"loss": 1 / step}, step)
-    time.sleep(0.02)
-"""
 
 
 def python(script: str, *arguments: object) -> list[str]:
@@ -611,36 +601,6 @@ def test_an_error_of_the_database_is_an_outage(uri, experiment, tmp_path, caplog
     assert history(uri, runs_of(uri, experiment)["run"], "fid") == [(1, 3.0)]
 
 
-@pytest.mark.slow
-def test_server_down_from_the_start(server, experiment, tmp_path, image):
-    start, _, uri = server
-    tracker = Tracker(uri, experiment, tmp_path / "spool")
-    record_sweep(tracker, image)
-    assert tracker.close(1) > 0
-    start()
-    assert Tracker(uri, experiment, tmp_path / "spool").close(60) == 0
-    assert_sweep(uri, experiment)
-    (tmp_path / "spool" / "delivered").unlink()
-    assert Tracker(uri, experiment, tmp_path / "spool").close(60) == 0
-    assert_sweep(uri, experiment)
-
-
-@pytest.mark.slow
-def test_driver_killed_in_the_middle(uri, experiment, tmp_path):
-    spool = tmp_path / "spool"
-    for _ in range(3):
-        process = subprocess.Popen(python(RECORD_UNTIL_KILLED, uri, experiment, spool), cwd=REPOSITORY)
-        time.sleep(6)
-        process.kill()
-        process.wait()
-    assert Tracker(uri, experiment, spool).close(60) == 0
-    steps = [json.loads(line).get("step") for line in (spool / "journal.jsonl").read_text().splitlines()]
-    recorded = [step for step in steps if step is not None]
-    run = runs_of(uri, experiment)["run"]
-    assert len(recorded) > 100
-    assert history(uri, run, "loss") == [(step, 1 / step) for step in range(1, len(recorded) + 1)]
-
-
 RECORD_TRIALS_UNTIL_KILLED = """
 import itertools, sys, time
 from pathlib import Path
@@ -809,7 +769,7 @@ def test_opening_a_long_journal_reads_only_what_its_index_does_not_know(tmp_path
         assert list(again.open) == [str(run) for run in range(0, 30, 2)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_several_programs_may_make_the_database_at_once(tmp_path):
     """Each makes the tables if there are none."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -267,7 +267,7 @@ def heavy() -> RunConfig:
     return tiny_config("flow_matching", network=network, training=training)
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a worker that is asked for less: below; the parts: tests/unit/soflow/training
 def test_a_step_that_does_not_fit_is_taken_in_smaller_parts(group, tmp_path):
     """The operating system refuses memory beyond a limit; the second limit is too low for a single sample."""
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(REPOSITORY), str(tmp_path), "60", "20"]

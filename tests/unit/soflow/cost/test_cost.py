@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, NUM_CLASSES, REPOSITORY, SmoothNetwork, draw, objective_config, random_batch
+from helpers import CPU, NUM_CLASSES, SmoothNetwork, draw, objective_config, random_batch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from two_pass import TwoPassSoFlow
 
+from experiments import predict_cost as predict_cost_program
 from soflow.autodiff import directional_derivative
 from soflow.config import override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
@@ -285,18 +285,28 @@ def test_parts_add_up_to_the_step():
 # The program that predicts.
 
 
-def predict_cost(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPOSITORY / "experiments" / "predict_cost.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def predict_cost(monkeypatch, capsys):
+    """The program in this process: its exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict_cost.py", *arguments])
+        try:
+            code = predict_cost_program.main()
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.slow
-def test_the_program_predicts_a_file_s_run(tmp_path):
+def test_the_program_predicts_a_file_s_run(predict_cost, tmp_path):
     (tmp_path / "run.yaml").write_text("training: {batch_size: 64}\n")
     table = tmp_path / "costs.csv"
     flags = ["--accelerators", "H100", "--num-workers", "4", "--out", str(table), "--format", "json"]
-    done = predict_cost(str(tmp_path / "run.yaml"), *flags)
-    assert done.returncode == 0, done.stderr
+    code, output, errors = predict_cost(str(tmp_path / "run.yaml"), *flags)
+    assert code == 0, errors
     row = pd.read_csv(table).iloc[0]
     prediction = predict(run_config("soflow", batch=16))
     assert row["flops"] == 4 * prediction.flops
@@ -304,7 +314,7 @@ def test_the_program_predicts_a_file_s_run(tmp_path):
     assert row["batch"] == 64
     assert row["accelerator"] == "4 × H100"
     assert row["fits"]
-    (printed,) = json.loads(done.stdout)
+    (printed,) = json.loads(output)
     assert printed["flops"] == row["flops"]
 
 
@@ -316,11 +326,11 @@ def test_the_program_predicts_a_file_s_run(tmp_path):
         (["soflow-cifar10", "--num-workers", "3"], "error: num_workers = 3: must divide the batch size, 1024"),
     ],
 )
-def test_what_cannot_be_predicted_is_one_line(arguments, message):
-    done = predict_cost(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_what_cannot_be_predicted_is_one_line(predict_cost, arguments, message):
+    code, _, errors = predict_cost(*arguments)
+    assert code == 2
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

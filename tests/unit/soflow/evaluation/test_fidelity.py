@@ -184,7 +184,7 @@ def test_a_source_s_statistics_are_those_of_its_features(evaluator):
     assert np.abs(found["sigma"] - np.cov(features, rowvar=False)).max() < 1e-12
 
 
-@pytest.mark.slow  # diffusers takes long to import
+@pytest.mark.soak  # the decoded images: tests/unit/soflow/codecs/test_latents.py
 def test_latents_are_compared_as_the_images_that_their_autoencoder_makes(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
@@ -594,13 +594,13 @@ def test_inception_measures_grey_images_from_a_given_file(digits, tmp_path, monk
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(tmp_path / "empty.pth"))
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
-    images, labels = (array[:20] for array in digits.batch(np.arange(len(digits))))
+    images, labels = (array[:6] for array in digits.batch(np.arange(len(digits))))
     settings = {"feature_network": "inception", "inception_weights": str(path), "inception_score": True}
     config = parse({"evaluation": settings})
     evaluator = Evaluator(InMemorySource(images, labels, 10), config, CPU, tmp_path / "cache")
-    assert evaluator.reference.features.shape == (20, 2048)
+    assert evaluator.reference.features.shape == (6, 2048)
     gray = torch.tensor(images)
-    assert evaluator._layers(gray)["logits_unbiased"].shape == (20, 1008)
+    assert evaluator._layers(gray)["logits_unbiased"].shape == (6, 1008)
     assert torch.equal(evaluator._layers(gray)["2048"], network(gray.repeat(1, 3, 1, 1))[0])
     assert set(measure(evaluator, gray, torch.tensor(labels))) == {"fid", "kid", "inception_score"}
     assert evaluator.protocol()["feature_weights_sha256"] == files.sha256(path)[:12]

@@ -292,7 +292,7 @@ def test_error_of_the_exact_average_velocity_vanishes_with_alpha():
     assert losses.terms["average_velocity"].max().sqrt() < 1e-13  # rounding of numbers up to 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("temperature", "clamp"), [(25.0, 0.005), (13.0, 0.001)], ids=["paper", "discrete"])
 def test_alpha_flow_learns_the_solution(temperature, clamp):
     """With the paper's schedule, MeanFlow at last, and with one that ends at α = 0.0015, without any derivative."""

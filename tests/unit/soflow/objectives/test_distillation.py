@@ -197,7 +197,7 @@ def test_errors_of_the_exact_solution_vanish_for_any_data_and_noise(interpolant,
     assert losses.terms["consistency"].mean().sqrt() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_learns_the_teacher_s_solution():
     wide = {"time_mean": (0.0, -1.0, 1.0), "time_std": (1.5, 1.5, 1.5)}
     gap = {"r_init": 0.5, "r_end": 0.01}

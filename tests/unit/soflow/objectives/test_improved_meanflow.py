@@ -192,7 +192,7 @@ def test_the_tangent_is_the_velocity_of_the_network_with_the_same_dropout_mask()
     assert torch.equal(du_dt[KNOWN:], 2 * u[KNOWN:])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_improved_meanflow_learns_the_solution():
     config = objective_config(
         "improved_meanflow", flow_matching_fraction=0.5, weight_power=0.5, time_mean=(0, 0), time_std=(1.5, 1.5)

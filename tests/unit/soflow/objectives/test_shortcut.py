@@ -188,7 +188,7 @@ def test_the_exact_average_velocity_is_self_consistent():
     assert slope(steps, [exact_error(m, 2 / m) for m in steps]) == pytest.approx(-1, abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_shortcut_learns_the_solution(monkeypatch):
     # The steps that are trained; the bound covers Euler's error over 128 steps too, below 1 % of the way.
     monkeypatch.setattr(test_gaussian, "POINTS", [(1.0, 0.0), (0.5, 0.0), (1.0, 0.5), (0.75, 0.5)])
