@@ -82,10 +82,10 @@ class Interrupted:
 
 @pytest.fixture(scope="session")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """A sweep `one` of eight trials, started as on a laptop, which somebody impatient ended by Ctrl-C twice."""
+    """A sweep `one` of six trials, started as on a laptop, which somebody impatient ended by Ctrl-C twice."""
     session = Session(tmp_path_factory.mktemp("finished"))
     rate = "optimizer.learning_rate"
-    flags = ["--num-trials", "8", "--early-stopping.grace-reports", "1", "--progress", "plain"]
+    flags = ["--num-trials", "6", "--early-stopping.grace-reports", "1", "--progress", "plain", "--max-concurrent", "1"]
     flags += ["--tags", "purpose=tests", "paper figure=4 = b", "--note", "For the **tests**."]
     flags += ["--search", f"{rate}=0.003,0.00001,1e30", "objective.r_end=0.001:0.05:log", "--known-points"]
     # Two that learn, one that diverges, two that learn too slowly and are stopped; the sampler chooses the others.
@@ -103,12 +103,12 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
 
 @pytest.fixture(scope="session")
 def finished(interrupted: Interrupted) -> tuple[Session, str]:
-    """The sweep `one` resumed to its end, and the output of both programs; some trials failed or were stopped early.
+    """The sweep `one` resumed with two trials more, and the output of both programs; some failed or were stopped early.
 
     Tests read it; the one that extends it runs last.
     """
     session = interrupted.session
-    output = session.succeed("sweep_schedule.py", "--resume", str(session.storage / "one"))
+    output = session.succeed("sweep_schedule.py", "--resume", "one", "--num-trials", "8")
     session.assert_nothing_left()
     return session, interrupted.output + output
 

@@ -47,7 +47,7 @@ def flags(session: Session) -> list[str]:
     np.savez(session.storage / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     return [
         *("--evaluation.reference", "reference.npz"),
-        *("--evaluation.inception-weights", "inception.pth", "--evaluation.num-samples", "16"),
+        *("--evaluation.feature-weights", "inception.pth", "--evaluation.num-samples", "16"),
         *("--evaluation.batch-size", "8", "--training.batch-size", "8", "--training.total-steps", "4"),
         *("--training.report-every", "4", "--evaluation.nfe", "1", "--name", "run"),
     ]

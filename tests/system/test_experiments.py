@@ -19,7 +19,7 @@ CASES = ("soflow:objective.name=soflow", "meanflow:objective.name=meanflow")
 
 def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by_seed(shared):
     flags = [*SMALL, "--cases", *CASES, "--case-seeds", "2", "--evaluation.nfe", "1", "2", "--progress", "plain"]
-    flags += ["--hypotheses", *HYPOTHESES]
+    flags += ["--max-concurrent", "2", "--hypotheses", *HYPOTHESES]
     sweep = shared.start("compare_baselines.py", *flags)
     wait_for_line(sweep, "trial 1 finished")
     os.kill(sweep.pid, signal.SIGKILL)

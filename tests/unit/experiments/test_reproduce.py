@@ -128,7 +128,7 @@ FAULTS = [
     (["--references", "one.npz", "--protocols", "jax"], "protocol = jax: needs reference_sha256"),
     (["--references", "two.npz", "--reference-sha256", "00000000"], "is another file than evaluation.reference_sha256"),
     (["--references", "none.npz"], "none.npz: no such file"),
-    (["--references", "one.npz", "--feature-network", "inception", "--inception-weights", "one.npz"], "one.npz"),
+    (["--references", "one.npz", "--feature-network", "inception", "--feature-weights", "one.npz"], "one.npz"),
 ]
 
 

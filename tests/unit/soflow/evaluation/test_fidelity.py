@@ -537,7 +537,7 @@ def test_inception_without_weights_is_one_line_with_the_remedy(digits, tmp_path)
     with pytest.raises(ConfigError) as error:
         Evaluator(digits, config, CPU, tmp_path)
     message = str(error.value)
-    assert message.startswith("evaluation.inception_weights = None: cannot fetch them to ")
+    assert message.startswith("evaluation.feature_weights = None: cannot fetch them to ")
     assert "network is unreachable" in message
     assert "weights-inception-2015-12-05-6726825d.pth" in message
     assert "digits-cnn" in message
@@ -545,16 +545,16 @@ def test_inception_without_weights_is_one_line_with_the_remedy(digits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_inception_weights_that_are_missing_or_something_else_are_named(digits, tmp_path):
+def test_feature_weights_that_are_missing_or_something_else_are_named(digits, tmp_path):
     path = tmp_path / "weights.pth"
-    config = parse({"evaluation": {"feature_network": "inception", "inception_weights": str(path)}})
+    config = parse({"evaluation": {"feature_network": "inception", "feature_weights": str(path)}})
     unsafe = torch_bytes(Trap(tmp_path / "sprung"))
     for content in (None, b"not a checkpoint", torch_bytes({"fc.bias": torch.zeros(3)}), unsafe):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ConfigError) as error:
             Evaluator(digits, config, CPU, tmp_path)
-        assert str(error.value).startswith(f"evaluation.inception_weights = {path}: no")
+        assert str(error.value).startswith(f"evaluation.feature_weights = {path}: no")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "sprung").exists()
 
@@ -595,7 +595,7 @@ def test_inception_measures_grey_images_from_a_given_file(digits, tmp_path, monk
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
     images, labels = (array[:6] for array in digits.batch(np.arange(len(digits))))
-    settings = {"feature_network": "inception", "inception_weights": str(path), "inception_score": True}
+    settings = {"feature_network": "inception", "feature_weights": str(path), "inception_score": True}
     config = parse({"evaluation": settings})
     evaluator = Evaluator(InMemorySource(images, labels, 10), config, CPU, tmp_path / "cache")
     assert evaluator.reference.features.shape == (6, 2048)

@@ -238,7 +238,7 @@ def test_precision_and_recall_need_more_than_statistics(tmp_path):
 
 def test_an_evaluator_refuses_its_file_before_it_loads_a_network(digits, tmp_path):
     # Inception's weights are missing as well, and fetching them may take long.
-    config = configured(tmp_path / "none.npz", feature_network="inception", inception_weights=tmp_path / "none.pth")
+    config = configured(tmp_path / "none.npz", feature_network="inception", feature_weights=tmp_path / "none.pth")
     with pytest.raises(ConfigError, match=r"evaluation.reference = .*none.npz: no such file"):
         Evaluator(digits, config, CPU, tmp_path)
 

@@ -284,7 +284,7 @@ def _train(rank: int, seconds: tuple[float, float, float], monkeypatch) -> dict[
     return {"compiled": trainer.compiled, "choice": trainer.compile_choice, "network": trainer.network.state_dict()}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_workers_make_the_same_choice(tmp_path):
     """The mean of their times decides: the first worker alone would compile in both cases."""
     context = torch.multiprocessing.get_context("spawn")

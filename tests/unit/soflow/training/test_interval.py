@@ -67,7 +67,7 @@ def killed_after(run: TrainingRun, saves: int) -> None:
         list(iter(run.advance, None))
 
 
-@pytest.mark.parametrize("saves", [1, 3, 5, 6, 8])
+@pytest.mark.parametrize("saves", [3, 8, *(pytest.param(saves, marks=pytest.mark.soak) for saves in (1, 5, 6))])
 def test_a_run_killed_between_reports_trains_no_step_again_and_reports_the_same(
     saves, config, digits, evaluator, tmp_path, after_every_step
 ):
@@ -238,7 +238,8 @@ def two_workers(rank: int, folder: Path) -> None:
 
 
 def test_two_workers_continue_with_what_each_has_measured(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["soflow.training.run"])  # one import for both
     workers = [context.Process(target=two_workers, args=(rank, tmp_path)) for rank in range(WORKERS)]
     for worker in workers:
         worker.start()
