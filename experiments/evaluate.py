@@ -27,7 +27,7 @@ from soflow.evaluation.config import Protocol, Sampler
 from soflow.posthoc_ema import TRAINED
 
 EVALUATION = (
-    *("num_samples", "nfe", "sampler", "feature_network", "inception_weights", "reference", "labels", "batch_size"),
+    *("num_samples", "nfe", "sampler", "feature_network", "feature_weights", "reference", "labels", "batch_size"),
     *("precision_recall", "inception_score", "protocol", "reference_sha256"),
     *("times", "temperature", "guidance", "guidance_interval"),
 )
@@ -52,9 +52,9 @@ class EvaluateOptions(Section):
     sampler: Sampler | None = None
     """Sampler for NFE above 1."""
     feature_network: str | None = None
-    """digits-cnn, fashion-cnn, inception, or a file made by experiments/train_feature_network.py."""
-    inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights."""
+    """digits-cnn, fashion-cnn, inception, dinov2, clip, or a file made by experiments/train_feature_network.py."""
+    feature_weights: InputPath | None = None
+    """File with the weights of dinov2 or clip, or of torch-fidelity's Inception where it cannot be downloaded."""
     reference: InputPath | None = None
     """File of reference statistics, used instead of the data."""
     reference_sha256: str | None = None

@@ -63,8 +63,8 @@ class ReproduceOptions(Section):
     """Classes of the images: equally many of each, or drawn at random."""
     feature_network: str | None = None
     """Feature network. Default: the preset's, inception."""
-    inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights."""
+    feature_weights: InputPath | None = None
+    """File with the weights of dinov2 or clip, or of torch-fidelity's Inception where it cannot be downloaded."""
     vae: str | None = None
     """Folder or hub id of the autoencoder of latents. Default: the preset's."""
     batch_size: Count | None = None
@@ -196,7 +196,7 @@ def _config(options: ReproduceOptions, model: Model, number: int) -> RunConfig:
     }
     given = {
         "evaluation.feature_network": options.feature_network,
-        "evaluation.inception_weights": options.inception_weights and str(options.inception_weights),
+        "evaluation.feature_weights": options.feature_weights and str(options.feature_weights),
         "evaluation.batch_size": options.batch_size,
         "dataset.vae": options.vae,
     }
@@ -213,10 +213,10 @@ def _note_settings(options: ReproduceOptions, model: Model, config: RunConfig) -
     from soflow.evaluation.reference import decoder_hashes
     from soflow.files import sha256, write_atomic
 
-    files = {"storage", "name", "nfe", "checkpoint", "inception_weights", "batch_size", "vae"}
+    files = {"storage", "name", "nfe", "checkpoint", "feature_weights", "batch_size", "vae"}
     settings = options.model_dump(mode="json", exclude=files) | {
         "checkpoint_sha256": sha256(model.path),
-        "features_sha256": sha256(weights_path(config.feature_network, config.evaluation.inception_weights)),
+        "features_sha256": sha256(weights_path(config.feature_network, config.evaluation.feature_weights)),
         "vae_sha256": list(decoder_hashes(config.dataset)),
     }
     path = options.folder / SETTINGS_FILE
@@ -238,7 +238,7 @@ def _moments(options: ReproduceOptions, model: Model, configs: list[RunConfig], 
 
     first = configs[0]
     info = feature_network_info(first.feature_network)
-    weights = feature_networks.weights_path(first.feature_network, first.evaluation.inception_weights)
+    weights = feature_networks.weights_path(first.feature_network, first.evaluation.feature_weights)
     extractor = feature_networks.load(first.feature_network, [info.layer], weights, model.device)
     found: list[list[Any]] = [[] for _ in configs]
     for group in track(range(options.num_groups), f"{nfe} NFE", console=plain_console(), transient=True):

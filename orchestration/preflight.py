@@ -51,10 +51,10 @@ def check_evaluation(config: RunConfig) -> DataSource:
         feature_network_info(config.feature_network)
     except ValueError as error:
         raise ConfigError(f"evaluation.feature_network = {config.feature_network}: {error}") from None
-    if config.feature_network == "inception":
+    if feature_network_info(config.feature_network).dataset is None:  # not a small classifier
         from soflow.evaluation.feature_networks import weights_path
 
-        weights_path("inception", config.evaluation.inception_weights)
+        weights_path(config.feature_network, config.evaluation.feature_weights)
     if config.dataset.latent:
         from soflow.codecs.latents import vae_folder
 

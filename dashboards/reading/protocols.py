@@ -58,9 +58,8 @@ class Protocol:
 
 def is_quality(metric: str) -> bool:
     """Check whether a metric depends on the protocol."""
-    return (
-        re.match(r"(fid|kid|class_consistency|precision|recall|density|coverage|inception_score)", metric) is not None
-    )
+    depends = "fid|kid|cmmd|class_consistency|precision|recall|density|coverage|inception_score"
+    return re.match(f"({depends})", metric) is not None
 
 
 def find_protocols(data: SweepData) -> list[Protocol]:

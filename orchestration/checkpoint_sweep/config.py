@@ -104,8 +104,8 @@ class CheckpointSweepConfig(Launch):
     """Generated samples per point. Default: as in the run."""
     feature_network: str | None = None
     """Feature network for FID. Default: the run's."""
-    inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights."""
+    feature_weights: InputPath | None = None
+    """File with the weights of dinov2 or clip, or of torch-fidelity's Inception where it cannot be downloaded."""
     reference: InputPath | None = None
     """File of reference statistics, used instead of the data."""
     precision_recall: bool | None = None
@@ -144,7 +144,7 @@ class CheckpointSweepConfig(Launch):
 
     def evaluation_changes(self) -> dict[str, Any]:
         """Return the given values of the run's `evaluation` and data, by their path."""
-        names = ("num_samples", "feature_network", "inception_weights", "reference", "batch_size", "precision_recall")
+        names = ("num_samples", "feature_network", "feature_weights", "reference", "batch_size", "precision_recall")
         values = {f"evaluation.{name}": getattr(self, name) for name in names} | {"dataset.root": self.root}
         changes = {path: str(value) if isinstance(value, Path) else value for path, value in values.items()}
         return {path: value for path, value in changes.items() if value is not None}

@@ -105,7 +105,7 @@ def note_config(folder: Path, config: CheckpointSweepConfig, checkpoint: Checkpo
         "step": checkpoint.step,
         "weights": checkpoint.weights[:12],
         "seed": config.seed,
-        "features": sha256(weights_path(checkpoint.config.feature_network, evaluation.inception_weights))[:12],
+        "features": sha256(weights_path(checkpoint.config.feature_network, evaluation.feature_weights))[:12],
         "run": run,
     }
     if path.exists():

@@ -37,11 +37,11 @@ class EvaluationConfig(Section):
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Least and greatest t of guided network evaluations."""
     feature_network: str | None = None
-    """Feature network for FID: digits-cnn, fashion-cnn, inception, a .safetensors file that
-    experiments/train_feature_network.py made from your own images, or your own class as package.module:name. Default:
-    the one that fits the dataset."""
-    inception_weights: InputPath | None = None
-    """File with torch-fidelity's Inception weights, for machines that cannot download them."""
+    """Feature network for FID: digits-cnn, fashion-cnn, inception, dinov2 (its fid is FD-DINOv2), clip (also measures
+    cmmd), a .safetensors file that experiments/train_feature_network.py made from your own images, or your own class as
+    package.module:name. Default: the one that fits the dataset."""
+    feature_weights: InputPath | None = None
+    """File with the weights of dinov2 or clip, or of torch-fidelity's Inception where it cannot be downloaded."""
     batch_size: Count = 500
     """Number of samples generated per batch."""
     reference: InputPath | None = None
@@ -90,6 +90,9 @@ class EvaluationConfig(Section):
             raise ValueError(f"nfe = {list(self.nfe)} must list distinct numbers, at least one")
         if self.sampler == "heun" and self.nfe is not None and any(n > 1 and n % 2 for n in self.nfe):
             raise ValueError(f"nfe = {list(self.nfe)} must be even or 1 with sampler = heun (two evaluations per step)")
+        network = self.feature_network or ""
+        if self.inception_score and network in FEATURE_NETWORKS and FEATURE_NETWORKS[network].logits is None:
+            raise ValueError(f"inception_score = True: {network} has no classes to predict")
         if self.protocol != "torch-fidelity" and not (self.reference and self.reference_sha256):
             missing = "reference_sha256" if self.reference else "reference"
             raise ValueError(

@@ -36,6 +36,12 @@ from soflow.evaluation.registry import (
 from soflow.files import write_atomic
 from soflow.precision import Precision
 
+PUBLISHED = {
+    "inception": URL_INCEPTION_V3,
+    "dinov2": "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    "clip": "open_clip_model.safetensors from https://huggingface.co/timm/vit_large_patch14_clip_336.openai",
+}
+"""Networks whose weights are not included here, and where they are published."""
 CHUNK = 128
 """Images per call of a feature network."""
 LAST_SIDE, LAST_WIDTH = 4, 64
@@ -114,35 +120,37 @@ class ClassifierFeatures(FeatureExtractorBase):
         return False
 
 
-for _name in (*(name for name in FEATURE_NETWORKS.included if name != "inception"), CLASSIFIER):
+for _name in (*(name for name in FEATURE_NETWORKS.included if name not in PUBLISHED), CLASSIFIER):
     if _name not in FEATURE_EXTRACTORS_REGISTRY:  # torch-fidelity rejects a second registration
         register_feature_extractor(_name, ClassifierFeatures)
 
 
-def weights_path(name: str, inception_weights: Path | None = None) -> Path:
+def weights_path(name: str, feature_weights: Path | None = None) -> Path:
     """Return the file with a feature network's weights.
 
     Inception's weights are downloaded to torch-fidelity's cache folder unless a file is configured.
 
     Raises:
-        ConfigError: if Inception's weights are missing and cannot be downloaded.
+        ConfigError: if published weights are missing, and cannot be downloaded.
     """
-    if name != "inception":
+    if name not in PUBLISHED:
         if name not in FEATURE_NETWORKS:
             return Path(name)
         return FEATURE_NETWORKS[name].weights or WEIGHTS / f"{name}{SUFFIX}"
-    if inception_weights is None:
-        return _fetch_inception()
-    if not inception_weights.is_file():
-        raise ConfigError(f"evaluation.inception_weights = {inception_weights}: no such file; {_remedy()}")
-    return inception_weights
+    if feature_weights is None:
+        if name == "inception":
+            return _fetch_inception()
+        raise ConfigError(f"evaluation.feature_weights = None: {name} needs a file; {_remedy(name)}")
+    if not feature_weights.is_file():
+        raise ConfigError(f"evaluation.feature_weights = {feature_weights}: no such file; {_remedy(name)}")
+    return feature_weights
 
 
 def load(name: str, layers: list[str], weights: Path, device: torch.device) -> FeatureExtractorBase:
     """Load a feature network that maps uint8 images to the named layers.
 
     Raises:
-        ConfigError: if the file does not contain Inception's weights.
+        ConfigError: if the file does not contain the weights of a published network.
     """
     # Random initial weights, which are overwritten, must not advance the caller's random state.
     with torch.random.fork_rng(devices=[]):
@@ -161,14 +169,13 @@ def load(name: str, layers: list[str], weights: Path, device: torch.device) -> F
                 verbose=False,
             )
         except Exception as error:  # unpickling can fail in any way
-            if name != "inception":
+            if name not in PUBLISHED:
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            reason = " ".join(str(error).split())[:160]  # with the first key that is missing
             raise ConfigError(
-                f"evaluation.inception_weights = {weights}: not torch-fidelity's Inception weights ({reason}); "
-                f"{_remedy()}"
+                f"evaluation.feature_weights = {weights}: not the weights of {name} ({reason}); {_remedy(name)}"
             ) from None
-    if name != "inception" and device.type == "cuda":
+    if name not in PUBLISHED and device.type == "cuda":
         extractor.double()  # TensorFloat-32 would make features depend on the device
     return extractor.to(device)
 
@@ -196,13 +203,13 @@ def _fetch_inception() -> Path:
             write_atomic(path, content)
         except (OSError, HTTPException) as error:
             raise ConfigError(
-                f"evaluation.inception_weights = None: cannot fetch them to {path} ({error}); {_remedy()}"
+                f"evaluation.feature_weights = None: cannot fetch them to {path} ({error}); {_remedy('inception')}"
             ) from None
     return path
 
 
-def _remedy() -> str:
+def _remedy(name: str) -> str:
     return (
-        f"download {URL_INCEPTION_V3} elsewhere and give its path, or set evaluation.feature_network to one of "
+        f"download {PUBLISHED[name]} elsewhere and give its path, or set evaluation.feature_network to one of "
         f"digits-cnn, fashion-cnn if it fits the dataset, or to a file made by {MAKER} from your images"
     )

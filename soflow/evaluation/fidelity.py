@@ -70,13 +70,14 @@ class Evaluator:
             self.info = feature_network_info(self.network)
         except ValueError as error:
             raise ConfigError(f"evaluation.feature_network = {self.network}: {error}") from None
-        self.classifies = self.info.dataset in (config.dataset.name, source.fingerprint)
+        self.logits = self.info.logits or ""
+        self.classifies = bool(self.logits) and self.info.dataset in (config.dataset.name, source.fingerprint)
         from_file = reference.from_file(config) if self.config.reference else None
-        weights = feature_networks.weights_path(self.network, self.config.inception_weights)
+        weights = feature_networks.weights_path(self.network, self.config.feature_weights)
         self.weights_sha256 = sha256(weights)
         layers = [self.info.layer]
         if self.classifies or self.config.inception_score:
-            layers.append(self.info.logits)
+            layers.append(self.logits)
         self.extractor = feature_networks.load(self.network, layers, weights, device)
         self.reference = from_file or reference.from_data(
             source,
@@ -103,6 +104,7 @@ class Evaluator:
             precision, recall: if configured; fraction of images within the data manifold, and of data within the
                 manifold of the images.
             density, coverage: if precision and recall are configured, see `metrics.density_coverage`.
+            cmmd: only with the feature network clip, see `metrics.cmmd`; from the same images as kid.
             inception_score: if configured; computed from the logits of the feature network, so values of a small
                 classifier are comparable only with each other.
 
@@ -177,6 +179,8 @@ class Evaluator:
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}
             other = functools.cache(lambda: metrics.density_coverage(features, references()))
             measures |= {"density": lambda: other()["density"], "coverage": lambda: other()["coverage"]}
+        if self.network == "clip":
+            measures["cmmd"] = lambda: metrics.cmmd(features, references())
         return measures
 
     def merge(self, moments: Moments) -> int:
@@ -220,9 +224,9 @@ class Measurement:
         if evaluator.compares_features:
             self._features.add(batch.places, layers[info.layer])
         if evaluator.config.inception_score:
-            self._logits.add(batch.places, layers[info.logits])
+            self._logits.add(batch.places, layers[evaluator.logits])
         if evaluator.classifies and batch.labels is not None:
-            correct = layers[info.logits].argmax(1) == batch.labels.to(evaluator.device)
+            correct = layers[evaluator.logits].argmax(1) == batch.labels.to(evaluator.device)
             self._labeled += torch.stack([torch.ones_like(correct).sum(), correct.sum()])
 
     def metrics(self) -> dict[str, float]:

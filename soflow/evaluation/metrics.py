@@ -16,6 +16,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 KID_SUBSETS, KID_SUBSET_SIZE = 10, 1000
 NEIGHBORS = 5
 """Real images in a neighborhood, of density and coverage."""
+CMMD_SIGMA, CMMD_SCALE = 10, 1000
 ROWS = 500
 """Rows of distances in memory at a time."""
 
@@ -64,6 +65,23 @@ def density_coverage(generated: Tensor, real: Tensor) -> dict[str, float]:
         count += int(inside.sum())
         covered |= inside.any(0)
     return {"density": count / (neighbors * len(generated)), "coverage": covered.double().mean().item()}
+
+
+def cmmd(first: Tensor, second: Tensor) -> float:
+    """Compute CMMD (arXiv 2401.09603) of CLIP's features [N, D] and [M, D]: 1,000 times their squared MMD.
+
+    The kernel is Gaussian with σ = 10, of features of unit length. As published, the means over pairs include each
+    image with itself, so that equal distributions have a CMMD above zero that falls with N and M.
+    """
+    first, second = (torch.nn.functional.normalize(values.double()) for values in (first, second))
+
+    def mean_kernel(one: Tensor, other: Tensor) -> float:
+        # Of unit length: |x - y|^2 = 2 - 2 x·y.
+        sums = [torch.exp((rows @ other.mT - 1) / CMMD_SIGMA**2).sum() for rows in one.split(ROWS)]
+        return (torch.stack(sums).sum() / (len(one) * len(other))).item()
+
+    distance = mean_kernel(first, first) + mean_kernel(second, second) - 2 * mean_kernel(first, second)
+    return CMMD_SCALE * distance
 
 
 def inception_score(logits: Tensor) -> float:

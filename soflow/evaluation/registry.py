@@ -27,14 +27,14 @@ class FeatureNetworkInfo:
     """Properties of a feature network that are known without loading it."""
 
     extractor: str
-    """Name in torch-fidelity's registry."""
+    """Name in torch-fidelity's registry, or module:class of one that is registered when it is used."""
     layer: str
     """Layer with the features for FID, KID, precision and recall."""
     num_features: int
     """Width of `layer`."""
-    logits: str
-    """Layer with the logits for the Inception score."""
-    num_logits: int
+    logits: str | None = None
+    """Layer with the logits for the Inception score; None for a network without classes."""
+    num_logits: int = 0
     """Width of `logits`."""
     image_shape: tuple[int, int, int] | None = None
     """Required (channels, height, width); None for any size of grayscale or RGB images."""
@@ -55,10 +55,13 @@ def _plugin(reference: str, extractor: Any) -> FeatureNetworkInfo:
     return FeatureNetworkInfo(reference, weights=Path(extractor.weights), **values)
 
 
+_TRANSFORMERS = "soflow.evaluation.vision_transformers"
 _INCLUDED = {
     "digits-cnn": FeatureNetworkInfo("digits-cnn", "features", 64, "logits", 10, (1, 8, 8), "digits"),
     "fashion-cnn": FeatureNetworkInfo("fashion-cnn", "features", 64, "logits", 10, (1, 28, 28), "fashion_mnist"),
     "inception": FeatureNetworkInfo("inception-v3-compat", "2048", 2048, "logits_unbiased", 1008),
+    "dinov2": FeatureNetworkInfo(f"{_TRANSFORMERS}:DINOv2", "features", 1024),
+    "clip": FeatureNetworkInfo(f"{_TRANSFORMERS}:CLIP", "features", 768),
 }
 FEATURE_NETWORKS = Registry("feature_networks", _INCLUDED, _plugin)
 CLASSIFIER = "soflow-cnn"
