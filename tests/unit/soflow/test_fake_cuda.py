@@ -104,7 +104,7 @@ def marks_of(name: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if basic or name not in CROSSED else [pytest.mark.soak]
 
 
-FEATURES = [name for name in FEATURE_NETWORKS if name != "inception"]
+FEATURES = [name for name in FEATURE_NETWORKS if FEATURE_NETWORKS[name].dataset]  # whose weights are included
 AUGMENTATIONS = ("upright", "edm")
 LAST_STEP = tiny_config().training.total_steps - 1
 PATHS = (
