@@ -181,7 +181,7 @@ FAULTS = [
         {"evaluation": {"labels": "data"}, "dataset": {"conditional": False}},
         "evaluation.labels = data: must be balanced with dataset.conditional = False",
     ),
-    ({"evaluation": {"feature_network": "vgg"}}, "evaluation.feature_network = vgg: must be one of digits-cnn, "),
+    ({"evaluation": {"feature_network": "vgg"}}, "evaluation.feature_network = vgg: must be one of clip, digits-cnn, "),
     *(
         ({section: {field: value}}, f"{section}.{field} = {value}: .*finite")
         for section, field in (("optimizer", "learning_rate"), ("objective", "weight_power"))
