@@ -490,7 +490,10 @@ def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):
     for path, message in (
         (tmp_path / "other.safetensors", "is no feature network made by experiments/train_feature_network.py"),
         (shipped, "is no feature network made by .*image_shape"),
-        (tmp_path / "vgg.pt", "must be one of clip, digits-cnn, dinov2, fashion-cnn, inception, or a .safetensors file"),
+        (
+            tmp_path / "vgg.pt",
+            "must be one of clip, digits-cnn, dinov2, fashion-cnn, inception, or a .safetensors file",
+        ),
     ):
         with pytest.raises(ConfigError, match=f"^evaluation.feature_network = {path}: {message}"):
             own_config(own[0], path)
