@@ -44,11 +44,12 @@ def _row(one: Judged) -> list[str]:
 
 def designs_table(judged: list[Judged], gathered: Mapping[str, Gathered]) -> Table:
     """Build a row per study: its design, what was trained, and how it ended."""
-    rows = [["experiment", "looks", "claims", "decided", "cases", "trials", "lost", "steps", "hours", "git commits"]]
+    names = ("experiment", "question", "looks", "claims", "decided", "cases", "trials", "lost", "steps", "hours")
+    rows = [[*names, "git commits"]]
     for study in dict.fromkeys(one.study for one in judged):
         of_study = [one for one in judged if one.study == study]
         decided = sum(one.outcome != UNDECIDED for one in of_study)
-        row = [study.experiment, ", ".join(map(str, study.looks)), str(len(of_study)), str(decided)]
+        row = [study.experiment, study.question, ", ".join(map(str, study.looks)), str(len(of_study)), str(decided)]
         if got := gathered.get(study.experiment):
             row += [str(len(got.seconds)), f"{got.trials:,}", f"{got.lost:,}", f"{got.steps:,}", f"{got.hours:.1f}"]
             row.append(", ".join(got.commits) or "–")

@@ -82,6 +82,7 @@ def test_claims_rest_on_hypotheses_that_were_stated_before():
         assert one.experiment in STUDIES
         config = config_of(one.experiment, "small")
         assert one.looks[0] == config.case_seeds, one.experiment
+        assert one.question.endswith("?"), one.experiment
         for claim in one.claims:
             if claim.exponent:
                 assert claim.exponent[0] in {relation.name for relation in RELATIONS}, claim
