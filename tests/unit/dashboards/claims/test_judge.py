@@ -32,7 +32,16 @@ def study_of(*tests: str, experiment: str = "ran", **fields) -> Study:
         Claim(claim=f"claim | {number}", source="s", test=test, published=(PUBLISHED,), scale="sizes differ")
         for number, test in enumerate(tests)
     )
-    return Study(**{"experiment": experiment, "looks": LOOKS, "smallest_effect": 1.25, "claims": claims} | fields)
+    return Study(
+        **{
+            "experiment": experiment,
+            "question": "Which is better?",
+            "looks": LOOKS,
+            "smallest_effect": 1.25,
+            "claims": claims,
+        }
+        | fields
+    )
 
 
 LEDGER = Ledger(studies=(study_of(*TESTS), study_of("fid(a) < fid(b)", experiment="not_run")))
@@ -97,7 +106,7 @@ def test_the_page_and_its_picture_have_every_claim(store):
     assert len(rows) == 2 * len(judged)
     assert "Sizes differ." in rows[0]
     assert "1.5 against 3 (elsewhere)" in rows[0]
-    assert "| ran | 4, 8 | 3 | 3 | 2 | 16 | 0 | 3,200 |" in text
+    assert "| ran | Which is better? | 4, 8 | 3 | 3 | 2 | 16 | 0 | 3,200 |" in text
     assert "a laptop" in text
     assert verdicts_png(judged).startswith(b"\x89PNG")
     assert verdicts_png(judge(LEDGER, {})).startswith(b"\x89PNG")
