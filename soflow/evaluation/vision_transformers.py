@@ -48,7 +48,7 @@ class TransformerFeatures(FeatureExtractorBase):
         feature_extractor_weights_path: .safetensors file, or a file that torch loads without unpickling objects.
 
     Raises:
-        ValueError: if the file has other weights.
+        RuntimeError: if the file has other weights; the message names the keys.
     """
 
     spec: VisionTransformer
