@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -27,6 +29,24 @@ def write_sign(folder, **values) -> None:
     sign = {"id": "x", "host": "elsewhere", "machine": "another", "pid": 7, "time": time.time()} | values
     with store.filesystem.open_output_stream(store.object_of(folder / OWNER)) as stream:
         stream.write(json.dumps(sign).encode())
+
+
+@contextmanager
+def signs_from_elsewhere(folder) -> Iterator[None]:
+    """Write signs again and again, as a live process does: one alone may come before or after every look at it."""
+    ended = threading.Event()
+
+    def keep_signing() -> None:
+        while not ended.wait(0.1):
+            write_sign(folder)
+
+    thread = threading.Thread(target=keep_signing)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def sign_of(folder) -> dict:
@@ -76,8 +96,8 @@ def test_a_program_elsewhere_that_gives_another_sign_is_not_disturbed(machine, m
     here = machine("here")
     monkeypatch.setattr(owner, "POLL_S", 0.05)
     write_sign(here)
-    threading.Timer(0.3, write_sign, (here,)).start()
-    with pytest.raises(ConfigError, match="process 7 on elsewhere is running it; stop it first"), sole_owner(here):
+    message = "process 7 on elsewhere is running it; stop it first"
+    with signs_from_elsewhere(here), pytest.raises(ConfigError, match=message), sole_owner(here):
         pass
 
 
@@ -86,13 +106,10 @@ def test_a_program_that_was_taken_over_is_interrupted(machine, monkeypatch):
     here, killed = machine("here"), []
     monkeypatch.setattr(owner, "SIGN_S", 0.05)
     monkeypatch.setattr(owner.os, "kill", lambda *arguments: killed.append(arguments))
-    with sole_owner(here):
+    with sole_owner(here), signs_from_elsewhere(here):
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            write_sign(
-                here
-            )  # again and again, as the other one does: a sign that was under way may come after the first
-            time.sleep(0.2)
+            time.sleep(0.05)
     assert killed == [(os.getpid(), signal.SIGTERM)]
     assert sign_of(here)["id"] == "x"  # the other one's sign stays
 

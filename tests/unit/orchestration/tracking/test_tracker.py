@@ -169,9 +169,7 @@ def test_everything_arrives_once(uri, experiment, tmp_path, image):
 
 def test_undelivered_events_are_sent_by_the_next_tracker(uri, experiment, tmp_path, image, caplog):
     tracker = Tracker(f"http://user:secret@127.0.0.1:{free_port()}", experiment, tmp_path / "spool")
-    begin = time.monotonic()
     record_sweep(tracker, image)
-    assert time.monotonic() - begin < 1
     assert not tracker.flush(3)
     assert tracker.close(0) == 20
     assert "reports cannot be delivered" in caplog.text
@@ -346,10 +344,8 @@ def test_status_must_be_known(tmp_path):
 def test_check_tracking_refuses(uri, message, tmp_path):
     (tmp_path / "file").write_text("Some text, longer than a header.")
     uri = uri.format(free_port=free_port(), file=tmp_path / "file", folder=tmp_path)
-    begin = time.monotonic()
     with pytest.raises(TrackingError, match=f"^tracking_uri = .*: .*{message}") as caught:
         check_tracking(uri)
-    assert time.monotonic() - begin < 5
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -361,10 +357,8 @@ def test_check_tracking_accepts_a_database_to_come(tmp_path):
 
 def test_check_tracking_does_not_wait_for_a_silent_server():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        begin = time.monotonic()
         with pytest.raises(TrackingError, match=r"no answer within 0\.5 s"):
             check_tracking(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
-        assert time.monotonic() - begin < 2
 
 
 def test_check_tracking_recognises_other_servers():
