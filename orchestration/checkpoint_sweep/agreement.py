@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestration.checkpoint_sweep.config import badness
 from orchestration.checkpoint_sweep.results import Result
 
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "class_consistency")
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "class_consistency", "cmmd")
 FEWEST = 3
 """Fewest points that are ranked."""
 

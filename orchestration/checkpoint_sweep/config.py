@@ -15,7 +15,7 @@ from soflow.config_base import Count, Fraction, InputPath, Positive, Section
 from soflow.evaluation.config import Sampler
 from soflow.posthoc_ema import TRAINED, average_of
 
-Goal = Literal["fid", "kid", "precision", "recall", "density", "coverage", "class_consistency", "evaluations"]
+Goal = Literal["fid", "kid", "precision", "recall", "density", "coverage", "class_consistency", "cmmd", "evaluations"]
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency")
 
 
@@ -94,8 +94,8 @@ class CheckpointSweepConfig(Launch):
     num_points: Count = 60
     """Points of search = optuna; more continue the search."""
     goals: tuple[Goal, ...] = ("fid",)
-    """What Optuna optimizes: fid, kid, precision, recall, density, coverage, class_consistency, and evaluations of the
-    network."""
+    """What Optuna optimizes: fid, kid, precision, recall, density, coverage, class_consistency, cmmd, and evaluations
+    of the network."""
     seed: int = 0
     """Seed of the noise of all points, and of the search."""
     confirm_seeds: Annotated[int, Field(ge=0)] = 5

@@ -72,8 +72,10 @@ def _check_goals(config: CheckpointSweepConfig, run: RunConfig) -> None:
     Raises:
         ConfigError: naming the goal, and what it needs.
     """
+    data = "the features of the data, which a file of statistics lacks" if run.evaluation.reference else ""
     needs = {
-        "kid": "the features of the data, which a file of statistics lacks" if run.evaluation.reference else "",
+        "kid": data,
+        "cmmd": data if run.feature_network == "clip" else "feature_network = clip",
         **dict.fromkeys(
             ("precision", "recall", "density", "coverage"),
             "" if run.evaluation.precision_recall else "precision_recall",

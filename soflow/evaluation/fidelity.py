@@ -99,6 +99,7 @@ class Evaluator:
             kid: mean squared kernel distance over 10 random subsets of each set, drawn with torch-fidelity's fixed
                 seed. A subset has 1,000 images, or the size of the smaller set. Like precision and recall, it uses the
                 first 10,000 images and at most 10,000 references, and is unavailable with a file of statistics.
+            kid_error: standard error of kid over sets of as many images, see `metrics.kid_error`.
             class_consistency: fraction of images whose predicted class equals their label; only with labels and a
                 feature network that classifies this dataset.
             precision, recall: if configured; fraction of images within the data manifold, and of data within the
@@ -174,6 +175,8 @@ class Evaluator:
             return self._known.features
 
         measures = {"kid": lambda: metrics.kid(features, references())}
+        if len(features) > 2:
+            measures["kid_error"] = lambda: metrics.kid_error(features, references())
         if self.config.precision_recall:
             both = functools.cache(lambda: metrics.precision_recall(features, references()))
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -28,9 +29,34 @@ def fid(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
 
 def kid(first: Tensor, second: Tensor) -> float:
     """Compute the squared kernel distance of features [N, D] and [M, D], averaged over random subsets of each."""
+    return _kid(first, second)[torch_fidelity.KEY_METRIC_KID_MEAN]
+
+
+def kid_error(generated: Tensor, real: Tensor) -> float:
+    """Compute the standard error of `kid` over sets of as many generated images; features [N, D] and [M, D], N > 2.
+
+    Its square is the sum of two variances. One is that of the unbiased distance between all N and all M images, which
+    is what subsets estimate; by the jackknife over the generated images, with the reference as it is. The other is
+    that of the mean over the subsets around it.
+    """
+    spread = _kid(generated, real)[torch_fidelity.KEY_METRIC_KID_STD]
+    by_subsets = spread**2 / (KID_SUBSETS - 1)
+
+    n, means = len(generated), []
+    for rows in generated.split(ROWS):
+        same, other = ((rows @ features.mT / rows.shape[1] + 1) ** 3 for features in (generated, real))
+        own = ((rows**2).mean(1) + 1) ** 3
+        means.append(torch.stack([(same.double().sum(1) - own) / (n - 1), other.double().mean(1)]))
+    same, other = torch.cat(means, 1)
+    # Without image i, the distance changes by 2 (mean of same_i − same_i) / (n − 2) and 2 (other_i − mean) / (n − 1).
+    changes = 2 * (same.mean() - same) / (n - 2) + 2 * (other - other.mean()) / (n - 1)
+    by_images = (n - 1) / n * (changes**2).sum().item()
+    return math.sqrt(by_images + by_subsets)
+
+
+def _kid(first: Tensor, second: Tensor) -> dict[str, float]:
     size = kid_subset_size(len(first), len(second))
-    result = kid_features_to_metric(first, second, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
-    return result[torch_fidelity.KEY_METRIC_KID_MEAN]
+    return kid_features_to_metric(first, second, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
 
 
 def kid_subset_size(first: int, second: int) -> int:

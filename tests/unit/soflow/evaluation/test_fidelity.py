@@ -19,6 +19,7 @@ from helpers import REPOSITORY
 from PIL import Image
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from experiments import train_feature_network
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
@@ -116,7 +117,7 @@ def test_fid_and_kid_equal_those_of_calculate_metrics(evaluator, digits):
     )
     assert found["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
     assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-5)
-    assert set(found) == {"fid", "kid"}
+    assert set(found) == {"fid", "kid", "kid_error"}
 
 
 def test_precision_recall_and_inception_score_equal_those_of_calculate_metrics(digits, cache):
@@ -141,7 +142,7 @@ def test_precision_recall_and_inception_score_equal_those_of_calculate_metrics(d
     assert found["precision"] == pytest.approx(expected["precision"], abs=1 / 1500 + 1e-6)
     assert found["recall"] == pytest.approx(expected["recall"], abs=1 / 1797 + 1e-6)
     assert found["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
-    assert set(found) == {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
+    assert set(found) == {"fid", "kid", "kid_error", "precision", "recall", "density", "coverage", "inception_score"}
 
 
 def test_fid_alone_is_that_of_the_whole_evaluation(evaluator, digits):
@@ -281,6 +282,40 @@ def test_the_kid_floor_varies_around_zero():
     error = np.std(floors, ddof=1) / math.sqrt(200)
     assert abs(np.mean(floors)) < 4 * error
     assert np.mean(balanced) < -8 * error
+
+
+def test_the_error_of_kid_is_that_of_a_jackknife_and_of_its_subsets(monkeypatch):
+    monkeypatch.setattr(metrics, "KID_SUBSET_SIZE", 20)
+    random = torch.Generator().manual_seed(0)
+    generated, real = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (30, 40))
+
+    def distance(features: torch.Tensor) -> float:
+        """The unbiased estimate from all images."""
+        own, other, mixed = ((a @ b.mT / 5 + 1) ** 3 for a, b in ((features, features), (real, real), (features, real)))
+        means = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (own, other)]
+        return (means[0] + means[1] - 2 * mixed.mean()).item()
+
+    without = np.array([distance(torch.cat([generated[:i], generated[i + 1 :]])) for i in range(30)])
+    by_images = 29 / 30 * ((without - without.mean()) ** 2).sum()
+    subsets = kid_features_to_metric(generated, real, kid_subsets=10, kid_subset_size=20, verbose=False)
+    expected = math.sqrt(by_images + subsets["kernel_inception_distance_std"] ** 2 / 9)
+    assert metrics.kid_error(generated, real) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_error_of_kid_is_its_deviation_between_sets_of_images(monkeypatch):
+    """The variance of 400 sets is known to 7 %, the mean squared error to 2.4 % (9 degrees of freedom): 5 deviations.
+
+    In random order, as torch-fidelity draws the same subsets each time.
+    """
+    monkeypatch.setattr(metrics, "KID_SUBSET_SIZE", 60)
+    random = torch.Generator().manual_seed(1)
+    real, found = torch.randn(300, 8, generator=random), []
+    for _ in range(400):
+        generated = 1.2 * torch.randn(200, 8, generator=random) + 0.2
+        shuffled = real[torch.randperm(300, generator=random)]
+        found.append((metrics.kid(generated, shuffled), metrics.kid_error(generated, shuffled)))
+    distances, errors = np.array(found).T
+    assert np.mean(errors**2) / np.var(distances, ddof=1) == pytest.approx(1, abs=0.38)
 
 
 def test_the_kid_floor_ignores_classes_and_the_fid_floor_balances_them(digits, tmp_path):
@@ -605,5 +640,5 @@ def test_inception_measures_grey_images_from_a_given_file(digits, tmp_path, monk
     gray = torch.tensor(images)
     assert evaluator._layers(gray)["logits_unbiased"].shape == (6, 1008)
     assert torch.equal(evaluator._layers(gray)["2048"], network(gray.repeat(1, 3, 1, 1))[0])
-    assert set(measure(evaluator, gray, torch.tensor(labels))) == {"fid", "kid", "inception_score"}
+    assert set(measure(evaluator, gray, torch.tensor(labels))) == {"fid", "kid", "kid_error", "inception_score"}
     assert evaluator.protocol()["feature_weights_sha256"] == files.sha256(path)[:12]

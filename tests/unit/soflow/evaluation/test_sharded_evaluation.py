@@ -205,7 +205,17 @@ def test_fid_over_2048_features_is_that_of_all_features():
 def test_four_workers_measure_what_one_does(results):
     single, several = results
     expected = single["metrics"]
-    names = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "class_consistency"}
+    names = {
+        "fid",
+        "kid",
+        "kid_error",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "inception_score",
+        "class_consistency",
+    }
     assert set(expected) == names | {f"{name}_2nfe" for name in names} | {"fid_floor", "kid_floor"}
     assert expected["fid"] > 10 * expected["fid_floor"]  # the images are no digits, so the value means something
     for name, value in several[0]["metrics"].items():

@@ -156,7 +156,7 @@ def test_an_evaluation_has_what_the_network_measures_and_says_with_what(small, i
         config = parse({"evaluation": {"feature_network": name, "feature_weights": str(path)}})
         evaluator = Evaluator(source, config, CPU, tmp_path / "cache")
         found = evaluator.evaluate([Batch(torch.arange(8), stored.flip(3), torch.arange(8) % 2)])
-        assert set(found) == {"fid", "kid", *(("cmmd",) if name == "clip" else ())}
+        assert set(found) == {"fid", "kid", "kid_error", *(("cmmd",) if name == "clip" else ())}
         assert found["fid"] > 0
         facts = evaluator.protocol()
         assert facts["feature_network"] == name

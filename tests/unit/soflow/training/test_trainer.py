@@ -400,9 +400,11 @@ METRICS = {
     "memory/process_mib",
     "fid",
     "kid",
+    "kid_error",
     "class_consistency",
     "fid_2nfe",
     "kid_2nfe",
+    "kid_error_2nfe",
     "class_consistency_2nfe",
     "fid_floor",
     "kid_floor",
@@ -630,7 +632,7 @@ def test_every_objective_reports_its_errors_and_its_numbers_of_evaluations(name,
     run = TrainingRun(config, digits, tmp_path, CPU, evaluator)
     report = run.advance()
     nfes = run.trainer.objective.default_nfe
-    quality = {"fid", "kid", "class_consistency"}
+    quality = {"fid", "kid", "kid_error", "class_consistency"}
     expected = (
         CLOCKS | quality | {"fid_floor", "kid_floor"} | {f"{kind}_{nfe}nfe" for kind in quality for nfe in nfes[1:]}
     )
