@@ -356,9 +356,9 @@ def test_check_tracking_accepts_a_database_to_come(tmp_path):
 
 
 def test_check_tracking_does_not_wait_for_a_silent_server():
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(TrackingError, match=r"no answer within 0\.5 s"):
-            check_tracking(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
+    silence = pytest.raises(TrackingError, match=r"no answer within 0\.5 s")
+    with socket.create_server(("127.0.0.1", 0)) as silent, silence:
+        check_tracking(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
 
 
 def test_check_tracking_recognises_other_servers():
