@@ -30,9 +30,11 @@ SLOW = (
     *("test_compile_choice.py", "test_distributed.py", "test_sharded_evaluation.py", "test_start_limit.py"),
     *("test_prepared.py", "test_interval.py", "test_app.py", "test_docs_site.py", "test_callback.py"),
     *("test_follow.py", "test_worker.py", "test_snapshots.py", "test_options.py", "test_gaussians.py"),
-    *("test_reproduce.py", "test_memory_fit.py", "test_testing.py"),
+    *("test_reproduce.py", "test_memory_fit.py", "test_testing.py", "test_fidelity.py", "test_compare.py"),
+    *("test_report.py", "test_judge.py", "test_looks.py", "test_runs.py", "test_numerics.py", "test_crossover.py"),
 )
-"""Unit files of seconds per test: compilers, several processes, programs that measure. Not in `make quick`."""
+"""Unit files of seconds per test: compilers, several processes, programs that measure, recorded studies and their
+pages. Not in `make quick`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,9 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Use one process more than there are CPUs: system tests wait for Ray's processes half of their time."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use as many processes as CPUs, and one more with the system tests, which wait for Ray half of their time."""
+    return (os.cpu_count() or 1) + ("not slow" not in config.option.markexpr)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -130,9 +130,9 @@ def tiny_config(objective_name: str = "soflow", /, **sections: dict[str, Any]) -
 
 
 @functools.cache
-def tiny_teacher() -> Path:
+def tiny_teacher(network: str = "tests.networks:one_block") -> Path:
     """The folder of a flow-matching run with random weights everywhere, there as long as this process."""
-    config = tiny_config("flow_matching")
+    config = tiny_config("flow_matching", network={"name": network})
     network = build_network(config, NUM_CLASSES)
     random = torch.Generator().manual_seed(2)
     for parameter in network.parameters():

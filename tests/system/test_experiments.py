@@ -25,7 +25,7 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
 
-    again = ["--more-seeds", "3:soflow", "--tags", "purpose=again", "--note", "Resumed."]
+    again = ["--more-seeds", "3:soflow", "--tags", "purpose=again", "--note", "Resumed.", "--max-concurrent", "1"]
     output = shared.succeed("compare_baselines.py", *flags, *again)
     assert "resuming" in output
     assert HYPOTHESES[1] in output

@@ -60,7 +60,7 @@ def counted_flops(run: RunConfig) -> int:
 def test_the_longer_run_costs_what_teacher_and_student_do(tmp_path):
     config = configured(distillation, tmp_path, "--training.batch-size", "16", "--training.total-steps", "5000")
     found = distillation.at_equal_cost(config)
-    student = override(to_dict(trial(found, "distilled")), {"objective.teacher": str(tiny_teacher())})
+    student = override(to_dict(trial(found, "distilled")), {"objective.teacher": str(tiny_teacher("DiT-XXS/4"))})
     per_step = {
         "teacher": counted_flops(distillation.teacher_run(config)),
         "distilled": counted_flops(parse(student)),

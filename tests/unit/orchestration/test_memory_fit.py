@@ -12,6 +12,8 @@ from soflow.config import override, to_dict
 from soflow.config_base import ConfigError
 from soflow.cost.predict import predict
 
+SMALL = {"name": "DiT-XXS/4"}
+
 
 def budget(bytes_per_worker: float) -> MemoryBudget:
     return MemoryBudget(bytes_per_worker, "a node's 1.0 GiB for 2 workers")
@@ -20,7 +22,7 @@ def budget(bytes_per_worker: float) -> MemoryBudget:
 @pytest.fixture(scope="module")
 def config():
     """Large enough a batch for its activations to weigh more than the weights."""
-    return tiny_config(training={"batch_size": 256})
+    return tiny_config(network=SMALL, training={"batch_size": 256})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_what_fits_is_trained_whole(config, peak):
 def test_what_does_not_fit_is_trained_in_parts_of_the_size_that_does(config, peak):
     parts = micro_batches_that_fit(config, budget(0.7 * peak), num_workers=1)
     assert parts > 1
-    smaller = predict(tiny_config(training={"batch_size": 256 // parts})).peak_bytes
+    smaller = predict(tiny_config(network=SMALL, training={"batch_size": 256 // parts})).peak_bytes
     assert smaller < 0.7 * peak
     assert micro_batches_that_fit(config, budget(0.7 * peak), num_workers=2) < parts  # which have half the samples each
 
@@ -53,10 +55,11 @@ def test_what_cannot_fit_is_refused_with_the_numbers(config):
 
 def test_a_sweep_is_refused_only_if_none_of_its_networks_fits():
     sweep = SweepConfig.model_validate(
-        to_dict(tiny_config(training={"batch_size": 4})) | {"search": ("network.name=DiT-XXS/4,DiT-XS/2",)}
+        to_dict(tiny_config(network=SMALL, training={"batch_size": 4}))
+        | {"search": ("network.name=DiT-XXS/4,DiT-XS/2",)}
     )
     space = search_space.build(sweep)
-    small = predict(tiny_config(training={"batch_size": 2})).peak_bytes
+    small = predict(tiny_config(network=SMALL, training={"batch_size": 2})).peak_bytes
     large = predict(tiny_config(network={"name": "DiT-XS/2"}, training={"batch_size": 2})).peak_bytes
     between = budget((small * large) ** 0.5)
     assert 3 * small < large

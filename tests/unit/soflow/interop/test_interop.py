@@ -205,7 +205,7 @@ def test_our_own_files_are_left_alone(tmp_path):
 
 def golden_config(**objective):
     """Only what importing reads: the golden network has no name."""
-    return tiny_config(objective={"name": "soflow", "label_drop": 0.1} | objective)
+    return tiny_config(network={"name": "DiT-XXS/4"}, objective={"name": "soflow", "label_drop": 0.1} | objective)
 
 
 def theirs(network: nn.Module, shift: float = 0.0) -> dict[str, torch.Tensor]:
