@@ -25,6 +25,8 @@ SIGN_S = 20.0
 """Seconds between two signs of life."""
 DEAD_S, POLL_S = 90.0, 2.0
 """Seconds without a sign after which a process counts as dead, and between two looks."""
+READS = 5
+"""Attempts to read a sign, after which it counts as damaged, and its process as dead."""
 
 
 @contextmanager
@@ -76,11 +78,16 @@ def owned(store: Store, folder: Path) -> Iterator[None]:
 
 
 def _read(store: Store, folder: Path) -> dict[str, Any] | None:
-    try:
-        with store.filesystem.open_input_stream(store.object_of(folder / OWNER)) as stream:
-            return json.loads(stream.read())
-    except (FileNotFoundError, ValueError):
-        return None
+    """Return the last sign, None if there is none; one that is replaced while it is read comes in parts of both."""
+    for _ in range(READS):
+        with suppress(ValueError):
+            try:
+                with store.filesystem.open_input_stream(store.object_of(folder / OWNER)) as stream:
+                    return json.loads(stream.read())
+            except FileNotFoundError:
+                return None
+        time.sleep(0.1)
+    return None
 
 
 def _wait_until_free(store: Store, folder: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -98,6 +98,19 @@ def test_a_program_elsewhere_that_gives_another_sign_is_not_disturbed(machine, m
     write_sign(here)
     message = "process 7 on elsewhere is running it; stop it first"
     with signs_from_elsewhere(here), pytest.raises(ConfigError, match=message), sole_owner(here):
+        pass
+
+
+@pytest.mark.parametrize(("torn", "free"), [(owner.READS - 1, False), (owner.READS, True)])
+def test_a_sign_that_is_replaced_while_it_is_read_is_read_again(machine, monkeypatch, torn, free):
+    here, genuine, texts = machine("here"), json.loads, iter(range(torn))
+
+    def loads(text):
+        return genuine(text[:5] if next(texts, None) is not None else text)
+
+    write_sign(here, machine=_machine(), pid=os.getpid())
+    monkeypatch.setattr(owner.json, "loads", loads)
+    with nullcontext() if free else pytest.raises(ConfigError, match="is running it; stop it first"), sole_owner(here):
         pass
 
 
