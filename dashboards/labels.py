@@ -14,6 +14,7 @@ TITLES = {
     "fid": "FID",
     "kid": "KID",
     "kid_error": "standard error of KID",
+    "cmmd": "CMMD",
     "class_consistency": "class consistency",
     TRAIN_S: "training time [s]",
     STEP_MS: "time per step [ms]",
@@ -25,7 +26,7 @@ TITLES = {
 
 def title(metric: str) -> str:
     """Format a metric's name for sentences and axes."""
-    if match := re.fullmatch(r"(fid|kid|kid_error|class_consistency)_(\d+)nfe", metric):
+    if match := re.fullmatch(r"(fid|kid|kid_error|cmmd|class_consistency)_(\d+)nfe", metric):
         return f"{TITLES[match[1]]} at {match[2]} NFE"
     return TITLES.get(metric, shorten(metric))
 

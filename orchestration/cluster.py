@@ -124,7 +124,7 @@ def _enable_token_authentication() -> None:
 
 @contextmanager
 def connected(
-    config: Launch, groups: int | None, meanwhile: Callable[[], None] = lambda: None
+    config: Launch, groups: int | None, meanwhile: Callable[[], None] | None = None
 ) -> Iterator[ResourcesConfig]:
     """Connect to the configured cluster; yield the resources of each of `groups` worker groups.
 
@@ -145,10 +145,13 @@ def connected(
         check_address(config.address)
     thread = threading.Thread(target=meanwhile, daemon=True)
     thread.start()
-    with ray_session(config.address):
-        thread.join()
-        available = _resources_of_cluster(config, groups or 1)
-        yield share_gpus(config.resources, groups or 1, available.get("GPU", 0))
+    try:
+        with ray_session(config.address):
+            thread.join()
+            available = _resources_of_cluster(config, groups or 1)
+            yield share_gpus(config.resources, groups or 1, available.get("GPU", 0))
+    finally:
+        thread.join()  # Python aborts if it ends while a thread computes with torch
 
 
 def _resources_of_cluster(config: Launch, groups: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from soflow.evaluation.registry import feature_network_info
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Check that the data set, reference statistics, and weights of Inception, VAE and teacher, if used, are usable.
+    """Check that the data set, reference statistics, and the weights of other networks, if used, are usable.
 
     Warns on stderr of settings that are valid but known to degrade training.
 

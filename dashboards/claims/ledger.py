@@ -64,7 +64,7 @@ class Study(Section):
     """An experiment with its claims and the design that was stated before the run."""
 
     experiment: str
-    question: str = ""
+    question: str
     """What its claims together answer."""
     looks: tuple[Annotated[int, Field(ge=FEWEST_SEEDS)], ...]
     """Number of seeds at each look at the results; no seed is added after the last."""

@@ -85,7 +85,7 @@ def answer(question: Question, looks: Sequence[Look]) -> Answer | None:
         if look.deviation >= ROUNDING:
             beyond, inside = p_values(question, ns, index, look.mean, look.error)
             candidates += [(float(inside), "inside"), (float(beyond), "below" if look.mean < 0 else "above")]
-    # Equal only at the lowest p-value of the tables, where scatter is tiny: "inside" comes first and wins.
+    # Equal only at the lowest p-value of the tables, where scatter is tiny: the earliest look wins, there "inside".
     p, call = min(candidates, key=lambda candidate: candidate[0])
     last = looks[-1]
     half = sequential_tests(ns, question.most, question.spending)[0].critical(LEVEL)[-1] * last.error
@@ -101,7 +101,7 @@ def p_values(
         ns: numbers of values at the looks, at least up to this one.
         index: of the look.
     """
-    beyond, inside = sequential_tests(ns, max(question.most, ns[-1]), question.spending)
+    beyond, inside = sequential_tests(ns, question.most, question.spending)
     distance = np.abs(mean)
     outside = beyond.p_at(index, np.maximum(0.0, distance - question.null) / error)
     return outside, inside.p_at(index, (question.margin - distance) / error)
@@ -109,5 +109,6 @@ def p_values(
 
 @functools.lru_cache(maxsize=256)
 def sequential_tests(seeds: tuple[int, ...], most: int, spending: Spending) -> tuple[SequentialTest, SequentialTest]:
-    """Return the two-sided and the one-sided test of a design."""
+    """Return the two-sided and the one-sided test of a design, whose last look may have more seeds than planned."""
+    most = max(most, seeds[-1])
     return SequentialTest(seeds, most, spending), SequentialTest(seeds, most, spending, sides=1)

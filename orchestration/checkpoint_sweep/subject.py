@@ -12,7 +12,9 @@ from orchestration.checkpoint_sweep.space import LENGTHS, Space, space_of
 from soflow.config import RunConfig, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import dump_yaml, read_yaml
+from soflow.data import open_source
 from soflow.evaluation.feature_networks import weights_path
+from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256, write_atomic
 from soflow.posthoc_ema import Average, average_of
 from soflow.training import checkpoints, trained
@@ -80,11 +82,19 @@ def _check_goals(config: CheckpointSweepConfig, run: RunConfig) -> None:
             ("precision", "recall", "density", "coverage"),
             "" if run.evaluation.precision_recall else "precision_recall",
         ),
-        "class_consistency": "" if run.dataset.conditional else "a network with labels",
+        "class_consistency": _what_consistency_needs(run),
     }
     for goal in config.goals:
         if need := needs.get(goal):
             raise ConfigError(f"goals = {goal}: needs {need}")
+
+
+def _what_consistency_needs(run: RunConfig) -> str:
+    if not run.dataset.conditional:
+        return "a network with labels"
+    classified = feature_network_info(run.feature_network).dataset
+    known = (run.dataset.name, open_source(run.dataset).fingerprint) if classified else ()
+    return "" if classified in known else "a feature_network that classifies the dataset"
 
 
 def default_name(checkpoint: Checkpoint) -> str:

@@ -51,7 +51,7 @@ def _check_metrics(config: SweepConfig) -> None:
         diagnostics = by_case.get(case)
         diagnostics = config.evaluation.diagnostics if diagnostics is None else diagnostics
         groups = ("time", "throughput", "memory", "loss", "gradient", *(f"diagnostics/{name}" for name in diagnostics))
-        if not re.fullmatch(rf"(fid|kid|class_consistency)(_\w+)?|({'|'.join(groups)})/.+", metric):
+        if not re.fullmatch(rf"(fid|kid|cmmd|class_consistency)(_floor|_\d+nfe)?|({'|'.join(groups)})/.+", metric):
             raise ConfigError(
                 f"{place}: {metric} is not a metric; metrics are fid, kid, fid_2nfe, class_consistency and those of "
                 f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"

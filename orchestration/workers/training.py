@@ -68,11 +68,12 @@ class TrainingWorker:
         """
         from soflow.training.trainer import NonFiniteLoss
 
-        began = time.perf_counter()
         request = replace(request, directory=on_this_machine(request.directory))
         try:
             run, fresh = self._prepare(request)
-            waited = {"time/handover_s": time.perf_counter() - (self._answered_at or began)} if fresh else {}
+            waited = {}
+            if fresh and self._answered_at is not None:  # not a worker's first trial
+                waited["time/handover_s"] = time.perf_counter() - self._answered_at
             report = run.advance()
             while run.trainer.step <= request.start:  # it resumed from an older checkpoint
                 report = run.advance()

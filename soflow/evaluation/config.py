@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,6 +64,14 @@ class EvaluationConfig(Section):
     inference_guidance; for gaussians also true_distance."""
     diagnose_every_report: bool = False
     """Run the diagnostics at every report. If false, only after the last step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        """Take the field's former name from saved configurations."""
+        if isinstance(values, dict) and "inception_weights" in values:
+            return {"feature_weights" if name == "inception_weights" else name: values[name] for name in values}
+        return values
 
     @field_validator("feature_network")
     @classmethod

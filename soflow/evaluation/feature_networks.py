@@ -1,4 +1,5 @@
-"""Feature networks for FID and KID: small classifiers, two of them included here, and torch-fidelity's Inception.
+"""Feature networks for FID and KID: small classifiers, two of them included here, torch-fidelity's
+Inception, and vision transformers.
 
 Importing this module registers the classifiers with torch-fidelity, so `digits-cnn`, `fashion-cnn` and `soflow-cnn`
 (with the file of its weights) also work as `feature_extractor` of `torch_fidelity.calculate_metrics`.
@@ -90,7 +91,7 @@ class ClassifierFeatures(FeatureExtractorBase):
         super().__init__(name, features_list)
         path = Path(feature_extractor_weights_path or weights_path(name))
         info = feature_network_info(str(path) if name == CLASSIFIER else name)
-        assert info.image_shape is not None  # only Inception takes images of any shape
+        assert info.image_shape is not None
         self.image_shape = info.image_shape
         self.classifier = Classifier(info.image_shape, widths_for(info.image_shape), info.num_logits)
         self.classifier.load_state_dict(load_file(path))
@@ -131,7 +132,7 @@ def weights_path(name: str, feature_weights: Path | None = None) -> Path:
     Inception's weights are downloaded to torch-fidelity's cache folder unless a file is configured.
 
     Raises:
-        ConfigError: if published weights are missing, and cannot be downloaded.
+        ConfigError: if published weights are missing, or Inception's cannot be downloaded.
     """
     if name not in PUBLISHED:
         if name not in FEATURE_NETWORKS:
@@ -210,6 +211,6 @@ def _fetch_inception() -> Path:
 
 def _remedy(name: str) -> str:
     return (
-        f"download {PUBLISHED[name]} elsewhere and give its path, or set evaluation.feature_network to one of "
+        f"download {PUBLISHED[name]} and set evaluation.feature_weights to it, or evaluation.feature_network to one of "
         f"digits-cnn, fashion-cnn if it fits the dataset, or to a file made by {MAKER} from your images"
     )

@@ -1,4 +1,4 @@
-"""Compare generated images with a reference, sharded over the workers; all metrics are torch-fidelity's."""
+"""Compare generated images with a reference, sharded over the workers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Evaluator:
             kid: mean squared kernel distance over 10 random subsets of each set, drawn with torch-fidelity's fixed
                 seed. A subset has 1,000 images, or the size of the smaller set. Like precision and recall, it uses the
                 first 10,000 images and at most 10,000 references, and is unavailable with a file of statistics.
-            kid_error: standard error of kid over sets of as many images, see `metrics.kid_error`.
+            kid_error: standard error of kid, see `metrics.kid_error`.
             class_consistency: fraction of images whose predicted class equals their label; only with labels and a
                 feature network that classifies this dataset.
             precision, recall: if configured; fraction of images within the data manifold, and of data within the
@@ -174,9 +174,10 @@ class Evaluator:
             assert self._known.features is not None  # not a file of statistics
             return self._known.features
 
-        measures = {"kid": lambda: metrics.kid(features, references())}
+        kid = functools.cache(lambda: metrics.kid(features, references()))
+        measures = {"kid": lambda: kid()[0]}
         if len(features) > 2:
-            measures["kid_error"] = lambda: metrics.kid_error(features, references())
+            measures["kid_error"] = lambda: metrics.kid_error(features, references(), kid()[1])
         if self.config.precision_recall:
             both = functools.cache(lambda: metrics.precision_recall(features, references()))
             measures |= {"precision": lambda: both()["precision"], "recall": lambda: both()["recall"]}

@@ -1,4 +1,4 @@
-"""torch-fidelity's metrics, computed from extracted features."""
+"""Metrics of extracted features: torch-fidelity's, the error of its KID, density, coverage and CMMD."""
 
 from __future__ import annotations
 
@@ -27,21 +27,26 @@ def fid(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
     return fid_statistics_to_metric(first, second, verbose=False)[torch_fidelity.KEY_METRIC_FID]
 
 
-def kid(first: Tensor, second: Tensor) -> float:
-    """Compute the squared kernel distance of features [N, D] and [M, D], averaged over random subsets of each."""
-    return _kid(first, second)[torch_fidelity.KEY_METRIC_KID_MEAN]
+def kid(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Compute the squared kernel distance of features [N, D] and [M, D]: mean over random subsets, and their spread."""
+    size = kid_subset_size(len(first), len(second))
+    result = kid_features_to_metric(first, second, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
+    return result[torch_fidelity.KEY_METRIC_KID_MEAN], result[torch_fidelity.KEY_METRIC_KID_STD]
 
 
-def kid_error(generated: Tensor, real: Tensor) -> float:
-    """Compute the standard error of `kid` over sets of as many generated images; features [N, D] and [M, D], N > 2.
+def kid_error(generated: Tensor, real: Tensor, spread: float) -> float:
+    """Compute the standard error of `kid` as an estimate of a generator's distance from this reference.
 
-    Its square is the sum of two variances. One is that of the unbiased distance between all N and all M images, which
-    is what subsets estimate; by the jackknife over the generated images, with the reference as it is. The other is
-    that of the mean over the subsets around it.
+    Its square is the sum of two variances. One is that of the unbiased distance between all N generated and all M real
+    images, which is what subsets estimate, by the jackknife over the generated images. The other is that of the mean
+    over the subsets around it. How the reference was drawn is left out.
+
+    Args:
+        generated: [N, D], N > 2.
+        real: [M, D].
+        spread: standard deviation over the subsets, from `kid`.
     """
-    spread = _kid(generated, real)[torch_fidelity.KEY_METRIC_KID_STD]
     by_subsets = spread**2 / (KID_SUBSETS - 1)
-
     n, means = len(generated), []
     for rows in generated.split(ROWS):
         same, other = ((rows @ features.mT / rows.shape[1] + 1) ** 3 for features in (generated, real))
@@ -52,11 +57,6 @@ def kid_error(generated: Tensor, real: Tensor) -> float:
     changes = 2 * (same.mean() - same) / (n - 2) + 2 * (other - other.mean()) / (n - 1)
     by_images = (n - 1) / n * (changes**2).sum().item()
     return math.sqrt(by_images + by_subsets)
-
-
-def _kid(first: Tensor, second: Tensor) -> dict[str, float]:
-    size = kid_subset_size(len(first), len(second))
-    return kid_features_to_metric(first, second, kid_subsets=KID_SUBSETS, kid_subset_size=size, verbose=False)
 
 
 def kid_subset_size(first: int, second: int) -> int:

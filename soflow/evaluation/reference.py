@@ -171,7 +171,7 @@ def _kid_floor(features: Tensor) -> float:
     so the mean is 0. Balanced halves resemble each other more than independent sets do, and their KID is below 0.
     """
     order = np.random.default_rng(2).permutation(len(features))[: len(features) // 2 * 2]
-    return kid(features[order[::2]], features[order[1::2]])
+    return kid(features[order[::2]], features[order[1::2]])[0]
 
 
 def _places(num_samples: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Registry of the feature networks, and the properties of classifiers trained on other images.
 
 A plug-in is a subclass of torch-fidelity's FeatureExtractorBase with class attributes named as the fields of
-FeatureNetworkInfo: `layer`, `num_features`, `logits`, `num_logits`, `weights`, and maybe `image_shape` and `dataset`.
+FeatureNetworkInfo: `layer`, `num_features`, `weights`, and maybe `logits`, `num_logits`, `image_shape` and `dataset`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FeatureNetworkInfo:
 
 
 def _plugin(reference: str, extractor: Any) -> FeatureNetworkInfo:
-    required = ("layer", "num_features", "logits", "num_logits", "weights")
+    required = ("layer", "num_features", "weights")
     if missing := [name for name in required if not hasattr(extractor, name)]:
         raise PluginError(f"needs the class attributes {', '.join(missing)}")
     if not Path(extractor.weights).is_file():

@@ -49,6 +49,7 @@ class TransformerFeatures(FeatureExtractorBase):
 
     Raises:
         RuntimeError: if the file has other weights; the message names the keys.
+        ValueError: if it has no weights by name, or CLIP's for images of another size.
     """
 
     spec: VisionTransformer
@@ -59,8 +60,11 @@ class TransformerFeatures(FeatureExtractorBase):
         classes = spec.num_features if spec.projects else 0
         self.network = timm.create_model(spec.name, img_size=spec.side, num_classes=classes, **spec.options)
         state = _read(Path(feature_extractor_weights_path))
-        if not spec.projects:
-            state = _with_positions_of(state, self.network.patch_embed.grid_size[0])
+        side = self.network.patch_embed.grid_size[0]
+        if spec.projects:
+            _check_positions_of(state, side)
+        else:
+            state = _with_positions_of(state, side)
         self.network.load_state_dict(checkpoint_filter_fn(state, self.network))
         self.register_buffer("mean", torch.tensor(spec.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).reshape(3, 1, 1), persistent=False)
@@ -73,12 +77,13 @@ class TransformerFeatures(FeatureExtractorBase):
 
     def prepared(self, images: Tensor) -> Tensor:
         """Resize and standardize uint8 images [B, 3, H, W] to [B, 3, side, side]."""
-        size = (self.spec.side, self.spec.side)
-        pixels = images.to(self.mean.dtype)
+        side, pixels = self.spec.side, images.to(self.mean.dtype)
         if self.spec.whole_levels:
-            pixels = interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255) / 255
+            for size in ((images.shape[2], side), (side, side)):  # Pillow rounds the width's result, then the height's
+                pixels = interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)
+            pixels = pixels / 255
         else:
-            pixels = interpolate(pixels / 255, size, mode="bicubic")
+            pixels = interpolate(pixels / 255, (side, side), mode="bicubic")
         return (pixels - self.mean) / self.std
 
     @staticmethod
@@ -125,7 +130,17 @@ class CLIP(TransformerFeatures):
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it has a {type(state).__name__}, not weights by name")
+    return state
+
+
+def _check_positions_of(state: dict[str, Tensor], side: int) -> None:
+    """Check that CLIP was trained on a grid of `side`² patches: timm would interpolate its position embeddings."""
+    positions = state.get("visual.positional_embedding")
+    if positions is not None and len(positions) != 1 + side**2:
+        raise ValueError(f"its images have {len(positions) - 1} patches, not {side**2}")
 
 
 def _with_positions_of(state: dict[str, Tensor], side: int) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,8 +92,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     sweep = session.start("sweep_schedule.py", *SMALL, "--name", "one", *flags)
     lines = wait_for_line(sweep, "trial 1 running, step 4/")
     os.kill(sweep.pid, signal.SIGINT)
-    time.sleep(2)
-    with suppress(ProcessLookupError):
+    lines += wait_for_line(sweep, "interrupted")
+    with suppress(ProcessLookupError):  # it may have ended by now
         os.kill(sweep.pid, signal.SIGINT)
     output = "".join(lines) + sweep.communicate(timeout=120)[0]
     session.assert_nothing_left()

@@ -47,7 +47,7 @@ def test_a_sweep_is_recorded_whole(finished):
     complete = [runs[f"one-{number:04d}"] for number, state in enumerate(states) if state == "COMPLETE"]
     assert parent.data.metrics["best/fid"] == min(run.data.metrics["final/fid"] for run in complete)
 
-    client, handovers = MlflowClient(session.tracking_uri), []
+    client, warm = MlflowClient(session.tracking_uri), []
     for number, (name, run) in enumerate(sorted(runs.items())):
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert "mlflow.note.content" in run.data.tags
@@ -66,10 +66,10 @@ def test_a_sweep_is_recorded_whole(finished):
         images = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
         assert len(images) == REPORTS[step] + (GRIDS_AT_THE_END if states[number] == "COMPLETE" else 0)
         assert (step < 12) == (states[number] == "PRUNED")
-        handovers.append(run.data.metrics.get("time/handover_s", 0))
+        warm.append("time/handover_s" in run.data.metrics)
     assert "failed: the loss became infinite or NaN at step" in output
     # Each of two programs started workers once; the other trials found workers that had a trial before.
-    assert sum(seconds > 10 for seconds in handovers) <= 2, handovers
+    assert warm.count(False) <= 2, warm
 
 
 def test_the_best_trial_is_a_logged_model_and_its_data_is_recorded(finished):

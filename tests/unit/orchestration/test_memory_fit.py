@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from helpers import tiny_config
 
-from orchestration.memory_fit import MemoryBudget, check_memory, micro_batches_that_fit
+from orchestration import memory_fit
+from orchestration.memory_fit import MemoryBudget, check_memory, micro_batches_that_fit, predict_memory
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from soflow.config import override, to_dict
@@ -28,6 +31,20 @@ def config():
 @pytest.fixture(scope="module")
 def peak(config) -> int:
     return predict(config).peak_bytes
+
+
+def test_a_prediction_is_made_once_also_for_the_slots_of_a_sweep(monkeypatch):
+    made = []
+    monkeypatch.setattr(memory_fit, "_predicted", {})
+    monkeypatch.setattr(memory_fit, "_predict", lambda values: made.append(values) or (1000, 10))
+    sweep = SweepConfig.model_validate(to_dict(tiny_config(network=SMALL)))
+    predict_memory(sweep)  # while Ray starts
+    known = budget(2000)
+    check_memory(sweep, known)
+    slots = pickle.loads(pickle.dumps(known))
+    monkeypatch.setattr(memory_fit, "_predicted", {})  # in another process
+    assert micro_batches_that_fit(sweep.run, slots, num_workers=1) == 1
+    assert len(made) == 1
 
 
 def test_what_fits_is_trained_whole(config, peak):

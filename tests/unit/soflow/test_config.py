@@ -208,6 +208,11 @@ def test_several_faults_are_a_line_each():
     ]
 
 
+def test_saved_configurations_may_have_the_former_name_of_the_feature_weights():
+    former = parse({"evaluation": {"inception_weights": "inception.pth", "num_samples": 100}})
+    assert former == parse({"evaluation": {"feature_weights": "inception.pth", "num_samples": 100}})
+
+
 def test_the_edges_of_what_is_allowed():
     for section, values in (
         ("objective", {"flow_matching_fraction": 0, "velocity_mix": 1, "guidance_strength": 1, "label_drop": 0}),

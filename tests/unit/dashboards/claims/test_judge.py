@@ -175,23 +175,24 @@ def test_pairing_is_worth_seeds():
     assert math.isnan(pairing_gain([(1.0, 2.0)] * 5))
 
 
-DESIGN = "experiment: a, looks: [5], smallest_effect: 1.2"
+DESIGN = "experiment: a, question: q, looks: [5], smallest_effect: 1.2"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- {experiment: a, looks: [5, 4], smallest_effect: 1.2, claims: []}", "looks"),
-        ("- {experiment: a, looks: [2], smallest_effect: 1.2, claims: []}", "looks"),
-        ("- {experiment: a, looks: [5], smallest_effect: 0.9, claims: []}", "smallest_effect"),
-        ("- {experiment: a, looks: [5], claims: []}", "smallest_effect"),
-        ("- {experiment: a, looks: [5], smallest_effect: 1.2, claims: []}", "claims"),
+        ("- {experiment: a, question: q, looks: [5, 4], smallest_effect: 1.2, claims: []}", "looks"),
+        ("- {experiment: a, question: q, looks: [2], smallest_effect: 1.2, claims: []}", "looks"),
+        ("- {experiment: a, question: q, looks: [5], smallest_effect: 0.9, claims: []}", "smallest_effect"),
+        ("- {experiment: a, question: q, looks: [5], claims: []}", "smallest_effect"),
+        ("- {experiment: a, question: q, looks: [5], smallest_effect: 1.2, claims: []}", "claims"),
         (
-            "- {experiment: a, looks: [5], smallest_effect: 1.2, claims: [{claim: c, source: s, test: fid(a) > 1}]}",
+            "- {experiment: a, question: q, looks: [5], smallest_effect: 1.2, claims: [{claim: c, source: s, test: fid(a) > 1}]}",
             "fid",
         ),
         (
-            2 * "- {experiment: a, looks: [5], smallest_effect: 2, claims: [{claim: c, source: s, test: fid(a)<1}]}\n",
+            2
+            * "- {experiment: a, question: q, looks: [5], smallest_effect: 2, claims: [{claim: c, source: s, test: fid(a)<1}]}\n",
             "one study of a",
         ),
         ("- [", "claims.yaml"),

@@ -131,6 +131,7 @@ def test_what_a_checkpoint_cannot_do_is_refused_before_the_start(run, plain):
         (run, {"ema": ["0.01"]}, r"ema = 0\.01: cannot be made from 8 snapshots .* error would be \d+%"),
         (run, {"goals": ["recall"], "precision_recall": False}, "goals = recall: needs precision_recall"),
         (run, {"goals": ["cmmd"]}, "goals = cmmd: needs feature_network = clip"),
+        (run, {"goals": ["class_consistency"], "feature_network": "dinov2"}, "needs a feature_network that classifies"),
         (run, {"feature_network": "nowhere"}, r"evaluation\.feature_network = nowhere: "),
     ]
     for subject, values, message in faults:

@@ -274,6 +274,7 @@ FAULTS = {
     "sampler = cmaes: supports one goal, not fid, kid; choose one of": {"sampler": "cmaes", "goals": ("fid", "kid")},
     "sampler = cmaes: does not support constraints; choose one of": {"sampler": "cmaes", "constraints": ("kid<=1",)},
     "goals = fdi: fdi is not a metric": {"goals": ("fdi",)},
+    "goals = kid_error: kid_error is not a metric": {"goals": ("cmmd_2nfe", "kid_error")},
     "constraints = mib<=1: mib is not a metric": {"constraints": ("mib<=1",)},
     "sampler = cmaes: requires a searched range": {
         "sampler": "cmaes",

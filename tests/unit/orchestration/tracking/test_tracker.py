@@ -20,6 +20,7 @@ import pytest
 from helpers import REPOSITORY
 from PIL import Image
 
+from orchestration.store.program import Delivery
 from orchestration.tracking.environment import environment_tags, git_commit
 from orchestration.tracking.mlflow_writer import KEY_TAG
 from orchestration.tracking.recorded_runs import RecordedRuns
@@ -165,6 +166,22 @@ def test_everything_arrives_once(uri, experiment, tmp_path, image):
     (tmp_path / "spool" / "delivered").unlink()
     assert Tracker(uri, experiment, tmp_path / "spool").close(60) == 0
     assert_sweep(uri, experiment)
+
+
+def test_recording_waits_for_no_delivery(uri, experiment, tmp_path, image, monkeypatch):
+    recorded, waits, genuine = threading.Event(), [], Delivery.ready
+
+    def ready(self, events):
+        waits.append(recorded.wait(60))
+        return genuine(self, events)
+
+    monkeypatch.setattr(Delivery, "ready", ready)
+    tracker = Tracker(uri, experiment, tmp_path / "spool")
+    record_sweep(tracker, image)
+    recorded.set()
+    assert tracker.close(60) == 0
+    assert waits
+    assert all(waits)
 
 
 def test_undelivered_events_are_sent_by_the_next_tracker(uri, experiment, tmp_path, image, caplog):

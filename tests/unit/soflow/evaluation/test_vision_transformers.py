@@ -103,13 +103,39 @@ def test_dinov2_is_its_authors_network_on_pillow_s_images(small, images, tmp_pat
     extractor = feature_networks.load("dinov2", ["features"], tmp_path / "weights.pth", CPU)
     found = feature_networks.layers_of(extractor, images, CPU)["features"]
     assert found.dtype == torch.float32
-    # Pillow computes with 22 bits: a pixel in a thousand is a level off, of 255; the layers are float32.
+    # Pillow computes with 22 bits: one of 500 pixels may be a level off, of 255; the layers are float32.
     assert largest_difference(found, dinov2_features(state, images)) < 1e-3
     gray = images[:, :1]
     both = [
         feature_networks.layers_of(extractor, values, CPU)["features"] for values in (gray, gray.expand(-1, 3, -1, -1))
     ]
     assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("side", [8, 32, 300])
+def test_images_are_resized_for_dinov2_as_pillow_does(small, side, tmp_path):
+    torch.save(dinov2_state(), tmp_path / "weights.pth")
+    network = feature_networks.load("dinov2", ["features"], tmp_path / "weights.pth", CPU)
+    noise = torch.randint(0, 256, (2, 3, side, side + 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    levels = ((network.prepared(noise) * network.std + network.mean) * 255).round()
+    resized = [Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.BICUBIC) for image in noise]
+    expected = torch.stack([torch.from_numpy(np.array(image)) for image in resized]).permute(0, 3, 1, 2)
+    difference = (levels - expected).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).double().mean() < 0.002
+
+
+def test_weights_that_are_not_clip_s_are_refused(small, tmp_path):
+    path = tmp_path / "weights.pth"
+    state = {f"visual.{name}": value for name, value in clip_network().state_dict().items()}
+    positions = state["visual.positional_embedding"]
+    for wrong, reason in (
+        (state | {"visual.positional_embedding": positions[:17]}, "its images have 16 patches, not 49"),
+        (torch.zeros(2), "it has a Tensor, not weights by name"),
+    ):
+        torch.save(wrong, path)
+        with pytest.raises(ConfigError, match=f"feature_weights = .*: not the weights of clip .{reason}"):
+            feature_networks.load("clip", ["features"], path, CPU)
 
 
 def clip_network(state: dict[str, Tensor] | None = None) -> OpenAIVisionTransformer:
