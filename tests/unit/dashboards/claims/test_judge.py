@@ -186,15 +186,8 @@ DESIGN = "experiment: a, question: q, looks: [5], smallest_effect: 1.2"
         ("- {experiment: a, question: q, looks: [5], smallest_effect: 0.9, claims: []}", "smallest_effect"),
         ("- {experiment: a, question: q, looks: [5], claims: []}", "smallest_effect"),
         ("- {experiment: a, question: q, looks: [5], smallest_effect: 1.2, claims: []}", "claims"),
-        (
-            "- {experiment: a, question: q, looks: [5], smallest_effect: 1.2, claims: [{claim: c, source: s, test: fid(a) > 1}]}",
-            "fid",
-        ),
-        (
-            2
-            * "- {experiment: a, question: q, looks: [5], smallest_effect: 2, claims: [{claim: c, source: s, test: fid(a)<1}]}\n",
-            "one study of a",
-        ),
+        (f"- {{{DESIGN}, claims: [{{claim: c, source: s, test: fid(a) > 1}}]}}", "fid"),
+        (2 * f"- {{{DESIGN}, claims: [{{claim: c, source: s, test: fid(a)<1}}]}}\n", "one study of a"),
         ("- [", "claims.yaml"),
     ],
 )
