@@ -81,7 +81,7 @@ def simulate(ledger: Ledger, effect: float, number: int, generator: np.random.Ge
         studies.append((study, np.stack(ps, axis=1), np.stack(found, axis=1), truths))
     wrong, decided, seeds = np.zeros(number, dtype=bool), np.zeros(number), np.zeros(number)
     for study, ps, found, truths in studies:
-        level = LEVEL / (len(ledger.studies) * len(study.claims))
+        level = study.level
         lowest, call = np.full(ps.shape[:2], np.inf), np.zeros(ps.shape[:2])
         stopped = np.zeros(number, dtype=bool)
         for look, n in enumerate(study.looks):
@@ -192,7 +192,7 @@ def main() -> None:
             cells = (f"{ratio:g}", f"{scatter:g}", spending, f"{100 * decided:.0f} %", f"{100 * directed:.0f} %")
             print(f"| {' | '.join(cells)} | {seeds:.1f} |", flush=True)
     for study in (study for study in ledger.studies if study.experiment in ("ablations", "scale_test")):
-        share = LEVEL / len(ledger.studies) / len(study.claims)
+        share = study.level
         decided = [seeds_and_power("pocock", 0.2, math.log(ratio), share, study.looks)[0] for ratio in (1.25, 1)]
         shares = " and ".join(f"{100 * share:.0f} %" for share in decided)
         print(f"\n{study.experiment}, scatter 0.2: {shares} decided with true ratios 1.25 and 1")

@@ -158,12 +158,16 @@ def flags_of(block: Block) -> list[str]:
 
 def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: ClaimsOptions) -> list[Judged]:
     """Judge all claims, write claims.md, claims.png and claims.json, and say how far the ledger is."""
+    from dashboards.claims.designs import changed_designs
     from dashboards.claims.evidence import to_json
     from dashboards.claims.figure import verdicts_png
     from dashboards.claims.judge import judge
     from dashboards.claims.page import page, summary
 
     judged, facts = judge(ledger, gathered), _facts()
+    if changed := changed_designs(ledger, gathered, options.storage):
+        facts["changed designs"] = " ".join(changed)
+        print(*changed, sep="\n")
     write_atomic(options.storage / "claims.png", verdicts_png(judged))
     write_atomic(options.storage / "claims.md", page(judged, facts, gathered, "claims.png"))
     write_atomic(options.storage / "claims.json", to_json(gathered, facts))

@@ -92,4 +92,4 @@ def chance(one: Judged, seeds: int) -> float:
     error = np.sqrt((squares - total * mean**2) / (total - 1) / total)
     ns = (*(look.n for look in one.looks), total)
     ps = p_values(one.question, ns, len(one.looks), mean, error)
-    return float((np.minimum(*ps) <= one.level).mean())
+    return float((np.minimum(*ps) <= one.study.level).mean())

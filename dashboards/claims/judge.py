@@ -34,7 +34,6 @@ class Judged:
         looks: mean and scatter at each look so far, of the logarithm of the ratio, or of an exponent less 1/2.
         answer: the call; None without a test.
         p: p-value of the call, corrected for the ledger; NaN without a test.
-        level: the claim's share of the error rate: its p-value must be lower for a verdict.
         exact: the mean, where all seeds agree on a count of bytes, so that no test is needed; else None.
         gain: how many times as many seeds unpaired runs would need for the same scatter; NaN if unknown.
         reached: number of seeds of the last look that is complete, lost ones included.
@@ -46,7 +45,6 @@ class Judged:
     looks: tuple[Look, ...] = ()
     answer: Answer | None = None
     p: float = math.nan
-    level: float = LEVEL
     exact: float | None = None
     gain: float = math.nan
     reached: int = 0
@@ -97,7 +95,7 @@ class Judged:
 
     @property
     def detectable(self) -> float:
-        """Ratio above 1 that all planned seeds tell from 1 with 80 % power or more; infinite without a test.
+        """Ratio above 1 that all planned seeds tell from 1 with the study's power; infinite without a test.
 
         From the critical value of the last planned look alone, to which the earlier ones only add. Never below the
         smallest effect: cases that differ by less are called equivalent.
@@ -105,9 +103,9 @@ class Judged:
         if self.answer is None or self.is_exponent:
             return math.inf
         planned, last = self.study.looks, self.looks[-1]
-        critical = sequential_tests(planned, planned[-1], self.study.spending)[0].critical(self.level)[-1]
+        critical = sequential_tests(planned, planned[-1], self.study.spending)[0].critical(self.study.level)[-1]
         level = two_sided_level(critical, planned[-1])
-        ratio = math.exp(detectable_effect(planned[-1], level) * last.deviation)
+        ratio = math.exp(detectable_effect(planned[-1], level, self.study.power) * last.deviation)
         return max(ratio, self.study.smallest_of(self.claim))
 
     @property
@@ -139,11 +137,11 @@ class Judged:
 def judge(ledger: Ledger, gathered: Mapping[str, Gathered]) -> list[Judged]:
     """Test all claims at the looks so far, and correct them together.
 
-    Every study has an equal share of the error rate, and every claim an equal part of its study's. These shares are
-    fixed: if log ratios are normal, all verdicts together are wrong with a probability of at most 5 %, whatever the
-    dependence between claims (Bonferroni's inequality), and no verdict depends on other claims. Passing on the share of
-    a decided claim, as in Holm's method, would not be valid: a claim that is rightly called equivalent could have been
-    called confirmed at its own share, so nothing is left of it.
+    Every study states its share of the error rate, and every claim has an equal part of it. These shares are fixed: if
+    log ratios are normal, all verdicts together are wrong with a probability of at most 5 %, whatever the dependence
+    between claims (Bonferroni's inequality), and no verdict depends on other claims. Passing on the share of a decided
+    claim, as in Holm's method, would not be valid: a claim that is rightly called equivalent could have been called
+    confirmed at its own share, so nothing is left of it.
 
     Args:
         gathered: what the studies that were run have measured, by experiment.
@@ -151,11 +149,10 @@ def judge(ledger: Ledger, gathered: Mapping[str, Gathered]) -> list[Judged]:
     judged = []
     for study in ledger.studies:
         evidence = gathered[study.experiment].evidence if study.experiment in gathered else {}
-        level = LEVEL / (len(ledger.studies) * len(study.claims))
         for claim in study.claims:
             one = _judge_claim(study, claim, evidence.get(claim.test, Evidence(reason="not run yet")))
-            p = min(1.0, one.answer.p * LEVEL / level) if one.answer else math.nan
-            judged.append(replace(one, p=p, level=level))
+            p = min(1.0, one.answer.p * LEVEL / study.level) if one.answer else math.nan
+            judged.append(replace(one, p=p))
     return judged
 
 

@@ -16,7 +16,7 @@ from soflow.config import describe
 from soflow.config_base import ConfigError, Section
 from soflow.config_files import load_yaml
 from soflow.sequential import Spending
-from soflow.statistics import FEWEST_SEEDS
+from soflow.statistics import FEWEST_SEEDS, LEVEL, POWER, ROUNDING
 
 _EXPONENT = re.compile(rf"k = {PREDICTED:g}: (.+) \((.+)\)")
 EffectRatio = Annotated[float, Field(gt=1)]
@@ -70,6 +70,10 @@ class Study(Section):
     """Number of seeds at each look at the results; no seed is added after the last."""
     smallest_effect: EffectRatio
     """Ratio above 1 that is worth finding. Two cases whose ratio is nearer to 1 count as equivalent."""
+    family_error: Annotated[float, Field(gt=0, le=LEVEL)]
+    """Probability of at least one wrong verdict on the study's claims, at most; each has an equal part of it."""
+    power: Annotated[float, Field(ge=0.5, lt=1)] = POWER
+    """Probability with which all planned seeds find the ratio that the page calls detectable."""
     spending: Spending = "pocock"
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
 
@@ -79,6 +83,11 @@ class Study(Section):
         if not looks or any(later <= earlier for earlier, later in itertools.pairwise(looks)):
             raise ValueError("must be growing numbers of seeds")
         return looks
+
+    @property
+    def level(self) -> float:
+        """Share of the error rate of each claim."""
+        return self.family_error / len(self.claims)
 
     def smallest_of(self, claim: Claim) -> float:
         return claim.smallest_effect or self.smallest_effect
@@ -93,6 +102,8 @@ class Ledger(Section):
         names = [study.experiment for study in studies]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"must have one study of {repeated[0]}")
+        if (total := sum(study.family_error for study in studies)) > LEVEL + ROUNDING:
+            raise ValueError(f"must have family_error of at most {LEVEL:g} together, not {total:g}")
         return studies
 
     def only(self, experiments: tuple[str, ...]) -> Ledger:

@@ -11,7 +11,7 @@ from dashboards.claims.judge import CONFIRMED, EQUIVALENT, REFUTED, UNDECIDED, J
 from dashboards.comparison.exponents import MARGIN, PREDICTED
 from dashboards.comparison.tables import OUTLIERS_NOTE, Table, as_markdown_table
 from dashboards.labels import percent, plural
-from soflow.statistics import LEVEL, POWER
+from soflow.statistics import LEVEL
 
 COLUMNS = ("claim", "verdict", "in words", "d", "smallest effect", "detectable with all seeds", "published", "source")
 MEANINGS = {
@@ -44,12 +44,25 @@ def _row(one: Judged) -> list[str]:
 
 def designs_table(judged: list[Judged], gathered: Mapping[str, Gathered]) -> Table:
     """Build a row per study: its design, what was trained, and how it ended."""
-    names = ("experiment", "question", "looks", "claims", "decided", "cases", "trials", "lost", "steps", "hours")
+    names = (
+        "experiment",
+        "question",
+        "looks",
+        "family-wise error",
+        "claims",
+        "decided",
+        "cases",
+        "trials",
+        "lost",
+        "steps",
+        "hours",
+    )
     rows = [[*names, "git commits"]]
     for study in dict.fromkeys(one.study for one in judged):
         of_study = [one for one in judged if one.study == study]
         decided = sum(one.outcome != UNDECIDED for one in of_study)
-        row = [study.experiment, study.question, ", ".join(map(str, study.looks)), str(len(of_study)), str(decided)]
+        row = [study.experiment, study.question, ", ".join(map(str, study.looks)), percent(study.family_error, 1)]
+        row += [str(len(of_study)), str(decided)]
         if got := gathered.get(study.experiment):
             row += [str(len(got.seconds)), f"{got.trials:,}", f"{got.lost:,}", f"{got.steps:,}", f"{got.hours:.1f}"]
             row.append(", ".join(got.commits) or "–")
@@ -88,6 +101,7 @@ def page(judged: list[Judged], facts: Mapping[str, str], gathered: Mapping[str, 
         gathered: what the studies that were run have measured, by experiment.
         picture: the picture's file, relative to the page.
     """
+    powers = ", ".join(sorted({percent(one.study.power) for one in judged}))
     meanings = "\n".join(f"- **{outcome}**: {meaning}" for outcome, meaning in MEANINGS.items())
     return f"""# Claims, tested small
 
@@ -107,7 +121,7 @@ A claim refuted or equivalent at this scale may hold at the published one. Claim
 Ratios are geometric means over pairs of equal seeds. d is the mean of their logarithms over its standard deviation.
 Intervals are repeated 95 % intervals: those of all looks together contain the true ratio with a probability of 95 %.
 p is corrected for all looks and for all claims. "Detectable" is a ratio, or its inverse, that all planned seeds tell
-from 1 with {percent(POWER)} power or more, given the scatter, and at least the smallest effect. An exponent k counts as
+from 1 with the study's power ({powers}), given the scatter, and at least the smallest effect. An exponent k counts as
 {PREDICTED:g} within ± {MARGIN:g}.
 {OUTLIERS_NOTE}.
 
@@ -121,9 +135,9 @@ smallest effect; the lower p-value makes the call. Looking several times is paid
 values that are exact for few seeds. If log ratios are normal, a wrong call with p ≤ a is made with a probability of at
 most a.
 
-Every study has an equal share of the family-wise error rate of {percent(LEVEL)}, and every claim an equal part of its
-study's, so that many small questions in one study do not silence a large one in another. If log ratios are normal, all
-verdicts together are wrong with a probability of at most {percent(LEVEL)}, whatever the dependence between claims.
+Every study states its family-wise error rate, together at most {percent(LEVEL)}, and every claim has an equal part of
+its study's, so that many small questions in one study do not silence a large one in another. If log ratios are normal,
+all verdicts together are wrong with a probability of at most {percent(LEVEL)}, whatever the dependence between claims.
 `python benchmarks/verdicts.py` simulates this, and what becomes of it if they are not
 ([evidence](evidence.md#verdicts)).
 

@@ -38,6 +38,7 @@ def study_of(*tests: str, experiment: str = "ran", **fields) -> Study:
             "question": "Which is better?",
             "looks": LOOKS,
             "smallest_effect": 1.25,
+            "family_error": LEVEL / 2,
             "claims": claims,
         }
         | fields
@@ -71,7 +72,7 @@ def test_claims_are_decided_in_both_directions_and_as_equivalent(store):
     test = SequentialTest(LOOKS, 8)
     p = min(test.p_at(look, value) for look, value in enumerate(statistics))
     assert judged[0].p == pytest.approx(min(1, p * 2 * 3))  # a share of two studies and three claims
-    assert judged[0].level == LEVEL / 6
+    assert judged[0].study.level == LEVEL / 6
     assert judged[0].estimate[0] == pytest.approx(math.exp(ratios.mean()))
     assert "Holds at this scale: × 0.7" in judged[0].sentence
     assert "The opposite holds at this scale: × 1.4" in judged[1].sentence
@@ -106,7 +107,7 @@ def test_the_page_and_its_picture_have_every_claim(store):
     assert len(rows) == 2 * len(judged)
     assert "Sizes differ." in rows[0]
     assert "1.5 against 3 (elsewhere)" in rows[0]
-    assert "| ran | Which is better? | 4, 8 | 3 | 3 | 2 | 16 | 0 | 3,200 |" in text
+    assert "| ran | Which is better? | 4, 8 | 2.5 % | 3 | 3 | 2 | 16 | 0 | 3,200 |" in text
     assert "a laptop" in text
     assert verdicts_png(judged).startswith(b"\x89PNG")
     assert verdicts_png(judge(LEDGER, {})).startswith(b"\x89PNG")
@@ -175,7 +176,8 @@ def test_pairing_is_worth_seeds():
     assert math.isnan(pairing_gain([(1.0, 2.0)] * 5))
 
 
-DESIGN = "experiment: a, question: q, looks: [5], smallest_effect: 1.2"
+CLAIM = "{claim: c, source: s, test: fid(a)<1}"
+DESIGN = "experiment: a, question: q, looks: [5], smallest_effect: 1.2, family_error: 0.03"
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,13 @@ DESIGN = "experiment: a, question: q, looks: [5], smallest_effect: 1.2"
         ("- {experiment: a, question: q, looks: [2], smallest_effect: 1.2, claims: []}", "looks"),
         ("- {experiment: a, question: q, looks: [5], smallest_effect: 0.9, claims: []}", "smallest_effect"),
         ("- {experiment: a, question: q, looks: [5], claims: []}", "smallest_effect"),
-        ("- {experiment: a, question: q, looks: [5], smallest_effect: 1.2, claims: []}", "claims"),
+        (f"- {{{DESIGN}, claims: []}}", "claims"),
         (f"- {{{DESIGN}, claims: [{{claim: c, source: s, test: fid(a) > 1}}]}}", "fid"),
-        (2 * f"- {{{DESIGN}, claims: [{{claim: c, source: s, test: fid(a)<1}}]}}\n", "one study of a"),
+        (2 * f"- {{{DESIGN}, claims: [{CLAIM}]}}\n", "one study of a"),
+        (
+            "\n".join(f"- {{{DESIGN.replace('a,', name)}, claims: [{CLAIM}]}}" for name in ("a,", "b,")),
+            "family_error of at most 0.05 together, not 0.06",
+        ),
         ("- [", "claims.yaml"),
     ],
 )
