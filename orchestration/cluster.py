@@ -22,7 +22,7 @@ from orchestration.interruption import listen, signals_kept_from_children
 from soflow.config_base import ConfigError, first_line
 from soflow.plugins import loaded_roots
 
-CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 25
+CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S = 3, 40
 """Limits for opening the port, and for the health check, which imports Ray."""
 REMEDY = "start one with `ray start --head`, or leave out address to use this machine alone"
 LONGEST_SOCKET_FOLDER = 40
@@ -71,7 +71,7 @@ def check_address(address: str) -> None:
     """Check that a Ray cluster answers at an address.
 
     Raises:
-        ConfigError: if none answers within half a minute.
+        ConfigError: if none answers within three quarters of a minute.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")

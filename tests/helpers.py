@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from soflow import autodiff
 from soflow.config import RunConfig, parse, to_dict
 from soflow.networks.dit import DiT
+from soflow.objectives import meanflow
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.objectives.distillation import Teacher
 from soflow.objectives.registry import OBJECTIVES
-from soflow.training import checkpoints
+from soflow.training import checkpoints, compilation
 from soflow.training.build import build_network, build_objective
 
 REPOSITORY = Path(__file__).parents[1]
@@ -149,6 +151,15 @@ def tiny_objective(name: str, /, **sections: dict[str, Any]) -> Objective:
     if name == "distillation":
         objective.teacher = Teacher(tiny_objective("flow_matching"), SmoothNetwork(width=8))
     return objective
+
+
+def compile_with(monkeypatch, backend: str) -> None:
+    """Let torch compile with this backend, everything anew; aot_eager does without C++, which takes a minute."""
+    torch._dynamo.reset()
+    compilation._process_compilations.cache_clear()  # the reset has removed its callbacks
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    fresh = functools.cache(autodiff.compiled_total_derivative.__wrapped__)
+    monkeypatch.setattr(meanflow, "compiled_total_derivative", fresh)
 
 
 def objective_config(name: str, **fields: Any):

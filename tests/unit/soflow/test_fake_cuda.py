@@ -25,7 +25,7 @@ from soflow.config import RunConfig, parse
 from soflow.cost.synthetic import synthetic_source
 from soflow.data import open_source
 from soflow.data.in_memory import InMemorySource
-from soflow.diagnostics import fid_by_nfe, flow_distance, true_distance
+from soflow.diagnostics import base, fid_by_nfe, flow_distance, true_distance
 from soflow.diagnostics.registry import DIAGNOSTICS
 from soflow.evaluation.fidelity import Batch, Evaluator
 from soflow.evaluation.generated import generate
@@ -247,7 +247,9 @@ def test_feature_statistics_are_computed_on_one_device(features, tmp_path):
 
 @pytest.mark.parametrize("name", DIAGNOSTICS)
 def test_diagnostics_run_on_one_device(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(flow_distance, "REFERENCE_NFE", 4)  # fewer steps of the same kind
+    # Fewer steps of the same kind.
+    monkeypatch.setattr(base, "PAIRS", {name: base.PAIRS[name] for name in ("t0.50_s0.25", "t1.00_s0.00")})
+    monkeypatch.setattr(flow_distance, "REFERENCE_NFE", 4)
     monkeypatch.setattr(true_distance, "STEPS", 4)
     monkeypatch.setattr(fid_by_nfe, "NFE", (1, 2))
     config = tiny_config(
@@ -255,7 +257,7 @@ def test_diagnostics_run_on_one_device(name, tmp_path, monkeypatch):
         dataset={"name": "gaussians"},
         network={"name": "DiT"},
         objective={"guidance_strength": 1},
-        evaluation={"diagnostics": [name]},
+        evaluation={"diagnostics": [name], "batch_size": 16},  # one batch
     )
     source = open_source(config.dataset)
     small = InMemorySource(source.images[:64], source.labels[:64], source.num_classes)

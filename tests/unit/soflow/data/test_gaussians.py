@@ -248,7 +248,8 @@ def test_claims_about_exponents_are_judged_with_the_others(sweep):
         f"k = 0.5: {relation} (one)",
     ]
     claims = tuple(Claim(claim=test, source="s", test=test) for test in tests)
-    study = Study(experiment="bound", looks=(SEEDS,), smallest_effect=1.1, claims=claims)
+    design = {"question": "How fast?", "looks": (SEEDS,), "smallest_effect": 1.1, "family_error": 0.05}
+    study = Study(experiment="bound", claims=claims, **design)
     bound, faster, memory, fid, nothing = judge(Ledger(studies=(study,)), {"bound": gather(study, sweep)})
     assert [each.outcome for each in (bound, faster, memory)] == [CONFIRMED, REFUTED, CONFIRMED]
     assert [each.outcome for each in (fid, nothing)] == ["undecided"] * 2

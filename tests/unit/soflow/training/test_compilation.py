@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CPU, tiny_config
+from helpers import CPU, compile_with, tiny_config
 
 from soflow.config_base import ConfigError
 from soflow.data import open_source
@@ -26,7 +26,10 @@ def trainer(digits, **sections) -> Trainer:
 @pytest.mark.parametrize(
     "jvp", ["subset", *(pytest.param(jvp, marks=pytest.mark.soak) for jvp in ("separate", "with_gradient"))]
 )
-def test_compiled_training_takes_the_eager_steps(jvp, digits):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_training_takes_the_eager_steps(backend, jvp, digits, monkeypatch):
+    """With Inductor, test_options.py has one form; all of them are soak."""
+    compile_with(monkeypatch, backend)
     eager, compiled = (
         trainer(digits, objective={"jvp": jvp}, training={"total_steps": 4, "compile": on}) for on in (False, True)
     )
@@ -83,8 +86,9 @@ def test_without_a_compiler_training_runs_eagerly(digits, monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_a_change_of_lambda_batch_or_labels_compiles_nothing_again(digits):
+def test_a_change_of_lambda_batch_or_labels_compiles_nothing_again(digits, monkeypatch):
     """Sizes that differ by step, call and trial are compiled once: with gradient, without, and the backward pass."""
+    compile_with(monkeypatch, "aot_eager")
     found = []
     for share, batch, drop in ((0.3, 24, 0.1), (0.6, 24, 0.4), (0.45, 17, 0.1)):
         sections = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from datetime import timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, tiny_config
+from helpers import CPU, compile_with, tiny_config
 from torch import distributed, nn
 
 from soflow.config import override, parse, to_dict
@@ -46,8 +45,8 @@ def measured_eagerly(monkeypatch):
 
 
 def compile_always(monkeypatch, smallest_saving: float, backend: str = "aot_eager") -> None:
-    """Compile the smallest of networks, without C++, which takes long; -inf chooses compiled steps, 1 eager ones."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    """Compile the smallest of networks; -inf chooses compiled steps, 1 eager ones."""
+    compile_with(monkeypatch, backend)
     monkeypatch.setattr(compile_choice, "LARGEST_SAVING", math.inf)
     monkeypatch.setattr(compile_choice, "SMALLEST_SAVING", smallest_saving)
 
