@@ -32,9 +32,11 @@ SLOW = (
     *("test_follow.py", "test_worker.py", "test_snapshots.py", "test_options.py", "test_gaussians.py"),
     *("test_reproduce.py", "test_memory_fit.py", "test_testing.py", "test_fidelity.py", "test_compare.py"),
     *("test_report.py", "test_judge.py", "test_looks.py", "test_runs.py", "test_numerics.py", "test_crossover.py"),
+    *("test_statistics.py", "test_sequential.py", "test_pruning.py", "test_points.py", "test_tracker.py"),
+    "test_mlflow_model.py",
 )
-"""Unit files of seconds per test: compilers, several processes, programs that measure, recorded studies and their
-pages. Not in `make quick`."""
+"""Unit files of seconds per test: compilers, several processes, programs that measure, simulations, recorded
+studies and their pages. Not in `make quick`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import pytest
 from helpers import REPOSITORY
 
 from soflow.data.base import DataSource
@@ -74,6 +75,7 @@ def import_all(names: list[str], blocked: set[str]) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow  # another process imports everything
 def test_the_science_works_without_orchestration():
     names = modules("soflow")
     assert {"soflow", "soflow.training.trainer", "soflow.evaluation.fidelity", "soflow.networks.dit"} <= set(names)
