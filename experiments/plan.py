@@ -17,7 +17,7 @@ from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import build
 from orchestration.sweep.ticket import trial_config
-from orchestration.terminal.format import table_console
+from orchestration.terminal.format import table_console, three_digits
 from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig, override, parse, to_dict
 from soflow.cost.accelerators import ACCELERATORS, Accelerator, measured
@@ -86,7 +86,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
 
 
 def _range(bounds: Iterable[float]) -> str:
-    return "–".join(f"{bound:.3g}" for bound in bounds)
+    return "–".join(map(three_digits, bounds))
 
 
 def this_machine() -> Accelerator:

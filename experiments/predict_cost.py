@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestration.terminal.command_line import fail, read_command_line
-from orchestration.terminal.format import table_console
+from orchestration.terminal.format import table_console, three_digits
 from orchestration.terminal.views import finite
 from soflow.config import RunConfig, override, parse
 from soflow.config_base import ConfigError, Count, Section
@@ -140,9 +140,9 @@ def _show(rows: list[dict]) -> None:
             f"{row['parameters'] / 1e6:.1f} M" if first else "",
             str(row["batch"]) if first else "",
             f"{row['accelerator']}, {row['precision']}",
-            f"{row['flops'] / 1e12:.3g}",
-            f"≥ {row['products_s'] * 1e3:.3g} ms",
-            f"{row['least_s'] * 1e3:.3g}–{row['most_s'] * 1e3:.3g} ms",
+            three_digits(row["flops"] / 1e12),
+            f"≥ {three_digits(row['products_s'] * 1e3)} ms",
+            f"{three_digits(row['least_s'] * 1e3)}–{three_digits(row['most_s'] * 1e3)} ms",
             f"{row['peak_bytes'] / 2**30:.1f} GiB" + ("" if row["fits"] else " ✗"),
             str(row["largest_batch"]),
         )

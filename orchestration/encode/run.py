@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from orchestration.cluster import check_address, ray_session
 from orchestration.encode.shards import Setup, Shards
-from orchestration.terminal.format import plain_console
+from orchestration.terminal.format import plain_console, three_digits
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.data.base import LATENT_FACTOR, DataError
@@ -206,7 +206,7 @@ def _show_progress(results: Iterator[dict[str, Any]], done: int, total: int) -> 
             line = f"{done} of {total} images"
             if first:
                 per_image_s = (now - began) / (done - first)
-                line += f", {1 / per_image_s:.3g} images/s, {_minutes((total - done) * per_image_s)} to go"
+                line += f", {three_digits(1 / per_image_s)} images/s, {_minutes((total - done) * per_image_s)} to go"
             else:  # the speed is measured from the first shard on, without the start of the workers
                 first, began = done, now
             progress.update(task, completed=done, description=line)

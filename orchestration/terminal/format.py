@@ -31,6 +31,11 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def three_digits(value: float) -> str:
+    """Format a positive value with three significant digits and grouped thousands, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
 def format_point(point: dict[str, Any]) -> str:
     """Format a point of the search space in one line."""
     return " ".join(f"{short_name(path)}={format_value(value)}" for path, value in point.items())

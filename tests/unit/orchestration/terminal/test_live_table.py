@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from orchestration.terminal.format import format_value, short_name
+from orchestration.terminal.format import format_value, short_name, three_digits
 from orchestration.terminal.live_table import LiveTable
 from orchestration.terminal.progress import SweepProgress
 from orchestration.terminal.views import JsonLines, PlainLines, stdout_for
@@ -45,6 +45,12 @@ def shown(progress: SweepProgress, height: int) -> list[str]:
 def test_names_and_values_are_short():
     assert [short_name(path) for path in POINT] == ["λ", "r(k,K)", "learning_rate"]
     assert [format_value(value) for value in (0.123456, 1061.4, 3, "cosine")] == ["0.123", "1061", "3", "cosine"]
+    assert [three_digits(value) for value in (0.123456, 94.06, 1061.4, 1.5149e6)] == [
+        "0.123",
+        "94.1",
+        "1,060",
+        "1,510,000",
+    ]
 
 
 def test_the_best_is_that_of_any_report():
