@@ -1,4 +1,4 @@
-"""A network for tests that train: what a step costs is then not the network's."""
+"""A small network, with which tests that train take little time."""
 
 from __future__ import annotations
 

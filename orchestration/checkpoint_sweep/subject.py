@@ -82,19 +82,15 @@ def _check_goals(config: CheckpointSweepConfig, run: RunConfig) -> None:
             ("precision", "recall", "density", "coverage"),
             "" if run.evaluation.precision_recall else "precision_recall",
         ),
-        "class_consistency": _what_consistency_needs(run),
+        "class_consistency": "" if run.dataset.conditional else "a network with labels",
     }
     for goal in config.goals:
         if need := needs.get(goal):
             raise ConfigError(f"goals = {goal}: needs {need}")
-
-
-def _what_consistency_needs(run: RunConfig) -> str:
-    if not run.dataset.conditional:
-        return "a network with labels"
-    classified = feature_network_info(run.feature_network).dataset
-    known = (run.dataset.name, open_source(run.dataset).fingerprint) if classified else ()
-    return "" if classified in known else "a feature_network that classifies the dataset"
+        if goal == "class_consistency":  # only then are the data read here
+            fingerprint = open_source(run.dataset).fingerprint
+            if not feature_network_info(run.feature_network).classifies(run.dataset.name, fingerprint):
+                raise ConfigError(f"goals = {goal}: needs a feature_network that classifies the dataset")
 
 
 def default_name(checkpoint: Checkpoint) -> str:

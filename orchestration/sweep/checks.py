@@ -47,11 +47,12 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool, space: Search
 def _check_metrics(config: SweepConfig) -> None:
     """Refuse names that cannot be metrics now, because trials report their metrics only later."""
     by_case: dict[str | None, Any] = {case.name: case.changes.get("evaluation.diagnostics") for case in config.cases}
+    quality = "fid|kid|class_consistency" + ("|cmmd" if config.run.feature_network == "clip" else "")
     for place, metric, case in _metrics_named(config):
         diagnostics = by_case.get(case)
         diagnostics = config.evaluation.diagnostics if diagnostics is None else diagnostics
         groups = ("time", "throughput", "memory", "loss", "gradient", *(f"diagnostics/{name}" for name in diagnostics))
-        if not re.fullmatch(rf"(fid|kid|cmmd|class_consistency)(_floor|_\d+nfe)?|({'|'.join(groups)})/.+", metric):
+        if not re.fullmatch(rf"({quality})(_floor|_\d+nfe)?|({'|'.join(groups)})/.+", metric):
             raise ConfigError(
                 f"{place}: {metric} is not a metric; metrics are fid, kid, fid_2nfe, class_consistency and those of "
                 f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"

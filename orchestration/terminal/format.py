@@ -32,7 +32,7 @@ def format_value(value: Any) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Format a positive value with three significant digits and grouped thousands, without an exponent."""
+    """Format a value with three significant digits and grouped thousands; 0.0001 to 10¹² without an exponent."""
     return f"{float(f'{value:.3g}'):,.12g}"
 
 

@@ -1,5 +1,4 @@
-"""Feature networks for FID and KID: small classifiers, two of them included here, torch-fidelity's
-Inception, and vision transformers.
+"""Feature networks for FID and KID: small classifiers, torch-fidelity's Inception, large vision transformers.
 
 Importing this module registers the classifiers with torch-fidelity, so `digits-cnn`, `fashion-cnn` and `soflow-cnn`
 (with the file of its weights) also work as `feature_extractor` of `torch_fidelity.calculate_metrics`.

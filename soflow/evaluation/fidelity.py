@@ -71,7 +71,7 @@ class Evaluator:
         except ValueError as error:
             raise ConfigError(f"evaluation.feature_network = {self.network}: {error}") from None
         self.logits = self.info.logits or ""
-        self.classifies = bool(self.logits) and self.info.dataset in (config.dataset.name, source.fingerprint)
+        self.classifies = self.info.classifies(config.dataset.name, source.fingerprint)
         from_file = reference.from_file(config) if self.config.reference else None
         weights = feature_networks.weights_path(self.network, self.config.feature_weights)
         self.weights_sha256 = sha256(weights)

@@ -43,6 +43,10 @@ class FeatureNetworkInfo:
     weights: Path | None = None
     """File whose hash identifies the network; None for the included ones, see feature_networks.weights_path."""
 
+    def classifies(self, dataset: str, fingerprint: str) -> bool:
+        """Check whether the logits predict the classes of the dataset with this name and fingerprint."""
+        return self.logits is not None and self.dataset in (dataset, fingerprint)
+
 
 def _plugin(reference: str, extractor: Any) -> FeatureNetworkInfo:
     required = ("layer", "num_features", "weights")

@@ -270,11 +270,18 @@ def test_several_goals_and_constraints(tmp_path, sampler):
     assert load_study(study.config, tmp_path).directions == study.study.directions
 
 
+def test_cmmd_is_a_goal_with_the_network_that_measures_it(tmp_path):
+    values = {"goals": ("cmmd", "cmmd_2nfe"), "evaluation": {"feature_network": "clip"}}
+    config = SweepConfig.model_validate(values)
+    check_study(config, tmp_path, False, build(config))
+
+
 FAULTS = {
     "sampler = cmaes: supports one goal, not fid, kid; choose one of": {"sampler": "cmaes", "goals": ("fid", "kid")},
     "sampler = cmaes: does not support constraints; choose one of": {"sampler": "cmaes", "constraints": ("kid<=1",)},
+    "goals = cmmd: cmmd is not a metric": {"goals": ("cmmd",)},  # needs the feature network clip
     "goals = fdi: fdi is not a metric": {"goals": ("fdi",)},
-    "goals = kid_error: kid_error is not a metric": {"goals": ("cmmd_2nfe", "kid_error")},
+    "goals = kid_error: kid_error is not a metric": {"goals": ("kid_2nfe", "kid_error")},
     "constraints = mib<=1: mib is not a metric": {"constraints": ("mib<=1",)},
     "sampler = cmaes: requires a searched range": {
         "sampler": "cmaes",
