@@ -22,7 +22,8 @@ from experiments.launch import Experiment, comparison, launch
 UNGUIDED = {"name": "soflow", "guidance_strength": 1.0, "flow_matching_fraction": 0.75}
 CASES = (
     "digits:dataset.name=digits",
-    "fashion_mnist:dataset.name=fashion_mnist,training.total_steps=600,training.batch_size=64",
+    "fashion_mnist:dataset.name=fashion_mnist,training.total_steps=600,training.report_every=300,"
+    "training.batch_size=64",
 )
 EXPERIMENT = Experiment(
     __doc__,
@@ -33,7 +34,7 @@ EXPERIMENT = Experiment(
         seed=100,
         hypotheses=("fid(digits) < 20 * fid_floor(digits)", "fid(fashion_mnist) < 12"),
         objective=UNGUIDED,
-        training={"total_steps": 2000},
+        training={"total_steps": 2000, "report_every": 1000},
     ),
     paper=comparison(
         ("unguided",),

@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from session import wait_for_line
+import torch
+from session import Session, wait_for_line
 
 import soflow
-from orchestration.checkpoint_sweep.results import load_results
+from orchestration.checkpoint_sweep.config import CheckpointSweepConfig
+from orchestration.checkpoint_sweep.results import Result, grid_file, load_results, save_result
+from orchestration.checkpoint_sweep.subject import note_config, open_checkpoint
+from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Subject
 
 POINTS = ["--ema", "trained", "0.1", "--guidance", "1", "2", "--nfe", "1", "2", "--confirm-seeds", "2"]
 
 
-@pytest.mark.parametrize("ended", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
-def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(trained, ended):
-    session, run = trained
-    name = f"points-{ended.name}"
-    command = ["sweep_checkpoint.py", str(run), *POINTS, "--name", name]
+def measured_before(session: Session, run: Path, name: str) -> None:
+    """Leave a sweep with one measured point, as an interruption does, without a program."""
+    flags = {"checkpoint": run, "ema": ["trained", "0.1"], "guidance": [1, 2], "nfe": [1, 2], "confirm_seeds": 2}
+    config = CheckpointSweepConfig(**flags, storage=session.storage, name=name)
+    checkpoint, folder = open_checkpoint(config), session.storage / name
+    note_config(folder, config, checkpoint)
+    subject = Subject(checkpoint.path, {"evaluation.precision_recall": True}, session.storage / "reference")
+    point = checkpoint.space.grid()[0]
+    answer = CheckpointWorker(subject, torch.device("cpu"), 0, 1).serve(Measure(point, grid_file(folder, point)))
+    save_result(Result(0, point, answer.metrics, answer.protocol), folder)
+
+
+def ended_by(how: signal.Signals, session: Session, command: list[str]) -> None:
     sweep = session.start(*command, "--max-concurrent", "1")
     wait_for_line(sweep, ": fid")
-    os.kill(sweep.pid, ended)
-    if ended == signal.SIGKILL:
+    os.kill(sweep.pid, how)
+    if how == signal.SIGKILL:
         sweep.wait()
+        return
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130
+    assert "interrupted; the same command resumes" in output
+
+
+@pytest.mark.parametrize(
+    "ended", [None, *(pytest.param(how, marks=pytest.mark.soak) for how in (signal.SIGKILL, signal.SIGINT))]
+)
+def test_an_ended_sweep_of_a_checkpoint_resumes_to_the_same_numbers(trained, ended):
+    session, run = trained
+    name = "points" if ended is None else f"points-{ended.name}"
+    command = ["sweep_checkpoint.py", str(run), *POINTS, "--name", name]
+    if ended is None:
+        measured_before(session, run, name)
     else:
-        output, _ = sweep.communicate(timeout=120)
-        assert sweep.returncode == 130
-        assert "interrupted; the same command resumes" in output
+        ended_by(ended, session, command)
 
     output = session.succeed(*command, "--max-concurrent", "2")
-    assert "8 points of" in output
+    assert re.search(r"^8 points of .*, [1-7] of them measured before$", output, re.MULTILINE), output
     assert "best / default [95 % CI]" in output
     folder = session.storage / name
     results = load_results(folder)

@@ -15,20 +15,6 @@ import yaml
 from cluster import Cluster
 from session import ROOT, SMALL, wait_for_line
 
-# Ray Train starts the coordinator once per cluster, for all jobs, and keeps it; it holds no resources.
-LEFT_BEHIND = """
-import ray, time
-ray.init(logging_level="ERROR", log_to_driver=False)
-from ray.util.state import list_actors, list_placement_groups
-for attempt in range(60):
-    groups = [group.name for group in list_placement_groups() if group.state != "REMOVED"]
-    actors = [actor.class_name for actor in list_actors() if actor.state != "DEAD"]
-    actors = [name for name in actors if name != "_AutoscalingCoordinatorActor"]
-    if not groups and not actors and ray.available_resources().get("CPU") == 4:
-        break
-    time.sleep(0.5)
-print(groups, actors, ray.available_resources().get("CPU"))
-"""
 TWO_GROUPS = """
 import json, sys
 from pathlib import Path
@@ -57,15 +43,8 @@ with connected(TrainConfig(address=sys.argv[1]), groups=2) as resources:
 """
 
 
-def assert_nothing_left_behind(cluster: Cluster) -> None:
-    # A second process asks the cluster, so that this one stays free of Ray.
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    command = [sys.executable, "-c", LEFT_BEHIND]
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert asked.stdout.strip() == "[] [] 4.0", asked.stdout + asked.stderr
-
-
-def test_plug_ins_reach_workers_on_two_nodes_and_nothing_is_left_behind(shared, cluster):
+@pytest.mark.soak  # plug-ins: test_experiments.py; goals: tests/unit/orchestration/sweep/test_search_space.py
+def test_plug_ins_and_several_goals_work_together(shared, cluster):
     """An objective, network and dataset in a file of the working directory; several goals and a constraint."""
     shutil.copy(ROOT / "docs" / "examples" / "my_lab.py", shared.storage)
     flags = ["--objective", "my_lab:AnnealedSoFlow", "--network", "my_lab:TinyNetwork", "--dataset", "my_lab:Stripes"]
@@ -87,10 +66,10 @@ def test_plug_ins_reach_workers_on_two_nodes_and_nothing_is_left_behind(shared, 
     assert runs["two-0001"].data.params["objective.first_fraction"]
     best = yaml.safe_load((shared.storage / "two" / "best.yaml").read_text())
     assert best["objective"]["name"] == "my_lab:AnnealedSoFlow"
-    assert_nothing_left_behind(cluster)
+    cluster.assert_nothing_left()
 
 
-@pytest.mark.soak  # one sweep above
+@pytest.mark.soak  # a comparison on both nodes: test_experiments.py
 def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, cluster):
     """With one storage folder and one tracking database; one's three workers do not fit onto a node of two CPUs."""
     flags = [*SMALL, "--training.total-steps", "8", "--num-trials", "2", "--early-stopping.kind", "none"]
@@ -110,7 +89,7 @@ def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, c
         for number in range(2):
             assert [step for step, _ in shared.history(f"{name}-{number:04d}", "fid")] == [4, 8]
     assert {run.info.status for run in shared.runs().values()} == {"FINISHED"}
-    assert_nothing_left_behind(cluster)
+    cluster.assert_nothing_left()
 
 
 @pytest.mark.soak  # shares of GPUs: tests/unit/orchestration/test_cluster.py

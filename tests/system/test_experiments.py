@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pandas as pd
 import pytest
 from PIL import Image
-from session import SMALL, wait_for_line
+from session import ROOT, SMALL, wait_for_line
 
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import analyze
 
-HYPOTHESES = ("fid(soflow) < 2 * fid(meanflow)", "time/step_ms(soflow) < 60000")
-CASES = ("soflow:objective.name=soflow", "meanflow:objective.name=meanflow")
+HYPOTHESES = ("fid(soflow) < 2 * fid(annealed)", "time/step_ms(soflow) < 60000")
+OBJECTIVES = {"soflow": "soflow", "annealed": "my_lab:AnnealedSoFlow"}
+CASES = [f"{case}:objective.name={objective}" for case, objective in OBJECTIVES.items()]
 
 
-def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by_seed(shared):
+def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by_seed(shared, cluster):
+    """With plug-ins for all that can be one, two workers per trial on two nodes, and one of the workers lost."""
+    shutil.copy(ROOT / "docs" / "examples" / "my_lab.py", shared.storage)
     flags = [*SMALL, "--cases", *CASES, "--case-seeds", "2", "--evaluation.nfe", "1", "2", "--progress", "plain"]
-    flags += ["--max-concurrent", "2", "--hypotheses", *HYPOTHESES]
-    sweep = shared.start("compare_baselines.py", *flags)
-    wait_for_line(sweep, "trial 1 finished")
-    os.kill(sweep.pid, signal.SIGKILL)
-    sweep.wait()
+    flags += ["--network", "my_lab:TinyNetwork", "--dataset", "my_lab:Stripes", "--hypotheses", *HYPOTHESES]
+    flags += ["--evaluation.diagnostics", "my_lab:contrast", "--max-concurrent", "1"]
+    flags += ["--resources.num-workers", "2", "--resources.cpus-per-worker", "2"]  # a node has two
+    comparison = shared.start("compare_baselines.py", *flags)
+    wait_for_line(comparison, "trial 0 running, step 4/")
+    assert {node for node, _ in cluster.processes("ray::RayTrainWorker")} == {0, 1}
+    cluster.kill("ray::RayTrainWorker")
+    wait_for_line(comparison, "trial 1 finished")
+    os.kill(comparison.pid, signal.SIGKILL)
+    comparison.wait()
 
-    again = ["--more-seeds", "3:soflow", "--tags", "purpose=again", "--note", "Resumed.", "--max-concurrent", "1"]
+    again = ["--more-seeds", "3:soflow", "--tags", "purpose=again", "--note", "Resumed."]
     output = shared.succeed("compare_baselines.py", *flags, *again)
     assert "resuming" in output
     assert HYPOTHESES[1] in output
     folder = shared.storage / "compare_baselines-small"
     table = pd.read_csv(folder / "trials.csv").sort_values("trial")
-    expected = [("soflow", 0), ("meanflow", 0), ("soflow", 1), ("meanflow", 1), ("soflow", 2)]
+    expected = [("soflow", 0), ("annealed", 0), ("soflow", 1), ("annealed", 1), ("soflow", 2)]
     assert list(zip(table["case"], table["seed"], strict=True)) == expected
     assert set(table["state"]) == {"finished"}
     runs = shared.runs()
@@ -41,8 +50,13 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     assert whole["mlflow.note.content"].startswith("Resumed.\n")
     for _, row in table.iterrows():
         run = runs[f"compare_baselines-small-{row['trial']:04d}"].data
-        assert run.tags["case"] == run.tags["objective"] == run.params["objective.name"] == row["case"]
+        assert run.tags["case"] == row["case"]
+        assert run.tags["objective"] == run.params["objective.name"] == OBJECTIVES[row["case"]]
+        assert ("objective.first_fraction" in run.params) == (row["case"] == "annealed")
         assert run.params["seed"] == str(row["seed"])
+        assert run.tags["workers"] == "2"
+        assert "diagnostics/contrast/rms" in run.metrics
+        assert [step for step, _ in shared.history(run.tags["mlflow.runName"], "fid")] == [4, 8, 12]
 
     comparison = analyze(read_sweep(shared.tracking_uri, str(folder)))
     assert comparison.quality == ["fid", "fid_2nfe"]
@@ -58,6 +72,7 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     message = shared.fail("compare_baselines.py", *flags, "--training.total-steps", "16")
     assert "name = compare_baselines-small: exists in " in message
     assert "with other training; choose another --name" in message
+    cluster.assert_nothing_left()
 
 
 @pytest.mark.soak  # a killed comparison resumes above

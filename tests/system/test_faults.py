@@ -11,9 +11,9 @@ from cluster import Cluster
 OUTAGE_S = 10
 
 
-# In `make test`, test_sweep.py has Ctrl-C and SIGTERM, test_experiments.py the loss of the driver, test_workers.py
-# that of workers; the tests of the tracker and of stores have servers and disks that fail. The loss of a node is only
-# in `make soak`, here and in test_stores.py.
+# In `make test`, test_sweep.py has Ctrl-C, test_experiments.py the loss of the driver and of a worker; the tests of the
+# tracker and of stores have servers and disks that fail. The loss of a node is only in `make soak`, here and in
+# test_stores.py.
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_sweep_survives_the_loss_of_everything_but_its_storage(long_undisturbed, tmp_path, seed):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 
 import pandas as pd
 import pytest
-from session import SMALL
+from session import SMALL, wait_for_line
 
 import orchestration
 import soflow
@@ -121,16 +123,39 @@ def test_ctrl_c_also_twice_stops_cleanly_and_resume_continues_to_the_same_number
             assert {name: run.metrics[name] for name in names} == {name: alone[name] for name in names}, number
 
 
-def test_the_best_trial_trains_again_to_the_same_numbers_also_when_interrupted(trained):
-    """On other workers, in another process, cut off by SIGTERM and resumed: equal to the last digit."""
-    session, folder = trained
+def best_run(session):
     (best,) = [run for run in sweep_runs(session).values() if run.data.tags.get("best") == "true"]
-    assert session.runs()["again"].info.status == "FINISHED"
-    for name in ("fid", "kid", "class_consistency", "loss/flow_matching", "loss/consistency", "fid_2nfe"):
-        assert session.history("again", name) == session.history(best.info.run_name, name), name
+    return best
 
+
+def assert_same_numbers(session, name: str, other: str) -> None:
+    assert session.runs()[name].info.status == "FINISHED"
+    for metric in ("fid", "kid", "class_consistency", "loss/flow_matching", "loss/consistency", "fid_2nfe"):
+        assert session.history(name, metric) == session.history(other, metric), metric
+
+
+def test_the_best_trial_trains_again_to_the_same_numbers(trained):
+    """On other workers, in another process: equal to the last digit."""
+    session, folder = trained
+    assert_same_numbers(session, "again", best_run(session).info.run_name)
     session.succeed("sample.py", str(folder), "--nfe", "2")
     assert (session.storage / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.soak  # SIGTERM: tests/unit/orchestration/test_interruption.py; resuming: tests/unit/soflow/test_runs.py
+def test_a_run_ended_by_sigterm_resumes_to_the_same_numbers(finished):
+    session, _ = finished
+    best, folder = session.storage / "one" / "best.yaml", session.storage / "terminated"
+    run = session.start("train.py", "--config", str(best), "--name", "terminated", "--training.snapshot-every", "2")
+    wait_for_line(run, "step 4: ")
+    os.kill(run.pid, signal.SIGTERM)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert f"resume with: python experiments/train.py --resume {folder}\n" in output
+    assert session.runs()["terminated"].info.status == "KILLED"
+    session.assert_nothing_left()
+    session.succeed("train.py", "--resume", str(folder))
+    assert_same_numbers(session, "terminated", best_run(session).info.run_name)
 
 
 def extend(session, changes):

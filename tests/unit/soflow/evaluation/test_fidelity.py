@@ -196,15 +196,16 @@ def test_latents_are_compared_as_the_images_that_their_autoencoder_makes(tmp_pat
     random = np.random.default_rng(0)
     moments = np.abs(random.normal(size=(20, 8, 2, 2))).astype(np.float32)
     source = InMemorySource(moments, np.arange(20) % 10, num_classes=10)
-    projection = torch.randn(3 * 16 * 16, 2048, generator=torch.Generator().manual_seed(0))
+    projection = torch.randn(3 * 16 * 16, 768, generator=torch.Generator().manual_seed(0))
 
     def features_of(images):
         assert images.shape[1:] == (3, 16, 16)
-        return images.flatten(1).float() @ projection  # Inception's weights cannot be had everywhere
+        return images.flatten(1).float() @ projection  # CLIP's weights cannot be had everywhere
 
     def measured(vae):
         dataset = {"name": "latents", "root": "unused.h5", "image_size": 16, "vae": str(tmp_path / vae)}
-        config = parse({"dataset": dataset, "network": {"name": "DiT-XXS/2"}})
+        evaluation = {"feature_network": "clip"}  # has fewer features than Inception
+        config = parse({"dataset": dataset, "network": {"name": "DiT-XXS/2"}, "evaluation": evaluation})
         found = reference.from_data(source, config, features_of, Workers(CPU), tmp_path / "cache", ())
         return found, features_of(codecs.build(config.dataset, CPU).images(torch.tensor(moments)))
 

@@ -20,7 +20,7 @@ from soflow.training.trainer import NonFiniteLoss, Trainer
 pytestmark = pytest.mark.slow  # starts processes
 
 WORKERS = 2
-MICRO_BATCHES, UNET = "micro-batches", "U-Net-XS"
+MICRO_BATCHES, UNET, ONE_BLOCK = "micro-batches", "U-Net-XS", "tests.networks:one_block"
 
 
 def cases() -> dict[str, tuple[str, dict, int]]:
@@ -61,7 +61,7 @@ def steps(
     rank: int,
     world_size: int,
     micro_batches: int = 1,
-    network: str = "DiT-XXS/4",
+    network: str = ONE_BLOCK,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the first step, weights after three, and the losses reported."""
     config = tiny_config(name, objective=settings, training={"batch_size": batch}, network={"name": network})
@@ -84,7 +84,7 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
                 rank,
                 world_size,
                 2 if MICRO_BATCHES in case and world_size > 1 else 1,
-                UNET if UNET in case else "DiT-XXS/4",
+                UNET if UNET in case else ONE_BLOCK,
             )
             for case, inputs in cases().items()
         }
