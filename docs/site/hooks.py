@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
+import multiprocessing
+import os
+import runpy
 import sys
+from contextlib import redirect_stdout, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from orchestration.config import TrainConfig
@@ -66,19 +71,29 @@ def commands() -> str:
     """Print --help of every program."""
     programs = sorted(path for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text())
     lines = []
-    for name, arguments in [
-        *((f"experiments/{path.name}", [f"experiments/{path.name}"]) for path in programs),
-        *((f"-m {module}", ["-m", module]) for module in MODULES),
-    ]:
-        shown = subprocess.run(
-            [sys.executable, *arguments, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        lines += [
-            f"## {name.removeprefix('experiments/').removeprefix('-m ')}",
-            "",
-            "```text",
-            shown.stdout.rstrip(),
-            "```",
-            "",
-        ]
+    for name in (*(f"experiments/{path.name}" for path in programs), *MODULES):
+        lines += [f"## {name.removeprefix('experiments/')}", "", "```text", _help(name).rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _help(name: str) -> str:
+    """Return a program's help from a process forked from this one, which has most of its imports."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_send_help, args=(name, sender))
+    process.start()
+    sender.close()  # so that a program that fails ends the wait
+    text = receiver.recv()
+    process.join()
+    return text
+
+
+def _send_help(name: str, sender: Connection) -> None:
+    os.chdir(ROOT)
+    os.environ["COLUMNS"] = "100"
+    sys.argv = [name, "--help"]
+    with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):
+        if name.endswith(".py"):
+            runpy.run_path(name, run_name="__main__")
+        else:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+    sender.send(text.getvalue())
