@@ -12,7 +12,12 @@ import torch
 torch.set_num_threads(1)
 # Tests say where their records go.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-os.environ["SOFLOW_CACHE"] = tempfile.mkdtemp()
+CACHE = tempfile.TemporaryDirectory(prefix="soflow-cache-")
+os.environ["SOFLOW_CACHE"] = CACHE.name
+# A folder of all processes: pytest-xdist starts its own after this, and they inherit it.
+if "SOFLOW_TEST_SHARED" not in os.environ:
+    SHARED = tempfile.TemporaryDirectory(prefix="soflow-tests-")
+    os.environ["SOFLOW_TEST_SHARED"] = SHARED.name
 
 FINISHED_SWEEP = (
     *("test_data.py", "test_report.py", "test_sweep.py", "test_ui.py"),
@@ -33,7 +38,7 @@ SLOW = (
     *("test_reproduce.py", "test_memory_fit.py", "test_testing.py", "test_fidelity.py", "test_compare.py"),
     *("test_report.py", "test_judge.py", "test_looks.py", "test_runs.py", "test_numerics.py", "test_crossover.py"),
     *("test_statistics.py", "test_sequential.py", "test_pruning.py", "test_points.py", "test_tracker.py"),
-    "test_mlflow_model.py",
+    *("test_mlflow_model.py", "test_outages.py"),
 )
 """Unit files of seconds per test: compilers, several processes, programs that measure, simulations, recorded
 studies and their pages. Not in `make quick`."""

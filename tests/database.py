@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import fcntl
+import os
 import shutil
-import tempfile
 from pathlib import Path
 
 
@@ -12,15 +12,19 @@ def new_database(folder: Path) -> str:
     """Return the URI of an empty MLflow database `mlflow.db` in a folder, made unless it exists."""
     path = folder / "mlflow.db"
     if not path.exists():
-        shutil.copyfile(Path(_template().name) / path.name, path)
+        shutil.copyfile(_template(), path)
     return f"sqlite:///{path}"
 
 
-@functools.cache
-def _template() -> tempfile.TemporaryDirectory:
-    """Make the database to copy, once per process."""
+def _template() -> Path:
+    """Return the database to copy, made by the first process of this test run that asks."""
     from mlflow import MlflowClient
 
-    folder = tempfile.TemporaryDirectory(prefix="mlflow-template-")
-    MlflowClient(f"sqlite:///{folder.name}/mlflow.db").search_experiments()
-    return folder
+    path = Path(os.environ["SOFLOW_TEST_SHARED"]) / "mlflow-template.db"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            new = path.with_name("new.db")
+            MlflowClient(f"sqlite:///{new}").search_experiments()
+            new.rename(path)
+    return path

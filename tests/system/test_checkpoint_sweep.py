@@ -26,6 +26,7 @@ def measured_before(session: Session, run: Path, name: str) -> None:
     flags = {"checkpoint": run, "ema": ["trained", "0.1"], "guidance": [1, 2], "nfe": [1, 2], "confirm_seeds": 2}
     config = CheckpointSweepConfig(**flags, storage=session.storage, name=name)
     checkpoint, folder = open_checkpoint(config), session.storage / name
+    folder.mkdir()
     note_config(folder, config, checkpoint)
     subject = Subject(checkpoint.path, {"evaluation.precision_recall": True}, session.storage / "reference")
     point = checkpoint.space.grid()[0]
