@@ -20,7 +20,7 @@ from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.hypotheses import read_hypothesis
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.command_line import read_command_line
-from soflow.config import RunConfig, flatten, parse, to_dict
+from soflow.config import flatten, parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.cost.accelerators import ACCELERATORS, Accelerator
 from soflow.cost.predict import predict
@@ -148,7 +148,7 @@ def test_a_plan_counts_runs_hours_and_memory(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_plan_takes_as_many_workers_as_a_step_needs_memory_of():
-    run = RunConfig()
+    run = parse({"network": {"name": "tests.networks:one_block"}})  # 128 samples
     one, two, four = (plan.cost_per_worker(run, workers) for workers in (1, 2, 4))
     for peak, wanted in ((one.peak_bytes, 1), (two.peak_bytes, 2), (four.peak_bytes, 4), (1, 64)):
         assert plan.workers_that_fit(run, 1, one, Accelerator(peak, 1.0, {})) == wanted  # two of 128 samples at least

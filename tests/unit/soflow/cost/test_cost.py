@@ -183,8 +183,8 @@ def test_attention_over_many_tokens_is_predicted_with_a_fused_kernel(name):
 
 @pytest.mark.parametrize("batch", [4, 64])  # with 4, only the optimiser's step decides the peak
 def test_memory_grows_evenly_with_the_batch(batch):
-    memory = memory_by_batch(run_config("soflow", "DiT-XS/2", batch=batch))
-    at_256 = predict(run_config("soflow", "DiT-XS/2", batch=256)).peak_bytes
+    memory = memory_by_batch(run_config("soflow", "DiT-XXS/2", batch=batch))
+    at_256 = predict(run_config("soflow", "DiT-XXS/2", batch=256)).peak_bytes
     # The number of guided samples is drawn: 0.9 ± 0.04 of 64, and they hold no activations.
     assert memory.bytes_fixed + 256 * memory.bytes_per_sample == pytest.approx(at_256, rel=0.02)
     assert memory.largest_batch(at_256) == pytest.approx(256, rel=0.02)

@@ -93,7 +93,7 @@ def test_a_change_of_lambda_batch_or_labels_compiles_nothing_again(digits, monke
     for share, batch, drop in ((0.3, 24, 0.1), (0.6, 24, 0.4), (0.45, 17, 0.1)):
         sections = {
             "objective": {"flow_matching_fraction": share, "label_drop": drop},
-            "network": {"name": "DiT-XXS/2"},  # compiled in no other test
+            "network": {"name": "tests.networks:one_wide_block"},  # compiled in no other test
             "training": {"batch_size": batch, "compile": True},
         }
         found.append(Trainer(tiny_config("soflow", **sections), digits, CPU).advance(4))
