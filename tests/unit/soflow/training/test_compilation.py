@@ -26,12 +26,21 @@ def trainer(digits, **sections) -> Trainer:
 @pytest.mark.parametrize(
     "jvp", ["subset", *(pytest.param(jvp, marks=pytest.mark.soak) for jvp in ("separate", "with_gradient"))]
 )
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
-def test_compiled_training_takes_the_eager_steps(backend, jvp, digits, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "network"),
+    [("aot_eager", "Perceptron"), pytest.param("inductor", "one_block", marks=pytest.mark.soak)],
+)
+def test_compiled_training_takes_the_eager_steps(backend, network, jvp, digits, monkeypatch):
     """With Inductor, test_options.py has one form; all of them are soak."""
     compile_with(monkeypatch, backend)
     eager, compiled = (
-        trainer(digits, objective={"jvp": jvp}, training={"total_steps": 4, "compile": on}) for on in (False, True)
+        trainer(
+            digits,
+            objective={"jvp": jvp},
+            network={"name": f"tests.networks:{network}"},
+            training={"total_steps": 4, "compile": on},
+        )
+        for on in (False, True)
     )
     assert not eager.approximates_derivative
     assert compiled.approximates_derivative
@@ -93,7 +102,7 @@ def test_a_change_of_lambda_batch_or_labels_compiles_nothing_again(digits, monke
     for share, batch, drop in ((0.3, 24, 0.1), (0.6, 24, 0.4), (0.45, 17, 0.1)):
         sections = {
             "objective": {"flow_matching_fraction": share, "label_drop": drop},
-            "network": {"name": "tests.networks:one_wide_block"},  # compiled in no other test
+            "network": {"name": "tests.networks:Perceptron"},
             "training": {"batch_size": batch, "compile": True},
         }
         found.append(Trainer(tiny_config("soflow", **sections), digits, CPU).advance(4))

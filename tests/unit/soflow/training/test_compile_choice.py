@@ -30,6 +30,7 @@ WORKERS = 2
 
 def config(objective: str = "soflow", compile: bool | str = "auto", **sections):
     training = sections.pop("training", {})
+    sections = {"network": {"name": "tests.networks:Perceptron"}} | sections
     return tiny_config(objective, training={"compile": compile} | training, **sections)
 
 

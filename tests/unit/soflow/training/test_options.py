@@ -119,11 +119,19 @@ def test_bfloat16_trains_about_as_float32_does(digits):
     assert not torch.equal(weights(full), weights(mixed))
 
 
-@pytest.mark.slow  # C++ takes a minute
-@pytest.mark.parametrize("name", ["meanflow", pytest.param("soflow", marks=pytest.mark.soak)])
-def test_a_compiled_network_trains_alike(name, digits):
+@pytest.mark.slow  # C++ takes half a minute, and minutes for a transformer
+@pytest.mark.parametrize("network", ["Perceptron", pytest.param("one_block", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("name", ["soflow", "meanflow"])
+def test_a_compiled_network_trains_alike(name, network, digits):
     eager, compiled = (
-        trained(digits, 6, objective={"name": name}, training={"total_steps": 6, "compile": on}, seed=1)
+        trained(
+            digits,
+            6,
+            objective={"name": name},
+            network={"name": f"tests.networks:{network}"},
+            training={"total_steps": 6, "compile": on},
+            seed=1,
+        )
         for on in (False, True)
     )
     start = weights(Trainer(eager.config, digits, CPU))
