@@ -170,7 +170,7 @@ for trial in itertools.count(int(done.read_text()) if done.exists() else 0):
 def test_everything_is_once_however_often_the_driver_is_killed(uri, experiment, tmp_path, image, seed):
     """SIGKILL at random moments, in the middle of recording, delivering or both; then the rest is delivered."""
     moments = random.Random(seed)
-    for _ in range(3):
+    for _ in range(2):
         command = python(RECORD_TRIALS_UNTIL_KILLED, uri, experiment, tmp_path)
         process = subprocess.Popen(command, cwd=REPOSITORY)
         time.sleep(moments.uniform(2.5, 6))

@@ -60,8 +60,8 @@ def steps(
     batch: int,
     rank: int,
     world_size: int,
-    micro_batches: int = 1,
-    network: str = ONE_BLOCK,
+    micro_batches: int,
+    network: str,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the first step, weights after three, and the losses reported."""
     config = tiny_config(name, objective=settings, training={"batch_size": batch}, network={"name": network})
@@ -74,6 +74,13 @@ def steps(
     return result | {key: torch.tensor(value) for key, value in metrics.items() if key.startswith("loss/")}
 
 
+def _network(case: str) -> str:
+    """The objectives' defaults with attention; parts of a batch are the same with any network."""
+    if UNET in case:
+        return UNET
+    return ONE_BLOCK if case.endswith("defaults") else "tests.networks:Perceptron"
+
+
 def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # networks, draws and sums, so that only rounding of 1e-16 is left
@@ -84,7 +91,7 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
                 rank,
                 world_size,
                 2 if MICRO_BATCHES in case and world_size > 1 else 1,
-                UNET if UNET in case else ONE_BLOCK,
+                _network(case),
             )
             for case, inputs in cases().items()
         }
