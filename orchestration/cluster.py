@@ -244,12 +244,23 @@ def _shut_down() -> None:
     """
     import ray
 
+    _end_at_once(ray._private.worker._global_node)
     gc.collect()
     gc.disable()
     try:
         ray.shutdown()
     finally:
         gc.enable()
+
+
+def _end_at_once(node: Any) -> None:
+    """Let ray.shutdown end the processes that it started here by SIGKILL; None if the cluster is another's.
+
+    They ignore SIGTERM (`signals_kept_from_children`), and Ray would wait a second for each of them first.
+    """
+    if node is not None:
+        end = node.kill_all_processes
+        node.kill_all_processes = lambda **options: end(**options | {"allow_graceful": False})
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import importlib.metadata
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +110,12 @@ def write_model(checkpoint: Path, folder: Path) -> None:
     if folder.exists():
         return
     state = checkpoints.load(checkpoint)
-    with atomic(folder) as partial, tempfile.TemporaryDirectory() as weights, warnings.catch_warnings():
+    with (
+        atomic(folder) as partial,
+        tempfile.TemporaryDirectory() as weights,
+        warnings.catch_warnings(),
+        _requirements_unchecked(),
+    ):
         warnings.simplefilter("ignore")  # MLflow recommends an input example; the model's description contains one
         torch.save({name: state[name] for name in REQUIRED_ENTRIES}, Path(weights) / WEIGHTS_FILE)
         mlflow.pyfunc.save_model(
@@ -118,6 +125,22 @@ def write_model(checkpoint: Path, folder: Path) -> None:
             signature=_signature(),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES],
         )
+
+
+@contextmanager
+def _requirements_unchecked() -> Iterator[None]:
+    """Let MLflow not compare requirements with what is installed, from which they were just read.
+
+    It would list every file of every installed package, which takes seconds.
+    """
+    from mlflow.utils import environment
+
+    check = environment.warn_dependency_requirement_mismatches
+    environment.warn_dependency_requirement_mismatches = lambda requirements: None
+    try:
+        yield
+    finally:
+        environment.warn_dependency_requirement_mismatches = check
 
 
 def _signature():
