@@ -1,5 +1,6 @@
 """What MLflow gets beyond values: a model that samples as the checkpoint does, data sets, notes with links."""
 
+import importlib.metadata
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from helpers import CPU, tiny_config, tiny_teacher
 
-from orchestration.tracking.mlflow_model import ImageSampler, register
+from orchestration.tracking.mlflow_model import ImageSampler, register, write_model
 from orchestration.tracking.notes import code, link
 from orchestration.tracking.tracker import Tracker
 from soflow.config_files import to_yaml
@@ -45,6 +46,16 @@ def record(uri, folder, run):
     tracker.end_run("s/0", "FINISHED")
     register(tracker, "s/0", run, "s-0000")
     assert tracker.close(60) == 0
+
+
+def test_writing_a_model_does_not_look_through_all_installed_packages(run, tmp_path, monkeypatch):
+    def checked(requirement):
+        raise AssertionError(requirement)
+
+    monkeypatch.setattr("mlflow.utils.requirements_utils._check_requirement_satisfied", checked)
+    write_model(checkpoints.path_of(run, 1), tmp_path / "model")
+    requirements = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
+    assert f"torch=={importlib.metadata.version('torch')}" in requirements
 
 
 def test_a_registered_model_samples_as_its_checkpoint_does(uri, tmp_path, run):
