@@ -195,7 +195,6 @@ def ray_session(address: str | None) -> Iterator[None]:
     settings = RAY_SETTINGS | {PREEMPTION_WATCHER: "1" if address else "0"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    import ray
 
     # "local" starts a new cluster even if one is running on this machine, which may belong to somebody else.
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "dashboard_host": "127.0.0.1"}
@@ -214,7 +213,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         if address:
             raise ConfigError(f"address = {address}: cannot connect to Ray ({first_line(error)})") from None
         print(f"Ray did not start ({first_line(error)}); trying once more", flush=True)
-        ray.shutdown()
+        _shut_down()
         try:
             _init(options)
         except Exception as again:
@@ -254,11 +253,11 @@ def _shut_down() -> None:
 
 
 def _end_at_once(node: Any) -> None:
-    """Let ray.shutdown end the processes that it started here by SIGKILL; None if the cluster is another's.
+    """Let ray.shutdown end the processes that ray.init started, if any, by SIGKILL.
 
-    They ignore SIGTERM (`signals_kept_from_children`), and Ray would wait a second for each of them first.
+    SIGTERM is blocked in them (`signals_kept_from_children`), and Ray would wait a second for each of them first.
     """
-    if node is not None:
+    if node is not None:  # as it is if Ray did not start
         end = node.kill_all_processes
         node.kill_all_processes = lambda **options: end(**options | {"allow_graceful": False})
 

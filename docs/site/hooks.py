@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -84,16 +84,20 @@ def _help(name: str) -> str:
     sender.close()  # so that a program that fails ends the wait
     text = receiver.recv()
     process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{name} --help ended with exit code {process.exitcode}")
     return text
 
 
 def _send_help(name: str, sender: Connection) -> None:
     os.chdir(ROOT)
     os.environ["COLUMNS"] = "100"
-    sys.argv = [name, "--help"]
-    with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):
-        if name.endswith(".py"):
-            runpy.run_path(name, run_name="__main__")
-        else:
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
-    sender.send(text.getvalue())
+    sys.argv, sys.path = [name, "--help"], [str(ROOT), *sys.path]
+    with redirect_stdout(io.StringIO()) as text:
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(name, run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+        finally:
+            sender.send(text.getvalue())

@@ -45,7 +45,7 @@ def read_command_line(
         options: the program's own flags, read before by `read_options`; shown by --help.
         positional: field that takes the values without a flag.
     """
-    # With nothing left to collect, Python ends in a fraction of the seconds that all of torch, Ray and MLflow take.
+    # Python's last garbage collection would go through all objects of torch, Ray and MLflow, which takes seconds.
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):

@@ -131,7 +131,7 @@ def write_model(checkpoint: Path, folder: Path) -> None:
 def _requirements_unchecked() -> Iterator[None]:
     """Let MLflow not compare requirements with what is installed, from which they were just read.
 
-    It would list every file of every installed package, which takes seconds.
+    It would list every file of every installed package, which takes seconds. Only one thread may write models.
     """
     from mlflow.utils import environment
 

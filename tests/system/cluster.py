@@ -25,15 +25,16 @@ SETTLE_S = 2
 """`ray start` looks every second whether a part of a node that has just started has ended, and ends the node then."""
 
 
-# Ray Train starts the coordinator once per cluster, for all jobs, and keeps it; it holds no resources.
+# Ray Train starts the coordinator once per cluster, for all jobs, and keeps it. The cleaner of a killed driver ends when
+# the State API has answered, which takes minutes on a busy machine. Neither holds resources.
 LEFT_BEHIND = """
 import ray, time
 ray.init(logging_level="ERROR", log_to_driver=False)
 from ray.util.state import list_actors, list_placement_groups
-for attempt in range(120):  # a busy machine takes more than half a minute to clean up
+for attempt in range(60):
     groups = [group.name for group in list_placement_groups() if group.state != "REMOVED"]
     actors = [actor.class_name for actor in list_actors() if actor.state != "DEAD"]
-    actors = [name for name in actors if name != "_AutoscalingCoordinatorActor"]
+    actors = [name for name in actors if name not in ("_AutoscalingCoordinatorActor", "PlacementGroupCleaner")]
     used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
     if not groups and not actors and not used:
         break

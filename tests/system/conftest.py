@@ -107,7 +107,7 @@ def finished(interrupted: Interrupted) -> tuple[Session, str]:
     Tests read it; the one that extends it runs last.
     """
     session = interrupted.session
-    output = session.succeed("sweep_schedule.py", "--resume", "one", "--num-trials", "8")
+    output = session.succeed("sweep_schedule.py", "--resume", "one", "--num-trials", "8", "--max-concurrent", "2")
     session.assert_nothing_left()
     return session, interrupted.output + output
 

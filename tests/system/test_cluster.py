@@ -69,7 +69,7 @@ def test_plug_ins_and_several_goals_work_together(shared, cluster):
     cluster.assert_nothing_left()
 
 
-@pytest.mark.soak  # a comparison on both nodes: test_experiments.py
+@pytest.mark.soak  # two trials at a time: test_sweep.py; workers on both nodes: test_experiments.py
 def test_two_sweeps_at_once_use_several_nodes_and_leave_nothing_behind(shared, cluster):
     """With one storage folder and one tracking database; one's three workers do not fit onto a node of two CPUs."""
     flags = [*SMALL, "--training.total-steps", "8", "--num-trials", "2", "--early-stopping.kind", "none"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 
 import pandas as pd
 import pytest
+from cluster import Cluster
 from PIL import Image
 from session import ROOT, SMALL, wait_for_line
 
@@ -19,8 +21,19 @@ OBJECTIVES = {"soflow": "soflow", "annealed": "my_lab:AnnealedSoFlow"}
 CASES = [f"{case}:objective.name={objective}" for case, objective in OBJECTIVES.items()]
 
 
+def workers_on(cluster: Cluster, nodes: set[int]) -> set[int]:
+    """Process ids of the workers, once each of these nodes has one."""
+    deadline = time.monotonic() + 10
+    found = []
+    while {node for node, _ in found} != nodes:  # a title cannot be read while Ray is changing it
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+        found = cluster.processes("ray::RayTrainWorker")
+    return {pid for _, pid in found}
+
+
 def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by_seed(shared, cluster):
-    """With plug-ins for all that can be one, two workers per trial on two nodes, and one of the workers lost."""
+    """With a plug-in data set, network, objective and diagnostic, two workers on two nodes, of which one is lost."""
     shutil.copy(ROOT / "docs" / "examples" / "my_lab.py", shared.storage)
     flags = [*SMALL, "--cases", *CASES, "--case-seeds", "2", "--evaluation.nfe", "1", "2", "--progress", "plain"]
     flags += ["--network", "my_lab:TinyNetwork", "--dataset", "my_lab:Stripes", "--hypotheses", *HYPOTHESES]
@@ -28,9 +41,10 @@ def test_a_killed_comparison_resumes_with_the_same_command_and_is_judged_seed_by
     flags += ["--resources.num-workers", "2", "--resources.cpus-per-worker", "2"]  # a node has two
     comparison = shared.start("compare_baselines.py", *flags)
     wait_for_line(comparison, "trial 0 running, step 4/")
-    assert {node for node, _ in cluster.processes("ray::RayTrainWorker")} == {0, 1}
+    lost = workers_on(cluster, nodes={0, 1})
     cluster.kill("ray::RayTrainWorker")
     wait_for_line(comparison, "trial 1 finished")
+    assert not lost & workers_on(cluster, nodes={0, 1}), "the workers were not replaced"
     os.kill(comparison.pid, signal.SIGKILL)
     comparison.wait()
 

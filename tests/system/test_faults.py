@@ -12,8 +12,8 @@ OUTAGE_S = 10
 
 
 # In `make test`, test_sweep.py has Ctrl-C, test_experiments.py the loss of the driver and of a worker; the tests of the
-# tracker and of stores have servers and disks that fail. The loss of a node is only in `make soak`, here and in
-# test_stores.py.
+# tracker and of stores have servers and disks that fail. Only `make soak` has the loss of a node, here and in
+# test_stores.py, and SIGTERM to a program with Ray, in test_sweep.py.
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_sweep_survives_the_loss_of_everything_but_its_storage(long_undisturbed, tmp_path, seed):

@@ -70,8 +70,8 @@ def test_a_sweep_is_recorded_whole(finished):
         assert (step < 12) == (states[number] == "PRUNED")
         warm.append("time/handover_s" in run.data.metrics)
     assert "failed: the loss became infinite or NaN at step" in output
-    # Each of two programs started workers once; the other trials found workers that had a trial before.
-    assert warm.count(False) <= 2, warm
+    # One program started workers once, one twice, for two trials at a time; other trials found warm workers.
+    assert warm.count(False) <= 3, warm
 
 
 def test_the_best_trial_is_a_logged_model_and_its_data_is_recorded(finished):
@@ -142,7 +142,9 @@ def test_the_best_trial_trains_again_to_the_same_numbers(trained):
     assert (session.storage / "samples.png").stat().st_size > 1000
 
 
-@pytest.mark.soak  # SIGTERM: tests/unit/orchestration/test_interruption.py; resuming: tests/unit/soflow/test_runs.py
+# Only here: SIGTERM to a program with Ray, and `train.py --resume`. In `make test`, test_interruption.py ends a program
+# without Ray by SIGTERM, and sweeps and comparisons resume the training of their trials.
+@pytest.mark.soak
 def test_a_run_ended_by_sigterm_resumes_to_the_same_numbers(finished):
     session, _ = finished
     best, folder = session.storage / "one" / "best.yaml", session.storage / "terminated"

@@ -15,7 +15,9 @@ import pytest
 SCENARIO = Path(__file__).with_name("group_scenario.py")
 
 
-@pytest.mark.soak  # test_sweep.py has a trial that fails on warm workers, test_experiments.py the loss of a worker
+# What all workers meet alike, and what the loss of one does to the others: tests/unit/orchestration/workers/
+# test_mailbox.py. With Ray: test_sweep.py has a trial that fails on warm workers, test_experiments.py the loss of one.
+@pytest.mark.soak
 def test_a_bad_request_leaves_the_group_warm_and_a_lost_worker_costs_only_time(cluster, tmp_path):
     command = [sys.executable, SCENARIO, cluster.address, tmp_path, "alike", "lost"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -211,6 +211,7 @@ def test_weights_are_updated_on_one_device():
 # Sampling and evaluation.
 
 
+# A sampler calls any objective's solution and velocity: one objective tries all samplers, one sampler all objectives.
 @pytest.mark.parametrize(
     ("sampler", "name"),
     [

@@ -14,6 +14,7 @@ from orchestration.storage import STUDY_FILE, SWEEP_FILE
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.pruning import StudyPruning
+from orchestration.sweep.ranking import ranking
 from orchestration.sweep.ray_search import OptunaSearcher
 from orchestration.sweep.resume import saved_config
 from orchestration.sweep.samplers import SAMPLERS
@@ -268,6 +269,11 @@ def test_several_goals_and_constraints(tmp_path, sampler):
     assert study.reported(3).intermediate_values == {5: 1.0, 10: trials[3].values[0]}
     assert [trial.state for trial in study.reports.trials] == [trial.state for trial in trials]
     assert load_study(study.config, tmp_path).directions == study.study.directions
+    table = ranking(trials, study.config, study.space, tmp_path).set_index("trial")
+    kept = [number for number in range(13) if number % 5 < 4 and number % 3 < 2]  # finished, within the constraint
+    assert sorted(table.index[table["feasible"]]) == kept
+    best = {trial.number for trial in study.study.best_trials}
+    assert set(table.index[table["pareto"]]) == best
 
 
 def test_cmmd_is_a_goal_with_the_network_that_measures_it(tmp_path):

@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 NEEDS_BFLOAT16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     reason="without bfloat16 instructions, convolutions unfold their input, which takes memory that no GPU needs",
 )
 

@@ -31,7 +31,7 @@ def trainer(digits, **sections) -> Trainer:
     [("aot_eager", "Perceptron"), pytest.param("inductor", "one_block", marks=pytest.mark.soak)],
 )
 def test_compiled_training_takes_the_eager_steps(backend, network, jvp, digits, monkeypatch):
-    """With Inductor, test_options.py has one form; all of them are soak."""
+    """With Inductor, test_options.py has one form; attention and the other forms are compiled in soak tests."""
     compile_with(monkeypatch, backend)
     eager, compiled = (
         trainer(

@@ -205,7 +205,7 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])  # a minute of g++
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
 def test_a_run_that_compiled_resumes_with_the_same_bits_and_measures_no_more(backend, monkeypatch, tmp_path):
     compile_always(monkeypatch, smallest_saving=-math.inf, backend=backend)
     whole, first = make(), make()

@@ -20,7 +20,7 @@ from soflow.training.trainer import NonFiniteLoss, Trainer
 pytestmark = pytest.mark.slow  # starts processes
 
 WORKERS = 2
-MICRO_BATCHES, UNET, ONE_BLOCK = "micro-batches", "U-Net-XS", "tests.networks:one_block"
+MICRO_BATCHES, UNET = "micro-batches", "U-Net-XS"
 
 
 def cases() -> dict[str, tuple[str, dict, int]]:
@@ -75,10 +75,10 @@ def steps(
 
 
 def _network(case: str) -> str:
-    """The objectives' defaults with attention; parts of a batch are the same with any network."""
+    """Choose a network with attention for the objectives' defaults; the parts of a batch do not depend on it."""
     if UNET in case:
         return UNET
-    return ONE_BLOCK if case.endswith("defaults") else "tests.networks:Perceptron"
+    return "tests.networks:one_block" if case.endswith("defaults") else "tests.networks:Perceptron"
 
 
 def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
