@@ -25,8 +25,8 @@ SETTLE_S = 2
 """`ray start` looks every second whether a part of a node that has just started has ended, and ends the node then."""
 
 
-# Ray Train starts the coordinator once per cluster, for all jobs, and keeps it. The cleaner of a killed driver ends when
-# the State API has answered, which takes minutes on a busy machine. Neither holds resources.
+# Ray Train starts the coordinator once per cluster, for all jobs, and keeps it. The cleaner of a killed driver ends
+# when the State API has answered, which takes minutes on a busy machine. Neither holds resources.
 LEFT_BEHIND = """
 import ray, time
 ray.init(logging_level="ERROR", log_to_driver=False)
