@@ -243,7 +243,7 @@ def _shut_down() -> None:
     """
     import ray
 
-    _end_at_once(ray._private.worker._global_node)
+    _end_helpers(ray._private.worker._global_node)
     gc.collect()
     gc.disable()
     try:
@@ -252,14 +252,18 @@ def _shut_down() -> None:
         gc.enable()
 
 
-def _end_at_once(node: Any) -> None:
-    """Let ray.shutdown end the processes that ray.init started, if any, by SIGKILL.
+def _end_helpers(node: Any) -> None:
+    """End the dashboard and other Python processes that ray.init started, if any, by SIGKILL.
 
-    SIGTERM is blocked in them (`signals_kept_from_children`), and Ray would wait a second for each of them first.
+    SIGTERM is blocked in them (`signals_kept_from_children`), and ray.shutdown would wait a second for each. It still
+    does so for the raylet and the GCS: the agents of a raylet end at once only if they can tell the GCS.
     """
-    if node is not None:  # as it is if Ray did not start
-        end = node.kill_all_processes
-        node.kill_all_processes = lambda **options: end(**options | {"allow_graceful": False})
+    if node is None:  # Ray did not start
+        return
+    for kind, started in node.all_processes.items():
+        if kind not in ("raylet", "gcs_server"):
+            for one in started:
+                one.process.kill()
 
 
 @contextmanager
