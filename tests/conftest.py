@@ -26,7 +26,7 @@ FINISHED_SWEEP = (
 """System tests that do not use the shared cluster, or hardly; most of them read one finished sweep."""
 
 
-LONG = ("test_docs_site.py", "test_fake_cuda.py")
+LONG = ("test_fake_cuda.py",)
 """Unit files that take minutes: they come right after the system tests, as the last file to start runs alone."""
 
 
@@ -62,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Run each unit file in one worker process, and the system tests in two groups, each in one.
 
     What a file's tests share is made once, and so are a group's cluster or finished sweep. System tests come first, as
-    they take longer than all unit tests together.
+    a group of them takes longer than any unit file.
     """
     from xdist.scheduler import LoadScopeScheduling
 
