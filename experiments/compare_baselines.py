@@ -25,6 +25,7 @@ CASES = (
     "meanflow:objective.name=meanflow",
     "improved_meanflow:objective.name=improved_meanflow",
     "alpha_flow:objective.name=alpha_flow",
+    "esc:objective.name=esc",
     "shortcut:objective.name=shortcut",
     "flow_matching:objective.name=flow_matching",
 )
@@ -35,6 +36,7 @@ PAPER_CASES = (
     "improved_meanflow:objective.name=improved_meanflow,objective.flow_matching_fraction=0.75,"
     "objective.guidance_kappa=0.5",
     "alpha_flow:objective.name=alpha_flow,objective.flow_matching_fraction=0.5,objective.guidance_kappa=0.5",
+    "esc:objective.name=esc,objective.flow_matching_fraction=0.75,objective.guidance_kappa=0.5",
     "shortcut:objective.name=shortcut,objective.flow_matching_fraction=0.75,objective.smallest_steps=128",
     "flow_matching:objective.name=flow_matching,objective.guidance_strength=3,objective.velocity_mix=0.25",
 )
@@ -46,6 +48,7 @@ HYPOTHESES = (
     "memory/peak_mib(soflow) < memory/peak_mib(meanflow)",
     "fid(improved_meanflow) < fid(meanflow)",
     "fid(alpha_flow) < fid(meanflow)",
+    "fid(esc) < fid(meanflow)",
     "fid(meanflow) < fid(shortcut)",
 )
 EXPERIMENT = Experiment(

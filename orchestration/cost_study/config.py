@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meanflow_flash": {"name": "meanflow", "jvp": "subset", "jvp_attention": "flash", **_MEANFLOW},
     "improved_meanflow": {"name": "improved_meanflow", **_MEANFLOW},
     "alpha_flow": {"name": "alpha_flow", **_MEANFLOW, "anneal_temperature": 1e-3},
+    "esc": {"name": "esc", **_MEANFLOW},
     "shortcut": {"name": "shortcut", "flow_matching_fraction": 0.75, "smallest_steps": 128},
 }
 """Objectives with the published settings for ImageNet; MeanFlow with its forms of Jacobian-vector product. α-Flow in
@@ -39,6 +40,7 @@ UNGUIDED = {
     "meanflow": _UNGUIDED_MEANFLOW,
     "improved_meanflow": _UNGUIDED_MEANFLOW,
     "alpha_flow": _UNGUIDED_MEANFLOW,
+    "esc": _UNGUIDED_MEANFLOW,
     "shortcut": {"guidance_strength": 1.0},
 }
 REFERENCE = "flow_matching"
@@ -52,7 +54,7 @@ class CostStudyConfig(LaunchConfig):
     """Objectives to compare with unguided flow matching: flow_matching, soflow, meanflow_a (Jacobian-vector product and
     loss in one call), meanflow_b (Jacobian-vector product in a separate call), meanflow_c (separate call, only where
     r ≠ t), meanflow_d (finite difference of two calls, only where r ≠ t), meanflow_flash (c with fused attention, on
-    CUDA), improved_meanflow, alpha_flow, shortcut."""
+    CUDA), improved_meanflow, alpha_flow, esc, shortcut."""
     networks: tuple[str, ...] = ("DiT-XS/2", "DiT-S/2")
     """Networks by name."""
     batches: tuple[Annotated[int, Field(ge=2)], ...] = (8, 32)

@@ -66,6 +66,36 @@ class BatchOrder:
         return torch.randperm(self.num_samples, generator=generator("cpu", self.seed, "order", epoch)).numpy()
 
 
+class ClassOrder(BatchOrder):
+    """Order of the samples by classes: each batch has those of `classes` random images, in equal parts.
+
+    On average every image comes equally often, but an image may come again before all others did.
+
+    Args:
+        labels: labels [N] of all samples.
+    """
+
+    def __init__(self, labels: np.ndarray, classes: int, batch_size: int, seed: int):
+        super().__init__(len(labels), batch_size, seed)
+        self.classes, self._labels = classes, labels
+        self._members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+
+    def indices(self, step: int) -> np.ndarray:
+        random = generator("cpu", self.seed, "classes", step)
+        size = -(-self.batch_size // self.classes)
+        chosen = self._labels[torch.randint(self.num_samples, (self.classes,), generator=random).numpy()]
+        parts = [_without_repetition(self._members[label], size, random) for label in chosen.tolist()]
+        # Every classes-th sample is of the same class, so that workers and both kinds of samples get all of them.
+        return np.stack(parts, axis=1).reshape(-1)[: self.batch_size]
+
+
+def _without_repetition(members: np.ndarray, size: int, random: torch.Generator) -> np.ndarray:
+    """Draw `size` members, each again only after all others."""
+    rounds = -(-size // len(members))
+    drawn = torch.cat([torch.randperm(len(members), generator=random) for _ in range(rounds)])
+    return members[drawn[:size].numpy()]
+
+
 class _ByIndices(Dataset):
     """Adapter from a data source to a torch Dataset whose item `indices` is a batch."""
 

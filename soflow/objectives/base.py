@@ -47,6 +47,10 @@ class Draws:
     """Seed of this worker's dropout masks."""
     guided: Tensor | None = None
     """[B] bool, samples whose velocity is guided. Default: all samples whose label is not dropped."""
+    plug_in: Tensor | None = None
+    """[B] bool, samples whose conditional velocity is replaced by the batch's, for ESC."""
+    batch: tuple[Tensor, Tensor] | None = None
+    """Data and labels of the whole batch, added to the draws of objectives with `uses_batch`. Default: the share's."""
 
     def share(self, rank: int, world_size: int) -> Draws:
         """Take every world_size-th sample starting at `rank`: an even share of both kinds of samples, in order."""
@@ -62,6 +66,8 @@ class Draws:
             gap_ratio=self.gap_ratio,
             dropout_seed=self.dropout_seed + rank,
             guided=self.guided_mask[share],
+            plug_in=None if self.plug_in is None else self.plug_in[share],
+            batch=self.batch,
         )
 
     @property
@@ -121,6 +127,8 @@ class Objective(ABC):
     default_sampler: str = "renoise"
     attention: str = "fused where available"
     """Attention kernels used in an optimizer step."""
+    uses_batch: bool = False
+    """True if a sample's loss depends on the other samples of the batch."""
 
     def __init__(
         self,

@@ -35,6 +35,11 @@ class ObjectiveFields(Section):
         """True if the operations of a step depend on training progress."""
         return False
 
+    @property
+    def batch_classes(self) -> int | None:
+        """Number of classes that a batch is drawn from; None for all."""
+        return None
+
 
 class InterpolantFields(Section):
     interpolant: Literal["linear", "trigonometric"] = "linear"
@@ -216,6 +221,27 @@ class AlphaFlowConfig(MeanFlowFields):
     @property
     def arithmetic_varies(self) -> bool:
         return True
+
+
+class ESCConfig(MeanFlowFields):
+    """ESC, explicit shortcut models (arXiv 2512.11831)."""
+
+    name: Literal["esc"] = "esc"
+    plug_in_fraction: Fraction = 0.5
+    """Probability that the batch's marginal velocity replaces a sample's conditional velocity (authors: 0.2 to 0.5)."""
+    classes_per_batch: Annotated[int, Field(ge=1)] | None = 8
+    """Number of classes that each batch is drawn from, in equal parts; null draws from all images (authors: one class
+    per worker)."""
+    terminal_end: Fraction = 0.03
+    """Training progress k/K until which the probability of r = 0 falls from 1 to 0 (authors: 0.017 to 0.033)."""
+
+    @property
+    def progress_schedule(self) -> str | None:
+        return "the probability of r = 0" if self.terminal_end else None
+
+    @property
+    def batch_classes(self) -> int | None:
+        return self.classes_per_batch
 
 
 class ShortcutConfig(ObjectiveFields):

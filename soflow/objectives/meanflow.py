@@ -52,7 +52,7 @@ class MeanFlow(Objective):
 
     def losses(self, network: nn.Module, data: Tensor, labels: Tensor, draws: Draws) -> Losses:
         x_t = self.interpolant.x_t(data, draws.noise, draws.t)
-        v_t = self.interpolant.v_t(data, draws.noise, draws.t)
+        v_t = self.conditional_velocity(data, labels, draws)
         network_labels = self.drop_labels(labels, draws.drop)
         if self.in_one_call(draws):
             v_g = self.guided_velocity(network, x_t, v_t, None, labels, draws)
@@ -69,6 +69,10 @@ class MeanFlow(Objective):
         loss = squared.sum(1) * adaptive_weight(squared.sum(1), self.config)
         error, n_fm = squared.detach().mean(1), draws.num_flow_matching
         return Losses(loss, {"flow_matching": error[:n_fm], "average_velocity": error[n_fm:]})
+
+    def conditional_velocity(self, data: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """Compute the velocity [B, ...] that the network learns without guidance, for labels [B] before label drop."""
+        return self.interpolant.v_t(data, draws.noise, draws.t)
 
     def in_one_call(self, draws: Draws) -> bool:
         """Return true if u and du/dt are computed in one call."""

@@ -98,6 +98,16 @@ _INCLUDED = {
             "objective.guidance_kappa=0:0.6",
         ),
     ),
+    "esc": ObjectiveSpec(
+        "soflow.objectives.esc:ESC",
+        config.ESCConfig,
+        (
+            "objective.flow_matching_fraction=0.25:0.9",
+            "objective.plug_in_fraction=0:1",
+            "objective.guidance_omega=0.8:1.4",
+            "objective.guidance_kappa=0:0.6",
+        ),
+    ),
     "shortcut": ObjectiveSpec(
         "soflow.objectives.shortcut:Shortcut",
         config.ShortcutConfig,

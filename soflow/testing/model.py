@@ -69,6 +69,8 @@ def model_of(config: RunConfig, dtype: torch.dtype = torch.float64) -> Model:
     t = torch.linspace(0.3, 1, BATCH, dtype=dtype)
     objective = build_objective(config, source.num_classes)
     attach_teacher(objective, config, CPU)
+    if objective.uses_batch:
+        in_dtype["batch"] = samples, labels
     return Model(objective, network, samples, t, t / 2, labels, replace(draws, **in_dtype))
 
 

@@ -14,7 +14,7 @@ from soflow.conditioning import join
 from soflow.config import RunConfig
 from soflow.data.augmentation import EDM, NUM_PARAMETERS, UPRIGHT, augment
 from soflow.data.base import DataSource
-from soflow.data.loading import BatchOrder, batches
+from soflow.data.loading import BatchOrder, ClassOrder, batches
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.randomness import generator
 
@@ -39,7 +39,7 @@ class StepInputs:
         self.config, self.source, self.objective, self.device = config, source, objective, device
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
         self.codec = codecs.build(config.dataset, device)
-        self.order = BatchOrder(len(source), config.training.batch_size, config.seed)
+        self.order = _order(config, source)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def draws(self, step: int) -> list[Draws]:
@@ -80,6 +80,20 @@ class StepInputs:
         )
         return data, join(labels, parameters)
 
+    def whole_batch(self, data: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Collect all workers' shares of a step's samples and labels, in the order of the batch."""
+        if self.world_size == 1:
+            return data, labels
+        return self._from_all_workers(data), self._from_all_workers(labels)
+
+    def _from_all_workers(self, share: Tensor) -> Tensor:
+        batch_size = self.config.training.batch_size
+        missing = -(-batch_size // self.world_size) - len(share)  # at most one; all shares must have the same shape
+        padded = torch.cat([share, share.new_zeros((missing, *share.shape[1:]))])
+        shares = [torch.empty_like(padded) for _ in range(self.world_size)]
+        torch.distributed.all_gather(shares, padded)
+        return torch.stack(shares, 1).flatten(0, 1)[:batch_size]
+
     def restart(self) -> None:
         """Let the next batch be of any step."""
         self._batches = None
@@ -94,3 +108,10 @@ class StepInputs:
         if dataset.augmentation:
             labels = join(labels, torch.zeros(len(labels), NUM_PARAMETERS, device=self.device))
         return self.codec.encode(torch.from_numpy(stored).to(self.device)), labels
+
+
+def _order(config: RunConfig, source: DataSource) -> BatchOrder:
+    batch_size, classes = config.training.batch_size, config.objective.batch_classes
+    if classes is None or not config.dataset.conditional:
+        return BatchOrder(len(source), batch_size, config.seed)
+    return ClassOrder(source.labels, min(classes, batch_size), batch_size, config.seed)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -217,6 +218,9 @@ class Trainer:
         with phase("batch"):
             data, labels = self.inputs.batch(self.step)
             shares = self.inputs.draws(self.step)
+            if self.objective.uses_batch:
+                batch = self.inputs.whole_batch(data, labels)
+                shares = [replace(draws, batch=batch) for draws in shares]
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
         self.optimizer.zero_grad()

@@ -1,0 +1,251 @@
+"""ESC: the plug-in velocity as it is written, gradual times, batches of few classes, and MeanFlow without all of these."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    CPU,
+    NUM_CLASSES,
+    SmoothNetwork,
+    draw,
+    given_draws,
+    gradients,
+    objective_config,
+    random_batch,
+    relative_error,
+    tiny_config,
+)
+from torch import Tensor
+
+from soflow.conditioning import join
+from soflow.data import open_source
+from soflow.data.loading import BatchOrder, ClassOrder
+from soflow.objectives.base import Draws
+from soflow.objectives.esc import ESC
+from soflow.objectives.meanflow import MeanFlow
+from soflow.schedules import terminal_probability
+from soflow.training.trainer import Trainer
+
+GUIDED = {"guidance_omega": 0.8, "guidance_kappa": 0.5, "guidance_interval": (0.2, 0.9)}
+
+
+def esc(conditional: bool = True, **fields) -> ESC:
+    return ESC(objective_config("esc", **fields), NUM_CLASSES, conditional)
+
+
+# Gradual times.
+
+
+@pytest.mark.parametrize(
+    ("progress", "end", "expected"),
+    [(0, 0.1, 1), (0.05, 0.1, 2 / 3), (0.1 * math.sqrt(0.5), 0.1, 0.5), (0.1, 0.1, 0), (1, 0.1, 0), (0, 0, 0)],
+)
+def test_probability_of_the_longest_interval_falls_as_the_arc_cosine(progress, end, expected):
+    assert terminal_probability(progress, end) == pytest.approx(expected, abs=1e-12)
+
+
+def test_draws_are_meanflows_but_for_longer_intervals_and_plug_in_samples():
+    objective = esc(terminal_end=0.1, plug_in_fraction=0.25)
+    mean_flow = MeanFlow(objective_config("meanflow"), NUM_CLASSES, True)
+    shape, batch = (4096, 1, 1, 1), 4096
+    for progress, probability in ((0.0, 1.0), (0.05, 2 / 3), (0.2, 0.0)):
+        expected = draw(mean_flow, shape, progress, torch.Generator().manual_seed(3))
+        draws = draw(objective, shape, progress, torch.Generator().manual_seed(3))
+        for name in ("noise", "t", "l", "drop", "guided", "weight"):
+            assert torch.equal(getattr(draws, name), getattr(expected, name)), name
+        n = expected.num_flow_matching
+        assert torch.equal(draws.s[:n], draws.t[:n])
+        changed = draws.s[n:] != expected.s[n:]
+        assert torch.equal(draws.s[n:], expected.s[n:].masked_fill(changed, 0.0))
+        # Binomial frequencies: five standard deviations.
+        for frequency, p, count in ((changed, probability, batch - n), (draws.plug_in, 0.25, batch)):
+            assert abs(frequency.double().mean().item() - p) <= 5 * math.sqrt(p * (1 - p) / count)
+
+
+# The plug-in velocity.
+
+
+def plug_in_velocity(x_t: Tensor, t: Tensor, images: Tensor) -> Tensor:
+    """Σ_j w_j (ε_j − x_j), w_j ∝ N(x_t; (1 − t) x_j, t²), of one sample, one image after another."""
+    densities, velocities = [], []
+    for x in images:
+        noise = (x_t - (1 - t) * x) / t
+        densities.append(torch.exp(-noise.square().sum() / 2))
+        velocities.append(noise - x)
+    total = sum(densities)
+    return sum(density / total * velocity for density, velocity in zip(densities, velocities, strict=True))
+
+
+def a_batch(plug_in: list[int]) -> tuple[Tensor, Tensor, Draws]:
+    """Eight samples, of classes 3 and 7 in turn, at times where several images are likely; the last two dropped."""
+    data, _ = random_batch((8, 1, 2, 2))
+    t = torch.tensor([0.95, 0.3, 0.81, 0.6, 0.95, 0.5, 0.83, 0.7], dtype=torch.float64)
+    s = torch.where(torch.arange(8) < 3, t, t / 2)
+    noise = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drop = torch.arange(8) >= 6
+    draws = dataclasses.replace(given_draws(noise, t, t, s, drop, 3), plug_in=torch.tensor(plug_in).bool())
+    return data, torch.tensor([3, 7] * 4), draws
+
+
+def expected_velocity(data: Tensor, labels: Tensor, draws: Draws, images: Tensor, classes: Tensor) -> Tensor:
+    rows = []
+    for i, t in enumerate(draws.t):
+        x_t = (1 - t) * data[i] + t * draws.noise[i]
+        possible = images if draws.drop[i] else images[classes == labels[i]]
+        rows.append(plug_in_velocity(x_t, t, possible) if draws.plug_in[i] else draws.noise[i] - data[i])
+    return torch.stack(rows)
+
+
+def test_plug_in_velocity_is_the_mean_over_the_images_of_the_class():
+    data, labels, draws = a_batch([1, 1, 0, 1, 0, 1, 1, 1])
+    found = esc().conditional_velocity(data, labels, draws)
+    expected = expected_velocity(data, labels, draws, data, labels)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    changed = (found - (draws.noise - data)).flatten(1).abs().amax(1) > 0.01
+    assert changed.tolist() == draws.plug_in.tolist()  # at these times one image never has all the weight
+
+
+def test_plug_in_velocity_covers_the_whole_batch_from_every_share():
+    data, labels, draws = a_batch([1] * 8)
+    shared = dataclasses.replace(draws, batch=(data, labels))
+    expected = esc().conditional_velocity(data, labels, draws)
+    for rank in range(3):
+        rows = slice(rank, None, 3)
+        found = esc().conditional_velocity(data[rows], labels[rows], shared.share(rank, 3))
+        torch.testing.assert_close(found, expected[rows], rtol=1e-13, atol=1e-13)
+
+
+def test_without_labels_all_images_count():
+    data, labels, draws = a_batch([1] * 8)
+    found = esc(conditional=False).conditional_velocity(data, torch.full_like(labels, NUM_CLASSES), draws)
+    everywhere = dataclasses.replace(draws, drop=torch.ones(8, dtype=torch.bool))
+    torch.testing.assert_close(found, expected_velocity(data, labels, everywhere, data, labels), rtol=1e-12, atol=1e-12)
+
+
+def test_images_augmented_in_another_way_do_not_count():
+    data, labels, draws = a_batch([1] * 8)
+    mirrored = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.float64)[:, None]
+    found = esc().conditional_velocity(data, join(labels, mirrored), draws)
+    for half in (slice(0, 4), slice(4, 8)):
+        part = dataclasses.replace(draws.share(0, 1), **{n: getattr(draws, n)[half] for n in ("noise", "t", "drop")})
+        expected = expected_velocity(data[half], labels[half], part, data[half], labels[half])
+        torch.testing.assert_close(found[half], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [1e-30, 1e-4, 1 - 1e-6, 1.0])
+def test_plug_in_velocity_is_accurate_in_float32_at_all_times(t):
+    data, labels, draws = a_batch([1] * 8)
+    time = torch.full((8,), t, dtype=torch.float64)
+    draws = dataclasses.replace(draws, t=time)
+    exact = esc().conditional_velocity(data, labels, draws)
+    rounded = dataclasses.replace(draws, **{name: getattr(draws, name).float() for name in ("noise", "t")})
+    found = esc().conditional_velocity(data.float(), labels, rounded)
+    # At small t the image itself has all the weight, which leaves v_t; at t = 1 all images of the class are equal.
+    assert relative_error(found, exact) < 1e-5
+    expected = {1e-30: draws.noise - data, 1.0: draws.noise - _class_means(data, labels, draws.drop)}
+    if t in expected:
+        torch.testing.assert_close(exact, expected[t], rtol=1e-12, atol=1e-12)
+
+
+def _class_means(data: Tensor, labels: Tensor, drop: Tensor) -> Tensor:
+    means = [data.mean(0) if drop[i] else data[labels == label].mean(0) for i, label in enumerate(labels)]
+    return torch.stack(means)
+
+
+def test_plug_in_velocity_has_the_mean_of_the_conditional_one():
+    """E[v | x_t] is what both estimate: their difference has mean 0, and theirs is the smaller variance."""
+    images, _ = random_batch((6, 1, 2, 2))
+    generator, batch = torch.Generator().manual_seed(0), 20_000
+    data = images[torch.randint(6, (batch,), generator=generator)]
+    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    t = torch.full((batch,), 0.7, dtype=torch.float64)
+    draws = dataclasses.replace(given_draws(noise, t, t, t), plug_in=torch.ones(batch, dtype=torch.bool))
+    labels = torch.zeros(batch, dtype=torch.int64)
+    draws = dataclasses.replace(draws, batch=(images, labels[:6]))
+    found, conditional = esc().conditional_velocity(data, labels, draws), noise - data
+    difference = found - conditional
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / math.sqrt(batch)).all()  # five standard errors
+    assert (found.var(0) < 0.9 * conditional.var(0)).all()
+
+
+# Loss and gradient.
+
+
+@pytest.mark.parametrize("jvp", ["with_gradient", "separate", "subset"])
+@pytest.mark.parametrize("guidance", [{"guidance_kappa": 0.0}, GUIDED], ids=["plain", "guided"])
+def test_gradient_is_meanflows_with_the_plug_in_velocity(guidance, jvp):
+    """MeanFlow on noise and data with the same x_t and x_1 − x_0 equal to the plug-in velocity."""
+    network, (data, labels, draws) = SmoothNetwork(), a_batch([1, 1, 0, 1, 0, 1, 1, 1])
+    v, t = expected_velocity(data, labels, draws, data, labels), draws.t.view(-1, 1, 1, 1)
+    x_t = (1 - t) * data + t * draws.noise
+    mean_flow = MeanFlow(objective_config("meanflow", jvp=jvp, **guidance), NUM_CLASSES, True)
+    moved = dataclasses.replace(draws, noise=x_t + (1 - t) * v)
+    expected = mean_flow.losses(network, x_t - t * v, labels, moved)
+    losses = esc(jvp=jvp, **guidance).losses(network, data, labels, draws)
+    torch.testing.assert_close(losses.loss, expected.loss, rtol=1e-11, atol=0)
+    found = gradients(network, losses.loss.sum())
+    for name, gradient in gradients(network, expected.loss.sum()).items():
+        assert relative_error(found[name], gradient) < 1e-10, name
+
+
+def test_without_its_changes_it_is_meanflow():
+    network, (data, labels) = SmoothNetwork(), random_batch((8, 1, 2, 2))
+    mean_flow = MeanFlow(objective_config("meanflow"), NUM_CLASSES, True)
+    losses = []
+    for objective in (mean_flow, esc(plug_in_fraction=0, terminal_end=0)):
+        draws = draw(objective, data.shape, 0.0, torch.Generator().manual_seed(0))
+        losses.append(objective.losses(network, data, labels, draws).loss)
+    assert torch.equal(*losses)
+
+
+# Batches.
+
+
+def test_batches_have_equal_parts_of_the_classes_of_random_images():
+    labels = np.repeat(np.arange(5), [10, 20, 30, 40, 100])
+    order = ClassOrder(labels, classes=4, batch_size=32, seed=0)
+    uses = Counter[int]()
+    for step in range(2000):
+        indices = order.indices(step)
+        uses.update(indices.tolist())
+        parts = [labels[indices[part::4]] for part in range(4)]
+        assert all(len(set(part)) == 1 for part in parts)  # every fourth sample, as a worker of four gets them
+    assert np.array_equal(ClassOrder(labels, 4, 32, seed=0).indices(7), order.indices(7))
+    assert not np.array_equal(ClassOrder(labels, 4, 32, seed=1).indices(7), order.indices(7))
+    # A class with n of N images comes up in n / N of 8,000 parts: five standard deviations.
+    for label, size in enumerate([10, 20, 30, 40, 100]):
+        share, p = sum(uses[i] for i in np.flatnonzero(labels == label)) / 64_000, size / 200
+        assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 8000)
+
+
+def test_an_image_comes_again_only_after_all_others_of_its_class():
+    order = ClassOrder(np.repeat([0, 1], [3, 100]), classes=1, batch_size=8, seed=0)
+    for step in range(200):
+        counts = Counter(order.indices(step).tolist())
+        if max(counts) < 3:
+            assert sorted(counts.values()) == [2, 3, 3]
+        else:
+            assert set(counts.values()) == {1}
+
+
+def batch_labels(classes: int | None, conditional: bool = True) -> list[set[int]]:
+    config = tiny_config("esc", objective={"classes_per_batch": classes}, dataset={"conditional": conditional})
+    inputs = Trainer(config, open_source(config.dataset), CPU).inputs
+    return [set(inputs.batch(step)[1].tolist()) for step in range(4)]
+
+
+def test_the_trainer_draws_its_batches_from_few_classes():
+    assert all(len(classes) <= 2 for classes in batch_labels(2))
+    assert all(len(classes) > 2 for classes in batch_labels(None))
+
+
+def test_without_labels_batches_are_of_all_images():
+    assert batch_labels(2, conditional=False) == [{NUM_CLASSES}] * 4
+    config = tiny_config("esc", dataset={"conditional": False})
+    assert type(Trainer(config, open_source(config.dataset), CPU).inputs.order) is BatchOrder
