@@ -12,6 +12,7 @@ Finished trials are not repeated, and after an interruption the same command res
 $ python experiments/claims.py --budget 6
 $ python experiments/claims.py --experiments ablations cfg_ablation
 $ python experiments/claims.py --budget 0       # train nothing: verdicts on what is there
+$ python experiments/claims.py --seed 1000 --storage again --experiments cfg_ablation    # do the verdicts repeat?
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class ClaimsOptions(Section):
     budget: Annotated[float, Field(ge=0)] | None = None
     """Hours to spend. First looks start while time is left, further seeds only if they are predicted to end in time.
     Default: as long as it takes."""
+    seed: int | None = None
+    """First of the seeds, to repeat studies with others in another `storage`. Default: 0."""
     storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None
@@ -138,6 +141,8 @@ def _run(block: Block, options: ClaimsOptions) -> int:
     ]
     if options.tracking_uri:
         command += ["--tracking-uri", options.tracking_uri]
+    if options.seed is not None:
+        command += ["--seed", str(options.seed)]
     with subprocess.Popen(command) as process:
         try:
             code = process.wait()

@@ -149,7 +149,7 @@ def test_equal_time_and_memory_follow_from_the_cost_study(shared):
 
 def test_bad_input_of_a_cost_study_is_one_line(session):
     message = (
-        "variants = ['ddpm']: must be one of alpha_flow, esc, flow_matching, improved_meanflow, meanflow_a, meanflow_b, "
-        "meanflow_c, meanflow_d, meanflow_flash, shortcut, soflow"
+        "variants = ['ddpm']: must be one of alpha_flow, esc, flow_matching, improved_meanflow, meanflow_a, "
+        "meanflow_b, meanflow_c, meanflow_d, meanflow_flash, shortcut, soflow"
     )
     assert session.fail("compare_cost.py", "--variants", "ddpm") == f"error: {message}\n"

@@ -154,7 +154,7 @@ FAULTS = [
     ({"objective": {"time_mean": [1, 2]}}, "objective.time_mean"),
     (
         {"objective": {"name": "soflw"}},
-        "objective.name = soflw: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow, meanflow",
+        "objective.name = soflw: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow",
     ),
     ({"objective": {"r_ned": 0.1}}, "objective.r_ned: unknown key; did you mean r_end"),
     ({"objective": MEANFLOW | {"r_end": 0.1}}, "objective.r_end: unknown key; known keys here are .*guidance_kappa"),

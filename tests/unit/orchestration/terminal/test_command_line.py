@@ -69,7 +69,7 @@ FAULTS = [
     ("--dataset.name cifar", f"dataset = cifar: must be one of {SOURCES}"),
     (
         "--objective ddpm",
-        "objective = ddpm: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow, meanflow",
+        "objective = ddpm: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow",
     ),
     ("--network DiT-XXS/3", "network = DiT-XXS/3: must be one of DiT-B/1, "),
     (
@@ -119,7 +119,7 @@ YAML_FAULTS = [
     ("objective: {velocity_mix: -0.1}", "objective.velocity_mix = -0.1: .*or equal to 0"),
     (
         "objective: {name: soflw}",
-        "objective.name = soflw: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow, meanflow",
+        "objective.name = soflw: must be one of alpha_flow, distillation, esc, flow_matching, improved_meanflow",
     ),
     ("objective: {r_ned: 0.1}", "objective.r_ned: unknown key; did you mean r_end"),
     ("objective: {name: meanflow, r_end: 0.1}", "objective.r_end: unknown key; known keys here are .*guidance_kappa"),

@@ -1,4 +1,4 @@
-"""ESC: the plug-in velocity as it is written, gradual times, batches of few classes, and MeanFlow without all of these."""
+"""ESC: plug-in velocity, gradual times and batches of few classes; without all of them it is MeanFlow."""
 
 from __future__ import annotations
 
