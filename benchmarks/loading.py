@@ -27,7 +27,7 @@ from soflow.data import open_source
 from soflow.data.base import DataSource
 from soflow.data.config import DatasetConfig
 from soflow.data.in_memory import InMemorySource
-from soflow.data.loading import BatchOrder, batches
+from soflow.data.loading import EpochOrder, batches
 
 PROCESSES = (0, 1, 2)
 WARMUP_BATCHES = 3
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[Path], DataSource], int]] = {
 
 def images_per_s(source: DataSource, batch_size: int, processes: int, seconds: float) -> float:
     """Measure the images per second over at least `seconds`."""
-    order = BatchOrder(len(source), batch_size, seed=0)
+    order = EpochOrder(len(source), batch_size, seed=0)
     loader = batches(source, order, range(10**6), torch.device("cpu"), processes=processes)
     for _ in range(WARMUP_BATCHES):
         next(loader)

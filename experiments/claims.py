@@ -55,7 +55,7 @@ class ClaimsOptions(Section):
     """Hours to spend. First looks start while time is left, further seeds only if they are predicted to end in time.
     Default: as long as it takes."""
     seed: int | None = None
-    """First of the seeds, to repeat studies with others in another `storage`. Default: 0."""
+    """First of the seeds, at least 24 away from those of other runs, to repeat studies in another `storage`. Default: 0."""
     storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None
@@ -169,7 +169,7 @@ def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: Claim
     from dashboards.claims.judge import judge
     from dashboards.claims.page import page, summary
 
-    judged, facts = judge(ledger, gathered), _facts()
+    judged, facts = judge(ledger, gathered), _facts(options)
     if changed := changed_designs(ledger, gathered, options.storage):
         facts["changed designs"] = " ".join(changed)
         print(*changed, sep="\n")
@@ -180,7 +180,7 @@ def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: Claim
     return judged
 
 
-def _facts() -> dict[str, str]:
+def _facts(options: ClaimsOptions) -> dict[str, str]:
     tags = environment_tags()
     versions = ", ".join(f"{name.partition('.')[2]} {tags[name]}" for name in tags if name.startswith("version."))
     return {
@@ -188,6 +188,7 @@ def _facts() -> dict[str, str]:
         "hardware": f"{tags['hardware.cpu']}, {tags['hardware.cpu_cores']} cores, {tags['hardware.memory_gib']} GiB",
         "versions": versions,
         "git commit": tags["git_commit"],
+        "first seed": str(options.seed or 0),
     }
 
 

@@ -87,7 +87,21 @@ def preview(config: SweepConfig) -> SweepConfig:
 
 def prepare(config: SweepConfig) -> SweepConfig:
     """Equalize the cases with step times measured by the cost study, which runs first if necessary."""
+    _check_compiler(config)
     return equalize(config, measured_ratios(finished_cost_study(config)) if _at_equal_time(config) else {})
+
+
+def _check_compiler(config: SweepConfig) -> None:
+    """Without a compiler on this machine, compiled cases would train eagerly; a cluster's workers may have one."""
+    if config.address is None and any(case.name.endswith(COMPILED) for case in config.cases):
+        from soflow.models import best_device
+        from soflow.training.compilation import compiler_problem  # imports torch
+
+        if problem := compiler_problem(best_device()):
+            raise ConfigError(
+                f"cases: soflow{COMPILED} and meanflow_c{COMPILED} cannot be compiled here ({problem}); install a C++ "
+                "compiler, or name the other cases with --cases"
+            )
 
 
 def _at_equal_time(config: SweepConfig) -> tuple[str, ...]:

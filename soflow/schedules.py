@@ -1,4 +1,4 @@
-"""Schedules over training progress k/K: SoFlow's gap ratio r(k, K), α-Flow's step ratio α(k), ESC's share of s = 0."""
+"""Schedules over training progress k/K: SoFlow's gap ratio r(k, K), α-Flow's step ratio α(k), ESC's probability of s = 0."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ def step_ratio(progress: float, start: float, end: float, temperature: float, cl
     return 1.0 if alpha > 1 - clamp else alpha
 
 
-def terminal_probability(progress: float, end: float) -> float:
+def zero_probability(progress: float, end: float) -> float:
     """Compute ESC's probability of s = 0 (arXiv 2512.11831): (2 / π) arccos(progress / end), and 0 from `end` on."""
     return 0.0 if progress >= end else 2 / math.pi * math.acos(progress / end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,15 +48,25 @@ def batches(
         yield samples.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-class BatchOrder:
-    """Order of the samples: one seeded permutation per epoch; a batch may span two epochs or more."""
+class BatchOrder(ABC):
+    """Order in which a run sees the samples; it depends on the seed and the step only."""
 
     def __init__(self, num_samples: int, batch_size: int, seed: int):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+
+    @abstractmethod
+    def indices(self, step: int) -> np.ndarray:
+        """Return the sample indices [batch_size] of a step, counted from 0."""
+
+
+class EpochOrder(BatchOrder):
+    """One seeded permutation of all samples per epoch; a batch may span two epochs or more."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int):
+        super().__init__(num_samples, batch_size, seed)
         self._epochs: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
-        """Return the sample indices [batch_size] of a step, counted from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = positions // self.num_samples
         self._epochs = {e: self._epochs[e] if e in self._epochs else self._permutation(e) for e in set(epochs.tolist())}
@@ -67,33 +79,39 @@ class BatchOrder:
 
 
 class ClassOrder(BatchOrder):
-    """Order of the samples by classes: each batch has those of `classes` random images, in equal parts.
+    """Batches of few classes, with about equally many images each; every image has the same chance in every step.
 
-    On average every image comes equally often, but an image may come again before all others did.
+    Classes are drawn in proportion to their images by systematic sampling: equidistant points, with a random start, on
+    all images in a random order of the classes. A class comes several times if it has more than its part of the images.
 
     Args:
         labels: labels [N] of all samples.
+        images_per_class: divided into the batch size, the number of classes in a batch.
     """
 
-    def __init__(self, labels: np.ndarray, classes: int, batch_size: int, seed: int):
+    def __init__(self, labels: np.ndarray, images_per_class: int, batch_size: int, seed: int):
         super().__init__(len(labels), batch_size, seed)
-        self.classes, self._labels = classes, labels
-        self._members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+        self.parts = max(1, round(batch_size / images_per_class))
+        sizes = np.unique(labels, return_counts=True)[1]
+        self._members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
 
     def indices(self, step: int) -> np.ndarray:
         random = generator("cpu", self.seed, "classes", step)
-        size = -(-self.batch_size // self.classes)
-        chosen = self._labels[torch.randint(self.num_samples, (self.classes,), generator=random).numpy()]
-        parts = [_without_repetition(self._members[label], size, random) for label in chosen.tolist()]
-        # Every classes-th sample is of the same class, so that workers and both kinds of samples get all of them.
-        return np.stack(parts, axis=1).reshape(-1)[: self.batch_size]
+        order = torch.randperm(len(self._members), generator=random).numpy()
+        ends = np.cumsum([len(self._members[label]) for label in order])
+        points = (torch.rand((), generator=random).item() + np.arange(self.parts)) * self.num_samples / self.parts
+        chosen = Counter(order[np.searchsorted(ends, points, side="right")].tolist())
+        size = -(-self.batch_size // self.parts)
+        drawn = [_without_repetition(self._members[label], n * size, random) for label, n in chosen.items()]
+        # Every parts-th image is of the same class, so all classes are among the first samples, on flow matching.
+        return np.concatenate(drawn).reshape(self.parts, size).T.reshape(-1)[: self.batch_size]
 
 
-def _without_repetition(members: np.ndarray, size: int, random: torch.Generator) -> np.ndarray:
-    """Draw `size` members, each again only after all others."""
-    rounds = -(-size // len(members))
+def _without_repetition(members: np.ndarray, count: int, random: torch.Generator) -> np.ndarray:
+    """Draw `count` members, each again only after all others."""
+    rounds = -(-count // len(members))
     drawn = torch.cat([torch.randperm(len(members), generator=random) for _ in range(rounds)])
-    return members[drawn[:size].numpy()]
+    return members[drawn[:count].numpy()]
 
 
 class _ByIndices(Dataset):

@@ -47,10 +47,10 @@ class Draws:
     """Seed of this worker's dropout masks."""
     guided: Tensor | None = None
     """[B] bool, samples whose velocity is guided. Default: all samples whose label is not dropped."""
-    plug_in: Tensor | None = None
-    """[B] bool, samples whose conditional velocity is replaced by the batch's, for ESC."""
+    marginal: Tensor | None = None
+    """[B] bool, samples that learn the batch's marginal velocity in place of the conditional one, for ESC."""
     batch: tuple[Tensor, Tensor] | None = None
-    """Data and labels of the whole batch, added to the draws of objectives with `uses_batch`. Default: the share's."""
+    """Data and labels of the whole batch, on the device, for objectives with `uses_batch`."""
 
     def share(self, rank: int, world_size: int) -> Draws:
         """Take every world_size-th sample starting at `rank`: an even share of both kinds of samples, in order."""
@@ -66,7 +66,7 @@ class Draws:
             gap_ratio=self.gap_ratio,
             dropout_seed=self.dropout_seed + rank,
             guided=self.guided_mask[share],
-            plug_in=None if self.plug_in is None else self.plug_in[share],
+            marginal=None if self.marginal is None else self.marginal[share],
             batch=self.batch,
         )
 
@@ -127,8 +127,6 @@ class Objective(ABC):
     default_sampler: str = "renoise"
     attention: str = "fused where available"
     """Attention kernels used in an optimizer step."""
-    uses_batch: bool = False
-    """True if a sample's loss depends on the other samples of the batch."""
 
     def __init__(
         self,
@@ -157,6 +155,11 @@ class Objective(ABC):
     @abstractmethod
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Compute the marginal velocity v_θ(x, t) at x [B, ...] and times t [B]."""
+
+    @property
+    def uses_batch(self) -> bool:
+        """True if a sample's loss depends on the other samples of the batch, which then are in `Draws.batch`."""
+        return False
 
     def approximates_derivative(self, network: nn.Module) -> bool:
         """Return true if the loss contains a derivative of the network that is compiled or a finite difference."""

@@ -36,8 +36,8 @@ class ObjectiveFields(Section):
         return False
 
     @property
-    def batch_classes(self) -> int | None:
-        """Number of classes that a batch is drawn from; None for all."""
+    def same_class_images(self) -> int | None:
+        """Number of images of the same class in a batch; None to draw batches from all images."""
         return None
 
 
@@ -227,21 +227,23 @@ class ESCConfig(MeanFlowFields):
     """ESC, explicit shortcut models (arXiv 2512.11831)."""
 
     name: Literal["esc"] = "esc"
-    plug_in_fraction: Fraction = 0.5
-    """Probability that the batch's marginal velocity replaces a sample's conditional velocity (authors: 0.2 to 0.5)."""
-    classes_per_batch: Annotated[int, Field(ge=1)] | None = 8
-    """Number of classes that each batch is drawn from, in equal parts; null draws from all images (authors: one class
-    per worker)."""
-    terminal_end: Fraction = 0.03
-    """Training progress k/K until which the probability of r = 0 falls from 1 to 0 (authors: 0.017 to 0.033)."""
+    marginal_fraction: Fraction = 0.5
+    """Probability that a sample's conditional velocity is replaced by the batch's marginal velocity, the paper's plug-in
+    velocity (authors: 0.2 to 0.5). Augmentations with continuous parameters prevent it."""
+    images_per_class: Annotated[int, Field(ge=1)] | None = 32
+    """Images of the same class in each batch, about; null draws batches from all images. Unused without labels
+    (authors: a worker's batch, 32 or 64; in other runs null)."""
+    anneal_end: Fraction = 0.03
+    """Training progress k/K until which the probability of r = 0, for samples with r < t, falls from 1 to 0 (authors:
+    0.017 to 0.033)."""
 
     @property
     def progress_schedule(self) -> str | None:
-        return "the probability of r = 0" if self.terminal_end else None
+        return "the probability of r = 0" if self.anneal_end else None
 
     @property
-    def batch_classes(self) -> int | None:
-        return self.classes_per_batch
+    def same_class_images(self) -> int | None:
+        return self.images_per_class
 
 
 class ShortcutConfig(ObjectiveFields):

@@ -3,27 +3,30 @@
 The paper's r is s here. ESC has MeanFlow's target v_g − (t − s) du/dt and changes what enters it:
 
 - Plug-in velocity. The conditional velocity v_t of one image is a noisy estimate of the marginal velocity at x_t. With
-  a probability of `plug_in_fraction` a sample gets the marginal velocity of the batch in its place: the mean of the
+  a probability of `marginal_fraction` a sample gets the marginal velocity of the batch in its place: the mean of the
   conditional velocities to all images x_j of its class, each weighted by the density of x_t given x_j,
 
       v = Σ_j w_j (α' x_j + β' ε_j),    ε_j = (x_t − α x_j) / β,    w = softmax_j(−‖ε_j‖² / 2).
 
   It replaces v_t in the target and in the tangent of du/dt.
-- Batches of few classes, `classes_per_batch`, so that these means are over many images.
-- Gradual times. With a probability that falls from 1 to 0 until k/K = `terminal_end`, a sample with s < t gets s = 0.
+- Batches of few classes, each with `images_per_class` images, so that these means are over many images.
+- Gradual times. A sample with s < t gets s = 0 with a probability that falls from 1 to 0 until k/K = `anneal_end`.
 
 The paper also divides each sample's loss by exp(λ_t) and adds λ_t, with λ_t learned from t. With the adaptive weight of
 p = 1 this has no effect: the weighted loss is close to 1 for every sample, so that λ_t tends to log 1 = 0. It is left
 out.
+
+Images with other augmentation parameters do not count, because the network learns the velocity given these parameters.
+Where they are continuous, a sample has only its own image and learns v_t.
 
 Differences from the authors' public code, from which the settings here were read:
 
 - The weights w cover the batch of all workers, theirs one worker's, so a run does not depend on the number of workers.
 - The weights are restricted to the sample's class; a sample without label has all images. In their best runs a worker's
   batch has one class, also for the samples without label; in their other runs the weights ignore the class.
-- A batch has the classes of `classes_per_batch` random images, and each of them an equal number of images; theirs one
-  uniformly drawn class per worker.
-- The weight of a sample is MeanFlow's, 1 / (‖e‖² + ε)^p. Theirs is for the loss ‖e‖⁴: up to ε the same at p = 1.
+- A batch has several classes, drawn in proportion to their images; theirs one uniformly drawn class per worker.
+- The weight of a sample is MeanFlow's, 1 / (‖e‖² + ε)^p. Theirs is for the loss ‖e‖⁴, which at p = 1 and up to ε gives
+  gradients twice as long, before they clip them to a norm of 1.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from soflow.conditioning import split
 from soflow.interpolants import per_sample
 from soflow.objectives.base import FULL, Draws
 from soflow.objectives.meanflow import MeanFlow
-from soflow.schedules import terminal_probability
+from soflow.schedules import zero_probability
 
 SMALLEST_BETA = 1e-6
 """Lower bound of β in divisions; below it, the image's own weight is 1 and the velocity is v_t."""
@@ -46,42 +49,45 @@ SMALLEST_BETA = 1e-6
 class ESC(MeanFlow):
     """MeanFlow whose conditional velocity is replaced by the marginal velocity of the batch for some samples."""
 
-    uses_batch = True
+    @property
+    def uses_batch(self) -> bool:
+        return self.config.marginal_fraction > 0
 
     def draw(self, noise: Tensor, progress: float, generator: torch.Generator) -> Draws:
         draws, config, batch = super().draw(noise, progress, generator), self.config, len(noise)
-        chances = (terminal_probability(progress, config.terminal_end), config.plug_in_fraction)
-        terminal, plug_in = (torch.rand(batch, generator=generator, device=generator.device) < p for p in chances)
-        terminal[: draws.num_flow_matching] = False
-        return replace(draws, s=draws.s.masked_fill(terminal, 0.0), plug_in=plug_in)
+        chances = (zero_probability(progress, config.anneal_end), config.marginal_fraction)
+        zero, marginal = (torch.rand(batch, generator=generator, device=generator.device) < p for p in chances)
+        zero[: draws.num_flow_matching] = False
+        return replace(draws, s=draws.s.masked_fill(zero, 0.0), marginal=marginal)
 
     @torch.no_grad()
     def conditional_velocity(self, data: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         v_t = super().conditional_velocity(data, labels, draws)
-        if self.config.plug_in_fraction == 0 or draws.plug_in is None:
+        if not self.uses_batch:
             return v_t
-        images, image_labels = draws.batch or (data, labels)
+        assert draws.batch is not None
+        assert draws.marginal is not None
+        images, image_labels = draws.batch[0].to(draws.noise.dtype), draws.batch[1]
         alpha, beta = self.interpolant.alpha(draws.t), self.interpolant.beta(draws.t).clamp(min=SMALLEST_BETA)
         with FULL.context(data.device):
-            images = images.to(draws.noise.dtype)
             weights = posterior(data, draws.noise, alpha / beta, images, same_class(labels, draws.drop, image_labels))
             mean = (weights @ images.flatten(1)).view_as(data)
         # As ε_j = ε + (α / β) (x − x_j) for the sample's own image x and noise ε.
         slope = self.interpolant.d_alpha(draws.t) - self.interpolant.d_beta(draws.t) * alpha / beta
-        plugged = v_t + per_sample(slope, v_t) * (mean - data)
-        return torch.where(per_sample(draws.plug_in, v_t), plugged, v_t)
+        v = v_t + per_sample(slope, v_t) * (mean - data)
+        return torch.where(per_sample(draws.marginal, v_t), v, v_t)
 
 
 def posterior(data: Tensor, noise: Tensor, ratio: Tensor, images: Tensor, possible: Tensor) -> Tensor:
     """Compute the probabilities [B, N] that x_t = α data + β noise came from each of N equally likely images.
 
-    From differences to the sample's own image, whose logarithm is 0, so that nothing large cancels.
+    From differences to the sample's own image, because ‖ε_j‖² itself is of order (α / β)² where β is small.
 
     Args:
         data, noise: [B, ...].
         ratio: α / β, [B].
         images: [N, ...].
-        possible: [B, N] bool, images that count; at least one per sample.
+        possible: [B, N] bool, images that count, among them the sample's own.
     """
     own, epsilon, others = (values.flatten(1) for values in (data.to(noise.dtype), noise, images))
     squared = torch.cdist(own, others, compute_mode="donot_use_mm_for_euclid_dist").square()

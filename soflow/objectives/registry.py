@@ -103,7 +103,7 @@ _INCLUDED = {
         config.ESCConfig,
         (
             "objective.flow_matching_fraction=0.25:0.9",
-            "objective.plug_in_fraction=0:1",
+            "objective.marginal_fraction=0:1",
             "objective.guidance_omega=0.8:1.4",
             "objective.guidance_kappa=0:0.6",
         ),

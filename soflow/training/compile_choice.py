@@ -111,8 +111,8 @@ def choice_between(eager_s: float, compiled_s: float, compile_s: float) -> Choic
 
 def _discarded_step(module: nn.Module, inputs: StepInputs, step: int) -> Callable[[], None]:
     """Make a function that computes the gradients of a step, without its batch, and discards them."""
-    shares = inputs.draws(step)
-    data, labels = inputs.example(sum(len(draws.t) for draws in shares))
+    data, labels = inputs.example(sum(len(draws.t) for draws in inputs.draws(step)))
+    shares = inputs.draws(step, (data, labels))
 
     def discarded_step() -> None:
         with without_all_reduce(module):

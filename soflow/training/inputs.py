@@ -14,7 +14,7 @@ from soflow.conditioning import join
 from soflow.config import RunConfig
 from soflow.data.augmentation import EDM, NUM_PARAMETERS, UPRIGHT, augment
 from soflow.data.base import DataSource
-from soflow.data.loading import BatchOrder, ClassOrder, batches
+from soflow.data.loading import BatchOrder, ClassOrder, EpochOrder, batches
 from soflow.objectives.base import Draws, Objective, normal
 from soflow.randomness import generator
 
@@ -42,14 +42,19 @@ class StepInputs:
         self.order = _order(config, source)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
-    def draws(self, step: int) -> list[Draws]:
-        """Draw this worker's share of a step's random numbers, one item per micro-batch."""
+    def draws(self, step: int, share: tuple[Tensor, Tensor] | None = None) -> list[Draws]:
+        """Draw this worker's share of a step's random numbers, one item per micro-batch.
+
+        Args:
+            share: this worker's samples and labels, which losses need, and all workers pass.
+        """
         config = self.config
         shape = (config.training.batch_size, *config.dataset.sample_shape)
         noise = normal(shape, generator(self.device, config.seed, "noise", step))
         random = generator("cpu", config.seed, "step", step)
         draws = self.objective.draw(noise, step / config.training.total_steps, random)
-        draws = replace(draws, dropout_seed=random.initial_seed())
+        batch = self._whole_batch(*share) if share and self.objective.uses_batch else None
+        draws = replace(draws, dropout_seed=random.initial_seed(), batch=batch)
         # Micro-batches are shares of world_size · micro_batches virtual workers.
         virtual = self.world_size * self.micro_batches
         return [draws.share(rank, virtual).to(self.device) for rank in range(self.rank, virtual, self.world_size)]
@@ -80,23 +85,20 @@ class StepInputs:
         )
         return data, join(labels, parameters)
 
-    def whole_batch(self, data: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Collect all workers' shares of a step's samples and labels, in the order of the batch."""
+    def restart(self) -> None:
+        """Let the next batch be of any step."""
+        self._batches = None
+
+    def _whole_batch(self, data: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Collect the samples and labels of all workers, in the order of the batch."""
         if self.world_size == 1:
             return data, labels
         return self._from_all_workers(data), self._from_all_workers(labels)
 
-    def _from_all_workers(self, share: Tensor) -> Tensor:
-        batch_size = self.config.training.batch_size
-        missing = -(-batch_size // self.world_size) - len(share)  # at most one; all shares must have the same shape
-        padded = torch.cat([share, share.new_zeros((missing, *share.shape[1:]))])
-        shares = [torch.empty_like(padded) for _ in range(self.world_size)]
-        torch.distributed.all_gather(shares, padded)
-        return torch.stack(shares, 1).flatten(0, 1)[:batch_size]
-
-    def restart(self) -> None:
-        """Let the next batch be of any step."""
-        self._batches = None
+    def _from_all_workers(self, values: Tensor) -> Tensor:
+        shares = [torch.empty_like(values) for _ in range(self.world_size)]
+        torch.distributed.all_gather(shares, values)
+        return torch.stack(shares, 1).flatten(0, 1)
 
     def example(self, count: int) -> tuple[Tensor, Tensor]:
         """Load the data's first `count` samples, and labels, as a batch that belongs to no step."""
@@ -111,7 +113,7 @@ class StepInputs:
 
 
 def _order(config: RunConfig, source: DataSource) -> BatchOrder:
-    batch_size, classes = config.training.batch_size, config.objective.batch_classes
-    if classes is None or not config.dataset.conditional:
-        return BatchOrder(len(source), batch_size, config.seed)
-    return ClassOrder(source.labels, min(classes, batch_size), batch_size, config.seed)
+    batch_size, images_per_class = config.training.batch_size, config.objective.same_class_images
+    if images_per_class is None or not config.dataset.conditional:
+        return EpochOrder(len(source), batch_size, config.seed)
+    return ClassOrder(source.labels, images_per_class, batch_size, config.seed)

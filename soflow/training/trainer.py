@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -217,10 +216,7 @@ class Trainer:
         training = self.config.training
         with phase("batch"):
             data, labels = self.inputs.batch(self.step)
-            shares = self.inputs.draws(self.step)
-            if self.objective.uses_batch:
-                batch = self.inputs.whole_batch(data, labels)
-                shares = [replace(draws, batch=batch) for draws in shares]
+            shares = self.inputs.draws(self.step, (data, labels))
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
         self.optimizer.zero_grad()

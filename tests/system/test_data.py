@@ -21,7 +21,7 @@ from soflow.codecs.latents import load_vae, moments
 from soflow.data import open_source
 from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
-from soflow.data.loading import BatchOrder, batches
+from soflow.data.loading import EpochOrder, batches
 
 # Random weights: the published ones cannot be fetched everywhere, and their FID values are not checked here.
 INCEPTION = """
@@ -156,7 +156,7 @@ def check_that_training_can_use(path: Path, vae: Path, expected: np.ndarray) -> 
     config = DatasetConfig(name="latents", root=path, image_size=SIZE, vae=str(vae))
     source, codec = open_source(config), codecs.build(config, CPU)
     assert (len(source), source.num_classes) == (NUM_IMAGES, 2)
-    order = BatchOrder(len(source), 32, seed=0)
+    order = EpochOrder(len(source), 32, seed=0)
     for step, (stored, labels) in enumerate(batches(source, order, range(3), CPU, processes=1)):
         indices = order.indices(step)
         assert np.array_equal(stored.numpy(), expected[indices])

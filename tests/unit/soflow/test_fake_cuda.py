@@ -153,7 +153,7 @@ def test_a_step_runs_on_one_device(name):
         # α-Flow has a finite difference in the middle of a training, and a Jacobian-vector product at its end.
         trainer.step = trainer.config.training.total_steps // 2 if name == "annealing" else LAST_STEP
         data, labels = trainer.inputs.batch(trainer.step)
-        for number, draws in enumerate(trainer.inputs.draws(trainer.step)):
+        for number, draws in enumerate(trainer.inputs.draws(trainer.step, (data, labels))):
             rows = slice(number, None, trainer.micro_batches)
             loss, terms = trainer.module(data[rows], labels[rows], draws)
         assert {value.device for value in (loss, *terms.values())} == {CUDA}
@@ -194,7 +194,7 @@ def test_augmentation_runs_on_one_device(augmentations):
     with fake_cuda():
         trainer = trainer_of("soflow", {"dataset": dataset, "network": {"name": "small U-Net"}})
         data, labels = trainer.inputs.batch(trainer.step)
-        loss, _ = trainer.module(data, labels, trainer.inputs.draws(trainer.step)[0])
+        loss, _ = trainer.module(data, labels, trainer.inputs.draws(trainer.step, (data, labels))[0])
         assert {data.device, labels.device, loss.device} == {CUDA}
 
 

@@ -30,7 +30,7 @@ from soflow.data.base import DataError
 from soflow.data.config import DatasetConfig
 from soflow.data.image_folder import read_image
 from soflow.data.latents import write_latents
-from soflow.data.loading import BatchOrder, batches
+from soflow.data.loading import EpochOrder, batches
 
 AMOUNT, SIDE = 40, 4
 RANDOM = np.random.default_rng(0)
@@ -207,7 +207,7 @@ def test_loading_processes_read_through_handles_of_their_own(opened, path):
     source = open_source(config(path))
     if not opened:
         source = pickle.loads(pickle.dumps(source))
-    order = BatchOrder(AMOUNT, 16, seed=0)
+    order = EpochOrder(AMOUNT, 16, seed=0)
     for step, (found, labels) in enumerate(batches(source, order, range(25), CPU, processes=2)):
         indices = order.indices(step)
         assert np.array_equal(found.numpy(), MOMENTS[indices])

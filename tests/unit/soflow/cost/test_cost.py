@@ -162,7 +162,7 @@ def test_a_step_s_peak_is_repeatable_to_the_byte():
         pytest.param("U-Net-XS", "bf16", marks=[pytest.mark.soak, NEEDS_BFLOAT16]),
     ],
 )
-@pytest.mark.parametrize("name", ["flow_matching", "soflow", "meanflow"])
+@pytest.mark.parametrize("name", ["flow_matching", "soflow", "meanflow", "esc"])
 def test_a_prediction_is_what_is_measured(name, network, precision):
     config = parse(override(to_dict(run_config(name, network)), {"training.precision": precision}))
     prediction = predict(config)
@@ -176,7 +176,7 @@ def test_a_prediction_is_what_is_measured(name, network, precision):
     assert prediction.parameters == sum(parameter.numel() for parameter in made.network.parameters())
 
 
-@pytest.mark.parametrize("name", ["flow_matching", "soflow", "meanflow"])
+@pytest.mark.parametrize("name", ["flow_matching", "soflow", "meanflow", "esc"])
 def test_attention_over_many_tokens_is_predicted_with_a_fused_kernel(name):
     """On 256 tokens the attention weights, which a fused kernel does not store, are a third of all activations."""
     sections = {"dataset.name": "latents", "dataset.image_size": 256, "objective.name": name}

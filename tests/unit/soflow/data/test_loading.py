@@ -8,7 +8,7 @@ from helpers import CPU
 
 from soflow.data import open_source
 from soflow.data.config import DatasetConfig
-from soflow.data.loading import BatchOrder, batches
+from soflow.data.loading import EpochOrder, batches
 
 BATCH, STEPS = 32, 6
 
@@ -20,7 +20,7 @@ def digits():
 
 @pytest.fixture
 def order(digits):
-    return BatchOrder(len(digits), BATCH, seed=3)
+    return EpochOrder(len(digits), BATCH, seed=3)
 
 
 def load(digits, order, steps=range(STEPS), **options):

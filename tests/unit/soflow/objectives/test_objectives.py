@@ -504,7 +504,7 @@ def test_labels_are_dropped_as_often_as_configured(name):
 def test_losses_follow_the_interface(name):
     objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((16, 1, 2, 2))
-    draws = drawn(objective, 16)
+    draws = dataclasses.replace(drawn(objective, 16), batch=(data, labels))
     losses = objective.losses(network, data, labels, draws)
     assert losses.loss.shape == (16,)
     assert losses.loss.isfinite().all()
@@ -522,9 +522,10 @@ def test_a_sample_with_dropped_label_does_not_depend_on_it(name):
     objective, network = tiny_objective(name), SmoothNetwork()
     data, labels = random_batch((8, 1, 2, 2))
     drop = torch.tensor([0, 1, 0, 1, 0, 1, 1, 0]).bool()
-    draws = dataclasses.replace(drawn(objective, 8), drop=drop, guided=~drop)
+    draws = dataclasses.replace(drawn(objective, 8), drop=drop, guided=~drop, batch=(data, labels))
     before = objective.losses(network, data, labels, draws).loss
-    after = objective.losses(network, data, (labels + 1) % NUM_CLASSES, draws).loss
+    others = (labels + 1) % NUM_CLASSES
+    after = objective.losses(network, data, others, dataclasses.replace(draws, batch=(data, others))).loss
     # Batched matrix products may round one row differently, by about 1e-16.
     torch.testing.assert_close(before[draws.drop], after[draws.drop], rtol=1e-12, atol=1e-12)
     assert ((before - after)[~draws.drop].abs() > 1e-6).all()

@@ -35,7 +35,7 @@ def cases() -> dict[str, tuple[str, dict, int]]:
     trigonometric = {"interpolant": "trigonometric", "parameterization": "trigonometric"}
     found["soflow, trigonometric, no guidance"] = ("soflow", trigonometric | {"guidance_strength": 1}, 10)
     found[f"{UNET}, weights for augmentation unused"] = ("soflow", {}, 4)
-    for name in ("soflow", "meanflow"):
+    for name in ("soflow", "meanflow", "esc"):
         found[f"{name}, two {MICRO_BATCHES} per worker"] = (name, {}, 10)  # 3 + 2 on each
     return found
 

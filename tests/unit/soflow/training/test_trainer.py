@@ -19,7 +19,7 @@ from soflow import files
 from soflow.config import parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.data import open_source
-from soflow.data.loading import BatchOrder
+from soflow.data.loading import EpochOrder
 from soflow.evaluation.fidelity import Evaluator
 from soflow.objectives.registry import OBJECTIVES
 from soflow.posthoc_ema import ema_decay
@@ -156,7 +156,7 @@ def test_batches_come_from_the_source_in_the_order_s_indices(digits):
     trainer = Trainer(config, digits, CPU)
     steps = record_steps(trainer)
     trainer.advance(2)
-    order = BatchOrder(len(digits), config.training.batch_size, config.seed)
+    order = EpochOrder(len(digits), config.training.batch_size, config.seed)
     for step, (data, labels, *_) in enumerate(steps):
         images, classes = digits.batch(order.indices(step))
         assert torch.equal(labels, torch.from_numpy(classes))
@@ -173,7 +173,7 @@ def test_unconditional_training_sees_the_null_label_only(digits):
 
 @pytest.mark.parametrize(("samples", "batch"), [(10, 4), (10, 10), (7, 20), (1797, 128)])
 def test_every_epoch_is_a_permutation(samples, batch):
-    order = BatchOrder(samples, batch, seed=3)
+    order = EpochOrder(samples, batch, seed=3)
     epochs = 3 * max(1, batch // samples)
     steps = -(-epochs * samples // batch)
     seen = np.concatenate([order.indices(step) for step in range(steps)])
@@ -185,13 +185,13 @@ def test_every_epoch_is_a_permutation(samples, batch):
 
 
 def test_the_order_depends_on_the_seed_alone():
-    forward = BatchOrder(10, 4, seed=0)
+    forward = EpochOrder(10, 4, seed=0)
     expected = [forward.indices(step).tolist() for step in range(12)]
-    jumping = BatchOrder(10, 4, seed=0)
+    jumping = EpochOrder(10, 4, seed=0)
     torch.manual_seed(99)
     for step in (11, 0, 5, 4, 11, 3):
         assert jumping.indices(step).tolist() == expected[step]
-    other = BatchOrder(10, 4, seed=1)
+    other = EpochOrder(10, 4, seed=1)
     assert [other.indices(step).tolist() for step in range(12)] != expected
 
 
