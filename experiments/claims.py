@@ -55,7 +55,8 @@ class ClaimsOptions(Section):
     """Hours to spend. First looks start while time is left, further seeds only if they are predicted to end in time.
     Default: as long as it takes."""
     seed: int | None = None
-    """First of the seeds, at least 24 away from those of other runs, to repeat studies in another `storage`. Default: 0."""
+    """First of the seeds; at least 24 away from those of other runs, to repeat studies in another `storage`.
+    Default: 0."""
     storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None

@@ -1,4 +1,4 @@
-"""Schedules over training progress k/K: SoFlow's gap ratio r(k, K), α-Flow's step ratio α(k), ESC's probability of s = 0."""
+"""Schedules over training progress k/K: SoFlow's gap ratio r(k, K), α-Flow's step ratio α(k), ESC's chance of s = 0."""
 
 from __future__ import annotations
 

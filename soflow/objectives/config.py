@@ -228,7 +228,7 @@ class ESCConfig(MeanFlowFields):
 
     name: Literal["esc"] = "esc"
     marginal_fraction: Fraction = 0.5
-    """Probability that a sample's conditional velocity is replaced by the batch's marginal velocity, the paper's plug-in
+    """Probability that the batch's marginal velocity replaces a sample's conditional velocity: the paper's plug-in
     velocity (authors: 0.2 to 0.5). Augmentations with continuous parameters prevent it."""
     images_per_class: Annotated[int, Field(ge=1)] | None = 32
     """Images of the same class in each batch, about; null draws batches from all images. Unused without labels

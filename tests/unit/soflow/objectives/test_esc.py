@@ -25,7 +25,7 @@ from torch import Tensor
 
 from soflow.conditioning import join
 from soflow.data import open_source
-from soflow.data.loading import EpochOrder, ClassOrder
+from soflow.data.loading import ClassOrder, EpochOrder
 from soflow.objectives.base import Draws
 from soflow.objectives.esc import ESC
 from soflow.objectives.meanflow import MeanFlow
