@@ -6,7 +6,7 @@ the guided v_g and, if the objective has it, the mixed v_mix (SoFlow, arXiv 2512
 
 The velocity of a trained network is the conditional mean of v_g (and v_mix) given x_t, so their values are variances.
 With guidance it is not the mean of v_t; the value for v_t then includes the squared distance of the two means. Without
-guidance all targets equal v_t.
+guidance all targets equal v_t. ESC's plug-in velocity is not measured, because it needs a batch.
 """
 
 from __future__ import annotations
