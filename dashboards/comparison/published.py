@@ -1,6 +1,7 @@
 """Published FIDs, shown beside measured ones but never mixed with them.
 
-FID of 50,000 samples with Inception features: SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447.
+FID of 50,000 samples with Inception features: SoFlow arXiv 2512.15657, MeanFlow arXiv 2505.13447, ESC
+arXiv 2512.11831.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ FIDS: dict[str, dict[int, float]] = {
     "meanflow-imagenet256-l2": {1: 3.84},
     "meanflow-imagenet256-xl2": {1: 3.43},
     "meanflow-cifar10-v0": {1: 2.92},
+    "esc-imagenet256-b2": {1: 5.78},
+    "esc-imagenet256-xl2": {1: 2.85},
 }
 """FID by number of function evaluations (NFE), by the preset of the training run (experiments/presets)."""
 COLUMNS = ("data, network", "SoFlow, 1 NFE", "SoFlow, 2 NFE", "MeanFlow, 1 NFE")

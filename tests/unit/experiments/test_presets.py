@@ -40,6 +40,8 @@ PUBLISHED = {
     "meanflow-imagenet256-m2": ("DiT-M/2", 1_200_000, "5.01"),
     "meanflow-imagenet256-l2": ("DiT-L/2", 1_200_000, "3.84"),
     "meanflow-imagenet256-xl2": ("DiT-XL/2", 1_200_000, "3.43"),
+    "esc-imagenet256-b2": ("DiT-B/2", 600_000, "5.78"),
+    "esc-imagenet256-xl2": ("DiT-XL/2", 1_200_000, "2.85"),
     "meanflow-cifar10-v0": ("U-Net", 800_000, "2.92"),
     "meanflow-cifar10-v1": ("U-Net", 800_000, "2.80"),
 }
@@ -120,10 +122,14 @@ GUIDANCE = {
     "meanflow-imagenet256-m2": (1.0, 0.5, [0.0, 1.0]),
     "meanflow-imagenet256-l2": (0.2, 0.92, [0.0, 0.8]),
     "meanflow-imagenet256-xl2": (0.2, 0.92, [0.0, 0.75]),
+    "esc-imagenet256-b2": (1.0, 0.5, [0.0, 1.0]),
+    "esc-imagenet256-xl2": (0.2, 0.92, [0.0, 0.75]),
 }
+METHODS = {"soflow": "SoFlow", "meanflow": "MeanFlow", "esc": "ESC"}
 GUIDANCE_FIELDS = {
     "soflow": ("guidance_strength", "velocity_mix", "label_drop", "guidance_decay_time"),
     "meanflow": ("guidance_omega", "guidance_kappa", "guidance_interval"),
+    "esc": ("guidance_omega", "guidance_kappa", "guidance_interval"),
 }
 COMMON = {
     "optimizer.weight_decay": 0.0,
@@ -147,7 +153,7 @@ def test_every_published_result_has_a_preset_and_every_preset_one():
 def test_a_preset_quotes_its_result(name):
     network, steps, fid = PUBLISHED[name]
     config, text = config_of(name), PRESETS[name].read_text()
-    assert text.startswith(f"# {'SoFlow' if name.startswith('soflow') else 'MeanFlow'}, ")
+    assert text.startswith(f"# {METHODS[config.objective.name]}, ")
     title, published = text.splitlines()[:2]
     assert re.search(rf"evaluations?: {re.escape(fid)}\b", published)
     assert (config.network.name, config.training.total_steps) == (network, steps)
@@ -155,8 +161,9 @@ def test_a_preset_quotes_its_result(name):
     assert config.objective.name == name.split("-")[0]
     if "imagenet" in name:
         # 1,281,167 images; the papers round to whole 100,000 steps.
-        epochs = int(re.search(r"(\d+) epochs of batch 256", title)[1])
-        assert steps == pytest.approx(epochs * 1_281_167 / 256, rel=0.01)
+        epochs, batch = map(int, re.search(r"(\d+) epochs of batch (\d+)", title).groups())
+        assert config.training.batch_size == batch
+        assert steps == pytest.approx(epochs * 1_281_167 / batch, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -166,6 +173,7 @@ def test_a_preset_has_the_published_settings(name):
         ("soflow", "cifar10"): SOFLOW_CIFAR,
         ("meanflow", "latents"): MEANFLOW_LATENTS,
         ("meanflow", "cifar10"): MEANFLOW_CIFAR,
+        ("esc", "latents"): {path: value for path, value in MEANFLOW_LATENTS.items() if path != "training.batch_size"},
     }
     config = config_of(name)
     found = flatten(to_dict(config))
@@ -185,6 +193,15 @@ def test_a_preset_has_the_published_guidance(name):
     config = to_dict(config_of(name))
     fields = GUIDANCE_FIELDS[config["objective"]["name"]]
     assert tuple(config["objective"][field] for field in fields) == GUIDANCE[name]
+
+
+@pytest.mark.parametrize(("size", "fraction", "images"), [("b2", 0.5, 64), ("xl2", 0.2, 32)])
+def test_esc_s_batches_have_eight_classes_and_its_long_intervals_end_after_20_000_steps(size, fraction, images):
+    config = config_of(f"esc-imagenet256-{size}")
+    assert (config.objective.marginal_fraction, config.objective.images_per_class) == (fraction, images)
+    assert config.training.batch_size == 8 * images
+    assert config.objective.anneal_end * config.training.total_steps == pytest.approx(20_000, rel=1e-12)
+    assert config.training.precision == "bf16"
 
 
 def test_meanflow_s_times_on_cifar():
