@@ -54,11 +54,14 @@ def steps_done(snapshot: Snapshot, trial: Trial) -> int:
 
 def share_done(snapshot: Snapshot) -> float:
     """Compute the share of all steps that are done; trials that stopped early count as done."""
-    total = _total_steps(snapshot)
     if snapshot.sweep is not None and snapshot.sweep.info.status == "FINISHED":
         return 1.0
-    done = sum(total if trial.state in OVER else min(total, steps_done(snapshot, trial)) for trial in snapshot.trials)
-    return done / (num_trials(snapshot) * total)
+    done, total = 0, (num_trials(snapshot) - len(snapshot.trials)) * _total_steps(snapshot)
+    for trial in snapshot.trials:
+        of_trial = _total_steps(snapshot, trial)
+        total += of_trial
+        done += of_trial if trial.state in OVER else min(of_trial, steps_done(snapshot, trial))
+    return done / max(1, total)
 
 
 def left_s(snapshot: Snapshot) -> float | None:
@@ -72,9 +75,10 @@ def left_s(snapshot: Snapshot) -> float | None:
     steps = sum(steps for _, steps in timed)
     if not steps or not is_running(snapshot):
         return None
-    total, over = _total_steps(snapshot), sum(trial.state in OVER for trial in snapshot.trials)
+    over = sum(trial.state in OVER for trial in snapshot.trials)
     to_start = max(0, num_trials(snapshot) - over - len(running))
-    steps_left = to_start * total + sum(total - steps_done(snapshot, trial) for trial in running)
+    steps_left = to_start * _total_steps(snapshot)
+    steps_left += sum(_total_steps(snapshot, trial) - steps_done(snapshot, trial) for trial in running)
     # With max_concurrent = auto, as many as are running now.
     slots = min(_whole(snapshot.param("max_concurrent"), max(1, len(running))), to_start + len(running))
     return time_left_s(steps_left, sum(seconds for seconds, _ in timed) / steps, slots)
@@ -176,8 +180,10 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _total_steps(snapshot: Snapshot) -> int:
-    return max(1, _whole(snapshot.param("training.total_steps"), 1))
+def _total_steps(snapshot: Snapshot, trial: Trial | None = None) -> int:
+    """Return the steps of a trial; without one, those of a trial that does not set them itself."""
+    usual = _whole(snapshot.param("training.total_steps"), 1)
+    return max(1, _whole(trial.params.get("training.total_steps", ""), usual) if trial else usual)
 
 
 def _whole(text: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from orchestration.config import FLUSH_S, SLOWEST_UPLOAD
+from orchestration.resuming import STEPS
 from orchestration.storage import SPOOL, STUDY_FILE, SWEEP_FILE, resume_command, trial_folder
 from orchestration.store.location import url_or_path
 from orchestration.store.runs import CHECKPOINTS, fetch_run
@@ -141,7 +143,9 @@ class MlflowCallback(tune.Callback):
     def __init__(self, record: SweepRecord, slots: int):
         self.record, self.config, self.folder = record, record.config, record.folder
         self.tracker = record.tracker
-        self.progress = SweepProgress(self.config.resolved_num_trials, self.config.training.total_steps, slots)
+        planned = [self._steps_of({schema.CASE: name}) for name, _ in self.config.planned_trials]
+        total_steps = self.config.training.total_steps
+        self.progress = SweepProgress(self.config.resolved_num_trials, total_steps, slots, sum(planned) or None)
         self.view = make_view(self.config.progress, self.progress)
         self.facts: dict[str, dict[str, str]] = {}
         self.datasets: set[str] = set()
@@ -156,7 +160,8 @@ class MlflowCallback(tune.Callback):
         for trial in trials:
             if trial.state.is_finished() and trial.number not in replay:
                 values = trial.values or list(trial.intermediate_values.values())[-1:]
-                self.progress.count_finished(trial.number, trial.params, STATES[trial.state], *values[:1])
+                fid, steps = (*values, math.nan)[0], self._steps_of(trial.params)
+                self.progress.count_finished(trial.number, trial.params, STATES[trial.state], fid, steps)
                 if trial.state == TrialState.COMPLETE:
                     self.record.webhook.count_finished(trial.user_attrs[LAST_RESULT]["metrics"]["fid"])
 
@@ -206,7 +211,12 @@ class MlflowCallback(tune.Callback):
         name = f"{self.folder.name}-{ticket.number:04d}"
         self.tracker.start_run(key, name, params, tags, parent=self.folder.name)
         self.tracker.describe(key, trial_note(self.folder, ticket))
-        self.view.started(self.progress.start(ticket.number, ticket.point))
+        self.view.started(self.progress.start(ticket.number, ticket.point, self._steps_of(ticket.point)))
+
+    def _steps_of(self, point: dict[str, Any]) -> int:
+        """Return a trial's number of steps, which its case or its point may set."""
+        changes = next((case.changes for case in self.config.cases if case.name == point.get(schema.CASE)), {})
+        return int((changes | point).get(STEPS, self.config.training.total_steps))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         key = self._key(trial)

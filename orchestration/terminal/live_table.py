@@ -87,9 +87,9 @@ class LiveTable:
             self._use, self._queried_at = self._query_use(), time.monotonic()
         if self._use:
             lines.append(Text(self._use, style="dim", no_wrap=True))
-        steps = progress.num_ended * progress.total_steps + sum(row.step for row in list(progress.running.values()))
+        done, total = progress.steps
         bar = Table.grid()  # a progress bar by itself does not end its line
-        bar.add_row(ProgressBar(total=progress.num_trials * progress.total_steps, completed=steps, width=60))
+        bar.add_row(ProgressBar(total=total, completed=done, width=60))
         lines.append(bar)
         return lines
 
@@ -107,7 +107,7 @@ class LiveTable:
         return [
             str(row.number),
             *(format_value(row.point[path]) if path in row.point else "–" for path in self._paths),
-            f"{row.step}/{self.progress.total_steps}",
+            f"{row.step}/{row.total_steps}" if row.total_steps else "–",
             format_number(row.fid, ".2f"),
             format_number(row.step_ms / 1e3, ".3f"),
             format_number(row.memory_mib, ".0f"),

@@ -26,6 +26,7 @@ class Row:
     point: dict[str, Any]
     state: str = "starting"
     step: int = 0
+    total_steps: int = 0
     fid: float = math.nan
     best_fid: float = math.nan
     step_ms: float = math.nan
@@ -38,6 +39,10 @@ class Row:
 class SweepProgress:
     """Counts, best trials and remaining time. Its size depends on the number of parallel trials, not of all trials.
 
+    Args:
+        total_steps: steps of a trial, unless `start` or `count_finished` say otherwise.
+        planned_steps: steps of all trials together. Default: `total_steps` for each that has not started.
+
     Attributes:
         running: trials that have started and not ended, by number.
         best: trials with the lowest FID of any report, best first.
@@ -46,8 +51,9 @@ class SweepProgress:
         rejected: number of points that were drawn again.
     """
 
-    def __init__(self, num_trials: int, total_steps: int, slots: int):
+    def __init__(self, num_trials: int, total_steps: int, slots: int, planned_steps: int | None = None):
         self.num_trials, self.total_steps, self.slots = num_trials, total_steps, slots
+        self._planned_steps, self._ended_steps = planned_steps, 0
         self.running: dict[int, Row] = {}
         self.best: list[Row] = []
         self.recent: deque[Row] = deque(maxlen=RECENT)
@@ -57,14 +63,18 @@ class SweepProgress:
         self._longest_s = 0.0
         self._timed: deque[tuple[float, int]] = deque(maxlen=TIMED)  # seconds and steps between reports
 
-    def count_finished(self, number: int, point: dict[str, Any], state: str, fid: float = math.nan) -> None:
+    def count_finished(
+        self, number: int, point: dict[str, Any], state: str, fid: float = math.nan, total_steps: int | None = None
+    ) -> None:
         """Count a trial that ended before this process started."""
         self.counts[state] += 1
+        self._ended_steps += total_steps or self.total_steps
         self._rank(Row(number, point, state, fid=fid, best_fid=fid))
 
-    def start(self, number: int, point: dict[str, Any]) -> Row:
+    def start(self, number: int, point: dict[str, Any], total_steps: int | None = None) -> Row:
         """Add a trial that starts, or resumes after a restart."""
         row = self.running.setdefault(number, Row(number, point))
+        row.total_steps = total_steps or self.total_steps
         row.point, row.state, row.step, row.reason, row.updated_at = point, "starting", 0, "", time.monotonic()
         return row
 
@@ -95,6 +105,7 @@ class SweepProgress:
         row.state, row.reason = state, reason or row.reason
         self.recent.append(row)
         self.counts[state] += 1
+        self._ended_steps += row.total_steps
         return row
 
     def silent(self) -> list[tuple[Row, float]]:
@@ -111,6 +122,20 @@ class SweepProgress:
         return sum(self.counts[state] for state in OVER)
 
     @property
+    def num_to_start(self) -> int:
+        return max(0, self.num_trials - self.num_ended - len(self.running))
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps that are done and steps of all trials; a trial that ended early counts as done."""
+        running = list(self.running.values())
+        known = self._ended_steps + sum(row.total_steps for row in running)
+        total = known + self.num_to_start * self.total_steps
+        if self._planned_steps is not None:
+            total = max(known, self._planned_steps)
+        return self._ended_steps + sum(row.step for row in running), total
+
+    @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._began
 
@@ -123,9 +148,8 @@ class SweepProgress:
         seconds, steps = (sum(values) for values in zip(*self._timed, strict=True)) if self._timed else (0, 0)
         if not steps:
             return None
-        to_start = max(0, self.num_trials - self.num_ended - len(self.running))
-        left = to_start * self.total_steps + sum(self.total_steps - row.step for row in list(self.running.values()))
-        return time_left_s(left, seconds / steps, min(self.slots, to_start + len(self.running)))
+        done, total = self.steps
+        return time_left_s(total - done, seconds / steps, min(self.slots, self.num_to_start + len(self.running)))
 
     def summary(self) -> str:
         """Return counts and times in one line."""

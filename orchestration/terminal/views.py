@@ -61,7 +61,7 @@ class PlainLines:
 
     def reported(self, row: Row, metrics: dict[str, float]) -> None:
         numbers = (
-            f"step {row.step}/{self.progress.total_steps}, FID {format_number(row.fid, '.2f')}, "
+            f"step {row.step}/{row.total_steps}, FID {format_number(row.fid, '.2f')}, "
             f"{format_number(row.step_ms / 1e3, '.3f')} s/step, {format_number(row.memory_mib, '.0f')} MiB"
         )
         self._print(f"{self._time()} trial {row.number} {row.state}, {numbers} | {format_point(row.point)}")

@@ -140,6 +140,11 @@ def test_the_time_left_is_the_sweeps_formula(sweep):
     assert findings.left_s(snapshot) == pytest.approx((6 * 100 + 2 * 70) * 0.5 / 2)
     assert findings.share_done(snapshot) == pytest.approx(60 / 800)
     assert findings.silent_s(snapshot) is None
+    third = sweep.start(2)
+    sweep.client.log_param(third, "training.total_steps", 300)  # a case with its own number of steps
+    snapshot = sweep.refresh()
+    assert findings.share_done(snapshot) == pytest.approx(60 / 1000)
+    assert findings.left_s(snapshot) == pytest.approx((5 * 100 + 2 * 70 + 300) * 0.5 / 2)
     sweep.client.set_terminated(sweep.id, "KILLED")
     assert findings.left_s(sweep.refresh()) is None
 

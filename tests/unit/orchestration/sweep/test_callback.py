@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from ray.tune.experiment import Trial
 
@@ -9,16 +12,21 @@ from orchestration.sweep import search_space
 from orchestration.sweep.callback import MlflowCallback, SweepRecord
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.ticket import TrialTicket
+from orchestration.terminal.command_line import validate
 from tests.database import new_database
+
+
+def record_of(folder: Path, **fields: Any) -> SweepRecord:
+    values = {"name": folder.name, "storage": folder.parent, "progress": "plain"} | fields
+    config = validate(SweepConfig, values)
+    return SweepRecord(config, folder, search_space.build(config))
 
 
 @pytest.fixture
 def callback(tmp_path):
-    uri = new_database(tmp_path)
-    config = SweepConfig(name="sweep", storage=tmp_path, num_trials=2, tracking_uri=uri, progress="plain")
     folder = tmp_path / "sweep"
     folder.mkdir()
-    record = SweepRecord(config, folder, search_space.build(config))
+    record = record_of(folder, num_trials=2, tracking_uri=new_database(tmp_path))
     (folder / "sweep.yaml").write_text("")
     record.start()
     yield MlflowCallback(record, slots=2)
@@ -51,3 +59,26 @@ def test_a_trial_that_ran_is_lost_with_its_process(callback):
     callback.on_trial_start(1, [trial], trial)
     callback.on_trial_error(1, [trial], trial)
     assert [row.reason for row in callback.progress.recent] == ["its process was lost"]
+
+
+def test_progress_knows_the_steps_of_every_case(tmp_path):
+    cases = ("plain", "longer:training.total_steps=900")
+    fields = {"training": {"total_steps": 400}, "early_stopping": {"kind": "none"}}
+    record = record_of(tmp_path / "comparison", cases=cases, case_seeds=3, **fields)
+    try:
+        progress = MlflowCallback(record, slots=2).progress
+        assert progress.steps == (0, 3 * 400 + 3 * 900)
+    finally:
+        record.tracker.close(30)
+
+
+def test_progress_knows_the_steps_of_a_point(tmp_path):
+    search = ("training.total_steps=200,800",)
+    record = record_of(tmp_path / "search", search=search, num_trials=2, training={"total_steps": 400})
+    try:
+        callback = MlflowCallback(record, slots=2)
+        trial = Trial("soflow", config=TrialTicket(0, {"training.total_steps": 800}).to_tune(), stub=True)
+        callback.on_trial_start(1, [trial], trial)
+        assert callback.progress.steps == (0, 800 + 400)
+    finally:
+        record.tracker.close(30)

@@ -73,6 +73,24 @@ def test_the_time_left_is_that_of_all_steps_left():
     assert "at most 2:17 left" in progress.summary()
 
 
+def test_trials_may_have_different_numbers_of_steps():
+    progress = SweepProgress(num_trials=4, total_steps=100, slots=2, planned_steps=700)
+    progress.count_finished(0, POINT, "finished", 3.0, total_steps=300)
+    assert progress.steps == (300, 700)
+    lines = PlainLines(progress, output := io.StringIO())
+    progress.start(1, POINT, total_steps=200).updated_at = time.monotonic() - 25
+    lines.reported(progress.report(1, result(50, 3.0)), {})
+    assert "step 50/200" in output.getvalue()
+    progress.start(2, POINT)
+    assert progress.steps == (350, 700)
+    assert progress.left_s == pytest.approx(350 * 0.5 / 2, rel=0.01)
+    progress.end(1, "failed")  # counts as done
+    assert progress.steps == (500, 700)
+    without_plan = SweepProgress(num_trials=4, total_steps=100, slots=2)
+    without_plan.start(0, POINT, total_steps=300)
+    assert without_plan.steps == (0, 600)
+
+
 def test_trials_that_ended_before_a_resume_count():
     progress = SweepProgress(num_trials=6, total_steps=100, slots=2)
     for number, state, fid in ((0, "finished", 3.0), (1, "finished", 2.0), (2, "failed", float("nan"))):
