@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -56,7 +56,7 @@ class Case:
         objective = objective_for(self.config, network)
         draws = (in_float64(self.draws) if dtype == torch.float64 else self.draws).to(device)
         data, labels = self.data.to(device, dtype), self.labels.to(device)
-        loss, _ = LossModule(network, objective)(data, labels, draws)
+        loss, _ = LossModule(network, objective)(data, labels, replace(draws, batch=(data, labels)))
         with objective.forward.backward(device):
             loss.backward()
         fresh = (noise.to(device, dtype) for noise in normals(tuple(data.shape), generator("cpu", 0, "fresh")))

@@ -327,7 +327,7 @@ def test_the_program_predicts_a_file_s_run(predict_cost, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "error: runs = nothing: must be a file or a preset, one of meanflow-cifar10-v0, "),
+        (["nothing"], "error: runs = nothing: must be a file or a preset, one of esc-imagenet256-b2, "),
         (["soflow-cifar10", "--accelerators", "TPU"], "error: accelerators = TPU: must be here or one of A100-40GB, "),
         (["soflow-cifar10", "--num-workers", "3"], "error: num_workers = 3: must divide the batch size, 1024"),
     ],
