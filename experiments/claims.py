@@ -56,7 +56,7 @@ class ClaimsOptions(Section):
     Default: as long as it takes."""
     seed: int | None = None
     """First of the seeds; at least 24 away from those of other runs, to repeat studies in another `storage`.
-    Default: 0."""
+    Default: each study's own."""
     storage: Folder = Path("results")
     """Folder of the experiments' sweeps, and of claims.md, claims.png and claims.json."""
     tracking_uri: str | None = None
@@ -133,17 +133,7 @@ def _run(block: Block, options: ClaimsOptions) -> int:
     )
     expected = "" if math.isnan(block.decided) else f", {block.decided:.1f} claims expected in {block.hours:.2f} hours"
     print(f"\n{block.experiment}: {what}{expected}, started {time.strftime('%H:%M')}", flush=True)
-    command = [
-        sys.executable,
-        str(HERE / f"{block.experiment}.py"),
-        *flags_of(block),
-        "--storage",
-        str(options.storage),
-    ]
-    if options.tracking_uri:
-        command += ["--tracking-uri", options.tracking_uri]
-    if options.seed is not None:
-        command += ["--seed", str(options.seed)]
+    command = [sys.executable, str(HERE / f"{block.experiment}.py"), *flags_of(block), *flags_for_all(options)]
     with subprocess.Popen(command) as process:
         try:
             code = process.wait()
@@ -153,6 +143,16 @@ def _run(block: Block, options: ClaimsOptions) -> int:
             process.wait()
             return exit_code("KILLED")
     return code
+
+
+def flags_for_all(options: ClaimsOptions) -> list[str]:
+    """Return the flags that every experiment gets."""
+    flags = ["--storage", str(options.storage)]
+    if options.tracking_uri:
+        flags += ["--tracking-uri", options.tracking_uri]
+    if options.seed is not None:
+        flags += ["--seed", str(options.seed)]
+    return flags
 
 
 def flags_of(block: Block) -> list[str]:
@@ -170,7 +170,7 @@ def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: Claim
     from dashboards.claims.judge import judge
     from dashboards.claims.page import page, summary
 
-    judged, facts = judge(ledger, gathered), _facts(options)
+    judged, facts = judge(ledger, gathered), _facts(gathered)
     if changed := changed_designs(ledger, gathered, options.storage):
         facts["changed designs"] = " ".join(changed)
         print(*changed, sep="\n")
@@ -181,15 +181,16 @@ def _leave_page(ledger: Ledger, gathered: Mapping[str, Gathered], options: Claim
     return judged
 
 
-def _facts(options: ClaimsOptions) -> dict[str, str]:
+def _facts(gathered: Mapping[str, Gathered]) -> dict[str, str]:
     tags = environment_tags()
+    first = {one.seeds[0] for study in gathered.values() for one in study.evidence.values() if one.seeds}
     versions = ", ".join(f"{name.partition('.')[2]} {tags[name]}" for name in tags if name.startswith("version."))
     return {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{tags['hardware.cpu']}, {tags['hardware.cpu_cores']} cores, {tags['hardware.memory_gib']} GiB",
         "versions": versions,
         "git commit": tags["git_commit"],
-        "first seed": str(options.seed or 0),
+        "first seeds": ", ".join(map(str, sorted(first))) or "–",
     }
 
 

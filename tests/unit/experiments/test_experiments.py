@@ -13,7 +13,7 @@ from dashboards.claims.evidence import cases_of
 from dashboards.claims.ledger import read_ledger
 from dashboards.comparison.exponents import RELATIONS
 from experiments import launch, plan
-from experiments.claims import CLAIMS, flags_of
+from experiments.claims import CLAIMS, ClaimsOptions, flags_for_all, flags_of
 from orchestration.sweep import search_space
 from orchestration.sweep.checks import check_study
 from orchestration.sweep.config import SweepConfig
@@ -100,6 +100,14 @@ def test_every_block_of_a_ledger_is_a_valid_command():
         assert flags_of(Block(one.experiment)) == []
         config = read_command_line(SweepConfig, "", flags_of(Block(one.experiment, 10, cases)), layers)
         assert config.num_trials == len(config.cases) * 5 + len(cases) * 5
+
+
+def test_claims_can_be_repeated_with_other_seeds(tmp_path):
+    options = ClaimsOptions(seed=1000, storage=tmp_path, tracking_uri="http://server:5000")
+    flags = flags_for_all(options)
+    config = read_command_line(SweepConfig, "", flags, study("cfg_ablation").layers("small"))
+    assert (config.seed, config.storage, config.tracking_uri) == (1000, tmp_path, "http://server:5000")
+    assert "--seed" not in flags_for_all(ClaimsOptions())
 
 
 def test_claims_against_meanflow_name_its_form_or_test_the_best_one():
