@@ -1,8 +1,8 @@
 """Which objective gives the best one-step images at equal steps, and how much does each cost?
 
 Trains every case with the same seeds: equal data order (but for ESC, which chooses its batches by class), noise and
-initial weights. The report compares the cases seed
-by seed: FID against steps, time and memory, with intervals and paired tests; also as Markdown and LaTeX.
+initial weights. The report compares the cases seed by seed: FID against steps, time and memory, with intervals and
+paired tests; also as Markdown and LaTeX.
 
 MeanFlow and its relatives take the Jacobian-vector product only where r differs from t (c of experiments/jvp_cost.py),
 the way that takes the least time and memory.

@@ -56,7 +56,7 @@ def share_done(snapshot: Snapshot) -> float:
     """Compute the share of all steps that are done; trials that stopped early count as done."""
     if snapshot.sweep is not None and snapshot.sweep.info.status == "FINISHED":
         return 1.0
-    done, total = 0, (num_trials(snapshot) - len(snapshot.trials)) * _total_steps(snapshot)
+    done, total = 0, max(0, num_trials(snapshot) - len(snapshot.trials)) * _total_steps(snapshot)
     for trial in snapshot.trials:
         of_trial = _total_steps(snapshot, trial)
         total += of_trial

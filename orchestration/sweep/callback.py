@@ -160,7 +160,8 @@ class MlflowCallback(tune.Callback):
         for trial in trials:
             if trial.state.is_finished() and trial.number not in replay:
                 values = trial.values or list(trial.intermediate_values.values())[-1:]
-                fid, steps = (*values, math.nan)[0], self._steps_of(trial.params)
+                fid = values[0] if values else math.nan
+                steps = self._steps_of(trial.params)
                 self.progress.count_finished(trial.number, trial.params, STATES[trial.state], fid, steps)
                 if trial.state == TrialState.COMPLETE:
                     self.record.webhook.count_finished(trial.user_attrs[LAST_RESULT]["metrics"]["fid"])

@@ -20,6 +20,7 @@ from soflow.config_files import to_yaml
 from soflow.cost.measure import count_step
 from soflow.cost.predict import predict
 from soflow.cost.synthetic import synthetic_source
+from soflow.training import compilation
 from soflow.training.trainer import Trainer
 
 
@@ -185,3 +186,13 @@ def test_steps_that_compile_by_choice_are_not_compared_at_equal_time(tmp_path):
     config = configured(jvp_cost, tmp_path, "--training.compile", "auto")
     with pytest.raises(ConfigError, match=r"^training.compile = auto: must be true or false for cases at equal time"):
         jvp_cost.prepare(config)
+
+
+def test_compiled_steps_are_not_compared_without_a_compiler(tmp_path, monkeypatch):
+    """On this machine; the workers of a cluster may have one."""
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "no C++ compiler")
+    config = configured(jvp_cost, tmp_path)
+    with pytest.raises(ConfigError, match=r"^cases: soflow_compiled and .* here \(no C\+\+ compiler\); install a C"):
+        jvp_cost.prepare(config)
+    jvp_cost._check_compiler(configured(jvp_cost, tmp_path, "--address", "head:6379"))
+    jvp_cost._check_compiler(configured(jvp_cost, tmp_path, "--cases", "soflow", "--hypotheses"))

@@ -241,7 +241,7 @@ def test_batches_have_equal_parts_of_few_classes():
         parts = [labels[indices[part::4]] for part in range(4)]
         assert all(len(set(part)) == 1 for part in parts)  # every fourth image, as a worker of four gets them
         counts = Counter(part[0] for part in parts)
-        # Four equidistant points on 200 images: a class has at most one for every 50 images or part of 50.
+        # Points are 50 images apart, so n images have at most n / 50 of them, rounded up.
         assert all(counts[label] <= -(-size // 50) for label, size in enumerate([10, 20, 30, 40, 100]))
     assert np.array_equal(ClassOrder(labels, 8, 32, seed=0).indices(7), order.indices(7))
     assert not np.array_equal(ClassOrder(labels, 8, 32, seed=1).indices(7), order.indices(7))
