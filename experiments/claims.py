@@ -18,7 +18,6 @@ $ python experiments/claims.py --seed 1000 --storage again --experiments cfg_abl
 from __future__ import annotations
 
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -134,15 +133,22 @@ def _run(block: Block, options: ClaimsOptions) -> int:
     expected = "" if math.isnan(block.decided) else f", {block.decided:.1f} claims expected in {block.hours:.2f} hours"
     print(f"\n{block.experiment}: {what}{expected}, started {time.strftime('%H:%M')}", flush=True)
     command = [sys.executable, str(HERE / f"{block.experiment}.py"), *flags_of(block), *flags_for_all(options)]
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the experiment ends in its own way
-            if received() != signal.SIGINT:  # Ctrl-C reaches it as well
-                process.terminate()
-            process.wait()
-            return exit_code("KILLED")
-    return code
+    return run_program(command)
+
+
+def run_program(command: list[str]) -> int:
+    """Run a program, pass signals on to it, and wait for its end; return its exit code, or that of the last signal."""
+    interrupted = False
+    # In a session of its own, or it would receive Ctrl-C twice: from the terminal as well.
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while True:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+                process.send_signal(received())
+            else:
+                return exit_code("KILLED") if interrupted else code
 
 
 def flags_for_all(options: ClaimsOptions) -> list[str]:

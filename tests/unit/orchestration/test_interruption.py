@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 
 from orchestration.interruption import is_interruption
+
+ROOT = Path(__file__).parents[3]
 
 PROGRAM = """
 import signal, sys, time
@@ -65,6 +70,49 @@ while True:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=120)[0] == "resume with: this\n"
     assert process.returncode == 128 + signal.SIGTERM
+
+
+STARTER = f"""
+import sys
+from experiments.claims import run_program
+from orchestration.interruption import listen
+listen()
+sys.exit(run_program([sys.executable, "-c", {PROGRAM!r}]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_program_that_runs_experiments_passes_signals_on(tmp_path, number):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)  # to this process alone, as `kill` does
+    assert process.communicate(timeout=120)[0] == "resume with: this\n"
+    assert process.returncode == 128 + number
+
+
+def test_ctrl_c_reaches_an_experiment_once(tmp_path):
+    counting = PROGRAM.replace("    sys.exit(", "    time.sleep(1)\n    sys.exit(")  # a second Ctrl-C would end this
+    terminal, program_s = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER.replace(repr(PROGRAM), repr(counting))],
+        stdin=program_s,
+        stdout=program_s,
+        stderr=program_s,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(program_s)
+    assert b"ready" in os.read(terminal, 100)
+    os.write(terminal, b"\x03")
+    assert process.wait(120) == 128 + signal.SIGINT
+    assert (tmp_path / "ended").exists()
+    assert b"Traceback" not in os.read(terminal, 10_000)
+    os.close(terminal)
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
