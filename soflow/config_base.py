@@ -46,23 +46,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-SECRETS = r"[?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)="
+PASSWORD = r"://[^:/@\s]*:(?!\d+[/?#])\S*@"
+"""User and password of a URL. A database's password may contain / and @; a number before / is a port."""
+SECRETS = r"([?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)=)[^&\s]*"
 """Options of a URL with a secret value, e.g. of a store."""
 
 
 def has_password(url: str) -> bool:
     """Check whether a URL contains a password or token."""
-    return bool(
-        re.search(r"//[^/@\s]*:[^/@\s]+@|[?&][\w.-]*(password|passwd|pwd|token|secret|sig|key)=", url, re.IGNORECASE)
-    )
+    return bool(re.search(PASSWORD, url) or re.search(SECRETS, url, re.IGNORECASE))
 
 
 def without_password(text: str) -> str:
     """Replace the user and password, and tokens, of URLs in a text by ***."""
-    text = re.sub(r"//[^/@\s]+@", "//***@", text)
-    return re.sub(
-        r"([?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE
-    )
+    text = re.sub(PASSWORD, "://***@", text)
+    text = re.sub(r"//[^/@\s]+@", "//***@", text)  # a user alone
+    return re.sub(SECRETS, r"\1***", text, flags=re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:

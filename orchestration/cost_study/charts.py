@@ -10,7 +10,11 @@ from rich.table import Table
 from soflow.profiling.phases import PHASES
 
 SETTINGS = ["network", "batch", "guidance", "attention", "precision"]
-COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
+COLORS = (
+    *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e"),
+    *("#9498a0", "#7f7c22", "#274c4c"),
+)
+"""One for each variant of a cost study, guided and unguided flow matching included, and for each phase of a step."""
 
 
 def short_table(costs: pd.DataFrame) -> Table:
@@ -127,7 +131,7 @@ def _bar_names(cell: pd.DataFrame) -> list[str]:
 
 def _colors(cell: pd.DataFrame) -> list[str]:
     """Give each variant a color, eager or compiled."""
-    colors = dict(zip(dict.fromkeys(cell["variant"]), COLORS, strict=False))
+    colors = dict(zip(dict.fromkeys(cell["variant"]), COLORS, strict=False))  # fewer variants than colors
     return [colors[variant] for variant in cell["variant"]]
 
 

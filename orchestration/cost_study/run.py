@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import statistics
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestration.cluster import connected
 from orchestration.config import FLUSH_S, ResourcesConfig
-from orchestration.cost_study.config import BEST, REFERENCE, Cell, CostStudyConfig, cells, run_values
+from orchestration.cost_study.config import REFERENCE, Cell, CostStudyConfig, cells, run_values
+from orchestration.cost_study.results import Contender, VariantCost, table
 from orchestration.storage import check_storage, new_folder
 from orchestration.terminal.format import table_console
 from orchestration.tracking.environment import environment_tags
@@ -24,7 +23,6 @@ from orchestration.tracking.uri import check_tracking
 from soflow.config import flatten, to_dict
 from soflow.config_files import to_yaml
 from soflow.files import write_atomic
-from soflow.profiling.phases import PHASES
 
 if TYPE_CHECKING:
     from orchestration.workers.group import WorkerGroup
@@ -33,56 +31,19 @@ CONFIG_FILE, COSTS_FILE, ROUNDS_FILE = "study.yaml", "costs.csv", "rounds.csv"
 FIGURES = ("time", "memory", "flops")
 
 
-@dataclass(frozen=True)
-class Contender:
-    """Variant that one process measures in every cell, eager or compiled."""
-
-    variant: str
-    guided: bool
-    """Guided where the cell is."""
-    compiled: bool
-
-    @property
-    def label(self) -> str:
-        return f"{self.variant} guided" if self.variant == REFERENCE and self.guided else self.variant
-
-    @property
-    def name(self) -> str:
-        return f"{self.label} compiled" if self.compiled else self.label
-
-
-@dataclass
-class VariantCost:
-    """Costs of a variant in a cell: `figures` of one step, and the times of all measured steps by round."""
-
-    cell: Cell
-    contender: Contender
-    figures: dict[str, Any]
-    rounds: list[list[dict[str, float]]] = field(default_factory=list)
-
-    def round_ms(self) -> list[float]:
-        """Return the median milliseconds per step of each round."""
-        return [statistics.median(step["step"] for step in steps) for steps in self.rounds]
-
-    def phase_ms(self) -> dict[str, float]:
-        """Return the median milliseconds per step of each phase; "other" is the time outside all phases."""
-        steps = [step for steps in self.rounds for step in steps]
-        phases = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
-        # Every step contains its total, "step", beside the phases: total − Σ phases = 2 total − Σ all.
-        return phases | {"other": statistics.median(2 * step["step"] - sum(step.values()) for step in steps)}
-
-
 def run_cost_study(config: CostStudyConfig) -> str:
     """Measure all variants, write tables and charts, and log them to MLflow.
 
+    The tables are written after every setting, so that nothing is lost if the program ends.
+
     Returns:
-        "FINISHED", or "KILLED" if interrupted; complete measurements are kept.
+        "FINISHED", "FAILED" if settings could not be measured, e.g. for lack of memory, or "KILLED" if interrupted.
 
     Raises:
         ConfigError, TrackingError: in one line, before anything starts.
     """
-    plan, contenders = cells(config), _contenders(config)
-    for cell in plan:
+    plan = {cell: _contenders(config, cell) for cell in cells(config)}
+    for cell, contenders in plan.items():
         for contender in contenders:
             _values(config, cell, contender)
     folder = new_folder(config).absolute()
@@ -96,27 +57,32 @@ def run_cost_study(config: CostStudyConfig) -> str:
     with connected(config, groups=1) as resources:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / CONFIG_FILE, to_yaml(config))
-        print(f"cost study {folder.name}: {len(plan)} settings of {len(contenders)} variants, in {folder}", flush=True)
+        variants = max(map(len, plan.values()))
+        print(f"cost study {folder.name}: {len(plan)} settings of {variants} variants, in {folder}", flush=True)
         try:
-            for number, cell_results in enumerate(_measure(config, plan, contenders, resources, folder), start=1):
-                measured += cell_results
-                cell = cell_results[0].cell
+            for number, (cell, results) in enumerate(_measure(config, plan, resources, folder), start=1):
                 setting = f"{cell.network}, batch {cell.batch}, {cell.precision}"
+                if isinstance(results, str):
+                    status = "FAILED"
+                    print(f"not measured, {number} of {len(plan)} settings: {setting}: {results}", flush=True)
+                    continue
+                measured += results
+                _write_tables(folder, table(measured), measured)
                 print(f"measured {number} of {len(plan)} settings: {setting}", flush=True)
         except KeyboardInterrupt:
             status = "KILLED"
             print(f"interrupted; {len(measured)} complete measurements are kept")
     if measured:
         costs = table(measured)
-        _write(folder, costs, measured)
+        _show(folder, costs)
         _log(config, folder, costs, status)
     return status
 
 
-def _contenders(config: CostStudyConfig) -> list[Contender]:
-    """List what to measure in every cell, unguided flow matching first."""
+def _contenders(config: CostStudyConfig, cell: Cell) -> list[Contender]:
+    """List what to measure in a cell, unguided flow matching first."""
     kinds = [(REFERENCE, False), *((variant, True) for variant in config.variants if variant != REFERENCE)]
-    if REFERENCE in config.variants and True in config.guidance:
+    if REFERENCE in config.variants and cell.guidance:
         kinds.append((REFERENCE, True))
     return [Contender(*kind, compiled) for kind in kinds for compiled in dict.fromkeys(config.compiled)]
 
@@ -126,13 +92,14 @@ def _values(config: CostStudyConfig, cell: Cell, contender: Contender) -> dict[s
 
 
 def _measure(
-    config: CostStudyConfig, plan: list[Cell], contenders: list[Contender], resources: ResourcesConfig, folder: Path
-):
-    """Yield the results of each cell, from processes that are reused for all cells."""
-    from orchestration.cost_study.worker import CostWorker, Prepare, Time
+    config: CostStudyConfig, plan: dict[Cell, list[Contender]], resources: ResourcesConfig, folder: Path
+) -> Iterator[tuple[Cell, list[VariantCost] | str]]:
+    """Yield each cell with its results, or the reason why there are none, from processes that are reused."""
+    from orchestration.cost_study.worker import CostWorker
     from orchestration.workers.group import WorkerGroup
 
     # Only one process computes at a time, with all threads of a worker; each reserves a share of the worker's CPUs.
+    contenders = list(dict.fromkeys(contender for cell in plan.values() for contender in cell))
     share = 1 / len(contenders)
     groups = {
         contender: WorkerGroup(resources, folder, contender.name.replace(" ", "-"), CostWorker, share)
@@ -141,110 +108,65 @@ def _measure(
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as progress:
-            task = progress.add_task("starting", total=len(plan) * (config.rounds + len(contenders)))
-            for cell in plan:
-                progress.update(task, description=f"{cell.network}, batch {cell.batch}")
-                results = []
-                for contender in contenders:
-                    request = Prepare(_values(config, cell, contender), cell.attention, config.memory_gib * 2**30)
-                    results.append(VariantCost(cell, contender, _ask(groups[contender], request)))
-                    progress.advance(task)
-                for _ in range(config.rounds):
-                    for result in results:
-                        result.rounds.append(_ask(groups[result.contender], Time(config.turn_s)))
-                    progress.advance(task)
-                yield results
+            task = progress.add_task("starting", total=sum(config.rounds + len(cell) for cell in plan.values()))
+            done = 0
+            for cell, contenders in plan.items():
+                progress.update(task, completed=done, description=f"{cell.network}, batch {cell.batch}")
+                done += config.rounds + len(contenders)
+                found: list[VariantCost] | str
+                try:
+                    found = _measure_cell(config, cell, contenders, groups, lambda: progress.advance(task))
+                except CellFailed as error:
+                    found = str(error)
+                yield cell, found
     finally:
         for group in groups.values():
             group.close()
 
 
-def _ask(group: WorkerGroup, request: Any) -> Any:
-    """Send a request to a group and return its answer.
+class CellFailed(Exception):
+    """Failure of a variant, without which its cell has no ratios; the message names it."""
+
+
+def _measure_cell(
+    config: CostStudyConfig,
+    cell: Cell,
+    contenders: list[Contender],
+    groups: dict[Contender, WorkerGroup],
+    advance: Callable[[], None],
+) -> list[VariantCost]:
+    from orchestration.cost_study.worker import Prepare, Time
+
+    results = []
+    for contender in contenders:
+        request = Prepare(_values(config, cell, contender), cell.attention, config.memory_gib * 2**30)
+        results.append(VariantCost(cell, contender, _ask(groups, contender, request)))
+        advance()
+    for _ in range(config.rounds):
+        for result in results:
+            result.rounds.append(_ask(groups, result.contender, Time(config.turn_s)))
+        advance()
+    return results
+
+
+def _ask(groups: dict[Contender, WorkerGroup], contender: Contender, request: Any) -> Any:
+    """Send a request to a contender's group and return its answer.
 
     Raises:
-        RuntimeError: with the worker's error.
+        CellFailed: with the worker's error, or if the workers were lost too often.
     """
-    answer = group.ask(request)
+    from orchestration.workers.group import RequestFailed
+
+    try:
+        answer = groups[contender].ask(request)
+    except RequestFailed as error:
+        raise CellFailed(f"{contender.name}: {error}") from error
     if isinstance(answer, str):
-        raise RuntimeError(answer)
+        raise CellFailed(f"{contender.name}: {answer}")
     return answer
 
 
-def table(measured: list[VariantCost]) -> pd.DataFrame:
-    """Make a table with a row per cell and variant: times, ratios with intervals, memory and operations."""
-    return pd.DataFrame(
-        [_row(result, [other for other in measured if other.cell == result.cell]) for result in measured]
-    )
-
-
-def _row(result: VariantCost, cell: list[VariantCost]) -> dict[str, Any]:
-    """Make the row of a result among those of its cell."""
-    alike = [other for other in cell if other.contender.compiled == result.contender.compiled]
-    reference = next(other for other in alike if other.contender.label == REFERENCE)
-    times = result.round_ms()
-    row = {
-        **vars(result.cell),
-        "variant": result.contender.label,
-        "compiled": result.contender.compiled,
-        "rounds": len(times),
-        "time/step_ms": statistics.median(times),
-        **dict(zip(("time/step_ms_low", "time/step_ms_high"), np.quantile(times, (0.25, 0.75)), strict=True)),
-        **{f"time/{name}_ms": value for name, value in result.phase_ms().items()},
-        **ratio("time/to_flow_matching", times, reference.round_ms()),
-    }
-    if soflow := _fastest(alike, "soflow"):
-        row |= ratio("time/soflow_to_this", soflow.round_ms(), times)
-        row["memory/soflow_to_this"] = soflow.figures["peak_bytes"] / result.figures["peak_bytes"]
-    if result is soflow and (best := _fastest(alike, BEST)):
-        row |= ratio("time/to_best_meanflow", times, best.round_ms()) | {"best_meanflow": best.contender.name}
-        if len(alike) < len(cell) and result is _fastest(cell, "soflow") and (best := _fastest(cell, BEST)):
-            row |= ratio("time/to_best_meanflow_of_all", times, best.round_ms())
-            row["best_meanflow_of_all"] = best.contender.name
-    eager = [other for other in cell if other.contender == replace(result.contender, compiled=False)]
-    if result.contender.compiled and eager:
-        row |= ratio("time/eager_to_this", eager[0].round_ms(), times)
-    figures = result.figures
-    row |= {
-        "time/compile_s": figures["compile_s"],
-        "memory/peak_mib": figures["peak_bytes"] / 2**20,
-        "memory/held_mib": figures["held_bytes"] / 2**20,
-        "memory/process_peak_mib": figures["process_peak_mib"],
-        "memory/largest_batch": figures["largest_batch"],
-        "memory/to_flow_matching": figures["peak_bytes"] / reference.figures["peak_bytes"],
-        "parameters": figures["parameters"],
-    }
-    if figures["flops"] is not None:
-        total = sum(figures["flops"].values())
-        row |= {
-            "memory/saved_mib": figures["saved_bytes"] / 2**20,
-            "flops/step": total,
-            "flops/to_flow_matching": total / sum(reference.figures["flops"].values()),
-        }
-    return row
-
-
-def _fastest(results: list[VariantCost], kind: str) -> VariantCost | None:
-    """Return the result of this kind with the smallest median time; None without any."""
-    found = [result for result in results if result.contender.variant.startswith(kind)]
-    return min(found, key=lambda result: statistics.median(result.round_ms())) if found else None
-
-
-def ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
-    """Compute the median over rounds of time / reference in the same round, with its interval (`median_interval`)."""
-    from soflow.statistics import median_interval  # imports scipy
-
-    ratios = [time / reference_time for time, reference_time in zip(times, reference, strict=True)]
-    columns = {name: statistics.median(ratios)}
-    if len(set(ratios)) > 1:
-        columns |= dict(zip((f"{name}_low", f"{name}_high"), median_interval(ratios), strict=True))
-    return columns
-
-
-def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> None:
-    """Write tables and charts to the folder, and print the short table."""
-    from orchestration.cost_study.charts import draw_charts, sentences, short_table
-
+def _write_tables(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> None:
     write_atomic(folder / COSTS_FILE, costs.to_csv(index=False))
     steps = [
         {
@@ -259,6 +181,12 @@ def _write(folder: Path, costs: pd.DataFrame, measured: list[VariantCost]) -> No
         for step in steps
     ]
     write_atomic(folder / ROUNDS_FILE, pd.DataFrame(steps).to_csv(index=False))
+
+
+def _show(folder: Path, costs: pd.DataFrame) -> None:
+    """Print the short table and draw the charts."""
+    from orchestration.cost_study.charts import draw_charts, sentences, short_table
+
     table_console().print(short_table(costs))
     for sentence in sentences(costs):
         print(sentence)

@@ -48,7 +48,8 @@ class CostWorker:
             if isinstance(request, Time):
                 from soflow.cost.measure import time_steps
 
-                assert self._trainer is not None  # the first request is `Prepare`
+                if self._trainer is None:
+                    raise RuntimeError("the worker was lost and replaced after its step was prepared")
                 return time_steps(self._trainer, 2, request.seconds)
             self._attention = request.attention
         with self._kernels():

@@ -15,7 +15,7 @@ from soflow.codecs.base import TORCH_FIDELITY
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.data.base import DataSource, class_counts
-from soflow.evaluation import feature_networks, metrics, reference
+from soflow.evaluation import feature_networks, metrics, reference, reference_files
 from soflow.evaluation.moments import Moments, Rows, Workers
 from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256
@@ -75,6 +75,8 @@ class Evaluator:
         from_file = reference.from_file(config) if self.config.reference else None
         weights = feature_networks.weights_path(self.network, self.config.feature_weights)
         self.weights_sha256 = sha256(weights)
+        if self.config.reference:
+            reference_files.check_weights(self.config.reference, self.weights_sha256)
         layers = [self.info.layer]
         if self.classifies or self.config.inception_score:
             layers.append(self.logits)

@@ -50,6 +50,24 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
     return statistics
 
 
+def check_weights(path: Path, weights_sha256: str) -> None:
+    """Check that a file of statistics, if it says with which weights of the feature network it was made, says these.
+
+    Raises:
+        ConfigError: if it was made with others.
+    """
+    if path.suffix != ".npz":
+        return
+    with np.load(path, allow_pickle=False) as file:
+        made_with = _made(file).get("feature_weights_sha256", "")
+    if not weights_sha256.startswith(made_with):
+        raise ConfigError(
+            f"evaluation.reference = {path}: was made with other weights of the feature network ({made_with}…, not "
+            f"{weights_sha256[:12]}…), so FIDs would compare two feature spaces; make the file again with "
+            "experiments/reference_statistics.py, or set evaluation.feature_weights to the weights it was made with"
+        )
+
+
 def write_npz(path: Path, statistics: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write `mu` and `sigma`, and `made`, a JSON text that describes their origin."""
     buffer = io.BytesIO()
@@ -76,8 +94,8 @@ class _UnusableError(Exception):
 def _read_npz(path: Path, feature_network: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            made_with = json.loads(str(file["made"]))["feature_network"] if "made" in file.files else feature_network
-            if made_with != feature_network:
+            name = Path(feature_network).name
+            if (made_with := _made(file).get("feature_network", name)) != name:
                 raise _UnusableError(f"was made with {made_with}, not evaluation.feature_network = {feature_network}")
             return _as_statistics({name: file[name] for name in file.files if name in NAMES}, file.files)
     except FileNotFoundError:
@@ -86,6 +104,11 @@ def _read_npz(path: Path, feature_network: str) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged archive can fail in any way
         raise _UnusableError(f"cannot be read as .npz ({first_line(error)})") from None
+
+
+def _made(file: np.lib.npyio.NpzFile) -> dict[str, Any]:
+    """Return what `write_npz` has noted about the origin; empty for files of other programs."""
+    return json.loads(str(file["made"])) if "made" in file.files else {}
 
 
 def _read_torch_fidelity(path: Path) -> dict[str, np.ndarray]:

@@ -14,6 +14,9 @@ URLS = [
     "http://ann:secret@host:5000",
     "https://:secret@host/mlflow",
     "postgresql+psycopg2://ann:secret@host/db",
+    "postgresql://ann:a/secret@host/db",
+    "postgresql://ann:a@secret@host/db",
+    "postgresql://ann:secret?x#y@host/db",
     "postgresql://host/db?user=ann&password=secret",
     "https://host/?token=secret",
 ]
@@ -45,7 +48,14 @@ def test_the_environment_s_server_is_the_default(monkeypatch):
 
 
 def test_other_urls_are_left_alone():
-    for url in ("http://host:5000", "sqlite:////a:b/c.db", "postgresql://ann@host/db", "file:///a@b:c"):
+    for url in (
+        "http://host:5000",
+        "sqlite:////a:b/c.db",
+        "postgresql://ann@host/db",
+        "file:///a@b:c",
+        "http://host:5000/a@b",
+        "s3://a/b:c@d",
+    ):
         assert not has_password(url)
     assert without_password("see http://host:5000/a") == "see http://host:5000/a"
     for url in URLS:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import CPU
+from PIL import Image
 from rich.console import Console
 
-from orchestration.cost_study.charts import SETTINGS, sentences, short_table
-from orchestration.cost_study.config import Cell, CostStudyConfig
-from orchestration.cost_study.run import Contender, VariantCost, _contenders, ratio, table
+from orchestration.cost_study.charts import SETTINGS, _colors, draw_charts, sentences, short_table
+from orchestration.cost_study.config import VARIANTS, Cell, CostStudyConfig
+from orchestration.cost_study.results import Contender, VariantCost, ratio, table
+from orchestration.cost_study.run import CellFailed, _ask, _contenders, _measure_cell
+from orchestration.cost_study.worker import CostWorker, Time
 from orchestration.terminal.command_line import validate
 from soflow.statistics import median_coverage
 
@@ -100,7 +105,7 @@ def test_without_a_second_kind_nothing_is_compared_with_itself():
 
 def test_guided_and_unguided_flow_matching_are_kept_apart():
     config = validate(CostStudyConfig, {"variants": ["flow_matching", "soflow"], "compiled": [False, True]})
-    labels = [(contender.label, contender.name) for contender in _contenders(config)]
+    labels = [(contender.label, contender.name) for contender in _contenders(config, CELL)]
     assert labels == [
         ("flow_matching", "flow_matching"),
         ("flow_matching", "flow_matching compiled"),
@@ -109,3 +114,53 @@ def test_guided_and_unguided_flow_matching_are_kept_apart():
         ("flow_matching guided", "flow_matching guided"),
         ("flow_matching guided", "flow_matching guided compiled"),
     ]
+    # Where nothing is guided, flow matching is measured once.
+    unguided = _contenders(config, replace(CELL, guidance=False))
+    assert [contender.label for contender in unguided] == [label for label, _ in labels[:4]]
+
+
+def test_every_variant_has_a_bar_of_its_own_color(tmp_path):
+    contenders = _contenders(validate(CostStudyConfig, {"variants": list(VARIANTS)}), CELL)
+    results = [
+        VariantCost(CELL, contender, FIGURES | {"process_peak_mib": 1.0, "compile_s": 0.0}, [[{"step": 2.0}]] * 2)
+        for contender in contenders
+    ]
+    costs = table(results)
+    assert len(set(_colors(costs))) == len(contenders) == len(VARIANTS) + 1
+    for chart in draw_charts(costs, tmp_path):
+        assert Image.open(chart).size > (100, 100)
+
+
+class InThisProcess:
+    """Group of one worker without Ray."""
+
+    def __init__(self):
+        self.worker = CostWorker(CPU, 0, 1)
+
+    def ask(self, request):
+        try:
+            return self.worker.serve(request)
+        except Exception as error:
+            return self.worker.failure(request, error)
+
+
+def test_a_setting_that_fails_is_named_and_the_next_one_is_measured():
+    config = validate(CostStudyConfig, {"variants": ["soflow"], "rounds": 2, "turn_s": 0})
+    cell = replace(CELL, network="DiT-XXS/4", batch=2)
+    contenders = _contenders(config, cell)
+    groups = {contender: InThisProcess() for contender in contenders}
+    advanced = []
+
+    def measure(cell):
+        return _measure_cell(config, cell, contenders, groups, lambda: advanced.append(1))
+
+    with pytest.raises(CellFailed, match="^flow_matching: MemoryError: Unable to allocate"):
+        measure(replace(cell, batch=10**13))
+    results = measure(cell)
+    assert len(advanced) == 2 + 2
+    costs = table(results).set_index("variant")
+    assert (costs["rounds"] == 2).all()
+    assert costs.loc["soflow", "flops/to_flow_matching"] > 1
+    groups[contenders[0]] = InThisProcess()  # as after the loss of a worker between two requests
+    with pytest.raises(CellFailed, match="flow_matching: RuntimeError: the worker was lost and replaced"):
+        _ask(groups, contenders[0], Time(0))
