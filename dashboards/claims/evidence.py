@@ -42,8 +42,10 @@ class Gathered:
 
     Attributes:
         evidence: by the claim's test.
-        seconds: wall-clock seconds of a trial, by case: medians, as an interruption counts as well.
+        seconds: wall-clock seconds of a trial, by case: medians, because the time until an interrupted trial is resumed
+            counts as well.
         at_a_time: number of trials that ran in parallel.
+        hours: of all trials together, from these medians.
         commits: versions of the code that trained.
         is_unfinished: True if planned trials have not ended.
     """
@@ -61,6 +63,8 @@ class Gathered:
 
 def gather(study: Study, data: SweepData) -> Gathered:
     """Read what a study's sweep has measured."""
+    if not data.is_comparison:  # interrupted before its first trial
+        return Gathered({}, {}, is_unfinished=True)
     ratios = [claim for claim in study.claims if not claim.exponent]
     comparison = compare(data, [read_hypothesis(claim.test) for claim in ratios])
     fits = {(exponent.relation.name, exponent.case): exponent for exponent in comparison.exponents}
@@ -76,16 +80,17 @@ def gather(study: Study, data: SweepData) -> Gathered:
             reason = "" if fit else "no trial reported both metrics often enough"
             evidence[claim.test] = Evidence(ended_seeds(data, cases_of(claim)), values, reason=reason)
     trials, at_a_time = data.trials, data.param("max_concurrent", "1")
-    walls, ended = pd.to_numeric(trials["wall_s"]), trials["state"].isin(ENDED)
+    ended, case = trials["state"].isin(ENDED), trials[CASE].map(str)
+    seconds = pd.to_numeric(trials["wall_s"]).groupby(case).median()
     commit = data.run.data.tags.get(GIT_COMMIT) if data.run else None
     return Gathered(
         evidence,
-        seconds={case: float(s) for case, s in walls.groupby(trials[CASE].map(str)).median().items() if s == s},
+        seconds={name: float(median) for name, median in seconds.items() if median == median},
         at_a_time=int(at_a_time) if at_a_time.isdecimal() else 1,
         trials=len(trials),
         lost=int((ended & (trials["state"] != "finished")).sum()),
         steps=int(trials["step"].sum()),
-        hours=float(walls.sum()) / 3600,
+        hours=float(case[ended].map(seconds).sum()) / 3600,
         commits=(commit[:12],) if commit else (),
         is_unfinished=int(data.param("num_trials", "0")) > int(ended.sum()),
     )

@@ -13,7 +13,16 @@ from dashboards.live.reader import Snapshot, Trial
 from dashboards.reading.mlflow_runs import differing_params, goals_of
 from orchestration.terminal.format import short_name
 from orchestration.terminal.progress import OVER, TIMED, time_left_s
-from orchestration.tracking.schema import FAILURE, FID_PROTOCOL, FINAL, GIT_COMMIT, PEAK_MIB, PEAK_SHARE, TRAIN_S
+from orchestration.tracking.schema import (
+    FAILURE,
+    FID_PROTOCOL,
+    FINAL,
+    GIT_COMMIT,
+    PEAK_MIB,
+    PEAK_SHARE,
+    STARTED_MS,
+    TRAIN_S,
+)
 
 ENVIRONMENT = ("device", "dtype", "attention", "workers", "threads", "micro_batch", "memory_measure", FID_PROTOCOL[0])
 """Tags about how trials run, besides those of hardware and versions."""
@@ -89,7 +98,7 @@ def silent_s(snapshot: Snapshot) -> float | None:
     if not is_running(snapshot):
         return None
     intervals = _intervals(snapshot)
-    last_ms = max([snapshot.sweep.info.start_time, *(trial.start_ms for trial in snapshot.trials)])
+    last_ms = max([_started_ms(snapshot), *(trial.start_ms for trial in snapshot.trials)])
     last_ms = max([last_ms, *(at_ms for at_ms, _, _ in intervals)])
     usual = max((seconds for _, seconds, _ in intervals[-TIMED:]), default=0.0)
     silent = time.time() - last_ms / 1e3
@@ -97,16 +106,26 @@ def silent_s(snapshot: Snapshot) -> float | None:
 
 
 def _intervals(snapshot: Snapshot) -> list[tuple[int, float, int]]:
-    """List each report's time in ms and the seconds and steps since the previous one, sorted by time."""
-    intervals = []
+    """List each report's time in ms and the seconds and steps since the previous one, sorted by time.
+
+    The time between an interruption and the sweep's resumption does not count.
+    """
+    intervals, started_ms = [], _started_ms(snapshot)
     for trial in snapshot.trials:
         curve = snapshot.curve(trial, goal(snapshot))
         previous_ms, previous_step = trial.start_ms, 0
         for step, at_ms in zip(curve.steps, curve.times_ms, strict=True):
+            if at_ms > started_ms:
+                previous_ms = max(previous_ms, started_ms)
             if step > previous_step:
                 intervals.append((at_ms, (at_ms - previous_ms) / 1e3, step - previous_step))
             previous_ms, previous_step = at_ms, step
     return sorted(intervals)
+
+
+def _started_ms(snapshot: Snapshot) -> int:
+    """Return when the sweep was started last."""
+    return _whole(snapshot.sweep.data.tags.get(STARTED_MS, ""), snapshot.sweep.info.start_time)
 
 
 def current_best(snapshot: Snapshot) -> Trial | None:

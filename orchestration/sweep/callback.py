@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class SweepRecord:
             schema.KIND: schema.SWEEP_KIND,
             schema.CONFIG_HASH: config_hash(self.config.run),
             schema.FOLDER: url_or_path(self.folder),
+            schema.STARTED_MS: str(int(time.time() * 1000)),
         }
         params = flatten(to_dict(self.config)) | {"cases": [str(case) for case in self.config.cases]}
         changing = {*schema.MAY_CHANGE, *schema.OF_A_START}

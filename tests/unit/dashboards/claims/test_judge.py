@@ -88,6 +88,29 @@ def test_only_complete_looks_count(store):
     assert (few.outcome, few.sentence) == (UNDECIDED, "Not tested: fewer than 3 seeds.")
 
 
+def test_a_study_that_was_interrupted_before_its_first_trial_goes_on(store):
+    fields = {"cases": ("plain", "worse:objective.guidance_strength=2"), "case_seeds": 4, "num_trials": 8}
+    run_id = store.sweep("ran", [], early_stopping={"kind": "none"}, **fields)
+    begun = {"ran": gather(LEDGER.studies[0], read_sweep(store.uri, run_id))}
+    judged = judge(LEDGER, begun)
+    assert [one.outcome for one in judged] == [UNDECIDED] * 4
+    assert next_block(LEDGER, judged, begun) == Block("ran")
+    assert "| ran | Which is better? | 4, 8 |" in page(judged, {}, begun, "claims.png")
+
+
+def test_the_time_until_an_interrupted_trial_resumes_is_none_of_its_hours(store):
+    """Of sixteen trials of similar length, one was interrupted for ten hours."""
+    outcomes = [("finished", [9.0, fid]) for pair in PAIRS for fid in pair]
+    cases = ("plain", "worse:objective.guidance_strength=2")
+    run_id = store.sweep("ran", outcomes, cases=cases, case_seeds=len(PAIRS), early_stopping={"kind": "none"})
+    usual = gather(LEDGER.studies[0], read_sweep(store.uri, run_id)).hours
+    slow = next(run for run in store.client.search_runs([store.experiment], f"tags.mlflow.parentRunId = '{run_id}'"))
+    store.client.set_terminated(slow.info.run_id, "FINISHED", slow.info.end_time + 36_000_000)
+    hours = gather(LEDGER.studies[0], read_sweep(store.uri, run_id)).hours
+    assert 0 < usual < 1
+    assert hours == pytest.approx(usual, rel=0.1)
+
+
 def test_bytes_need_no_test():
     study = study_of("memory/peak_mib(a) < memory/peak_mib(b)", "fid(a) < fid(b)")
     for ratio, outcome in ((0.7, CONFIRMED), (0.9, EQUIVALENT), (1.0, EQUIVALENT), (1.3, REFUTED)):

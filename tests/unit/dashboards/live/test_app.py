@@ -17,6 +17,7 @@ from dashboards.live import findings
 from dashboards.live.charts import front, learning_curves, pareto, thinned
 from dashboards.live.reader import Curve, LiveSweep, newest_sweeps
 from dashboards.palette import BEST, STATE_COLORS
+from orchestration.tracking.schema import STARTED_MS
 from tests.database import new_database
 
 PAGE = str(REPOSITORY / "dashboards" / "live" / "app.py")
@@ -147,6 +148,27 @@ def test_the_time_left_is_the_sweeps_formula(sweep):
     assert findings.left_s(snapshot) == pytest.approx((5 * 100 + 2 * 70 + 300) * 0.5 / 2)
     sweep.client.set_terminated(sweep.id, "KILLED")
     assert findings.left_s(sweep.refresh()) is None
+
+
+def test_an_interruption_is_no_slow_report(tmp_path):
+    """Ten hours pass between the second report and the resumption, after which 10 steps take 5 s as before."""
+    sweep, hours = RunningSweep(tmp_path), 36_000
+    sweep.began -= hours * 1000
+    first = sweep.start(0)
+    sweep.report(first, 10, 1.0, after_s=5)
+    sweep.report(first, 20, 1.0, after_s=10)
+    sweep.client.set_tag(sweep.id, STARTED_MS, str(sweep.began + hours * 1000))
+    snapshot = sweep.refresh()
+    assert findings.silent_s(snapshot) is None
+    sweep.report(first, 30, 1.0, after_s=hours + 5)
+    sweep.report(first, 40, 1.0, after_s=hours + 10)
+    snapshot = sweep.refresh()
+    assert findings.left_s(snapshot) == pytest.approx((7 * 100 + 60) * 0.5 / 2)
+    assert findings.silent_s(snapshot) is None
+    with pytest.MonkeyPatch.context() as patch:
+        now = time.time()
+        patch.setattr(time, "time", lambda: now + 300)
+        assert findings.silent_s(snapshot) == pytest.approx(300 + 90, abs=5)
 
 
 def test_incomplete_runs_and_extreme_values_are_shown(sweep):
