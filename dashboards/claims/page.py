@@ -143,8 +143,8 @@ all verdicts together are wrong with a probability of at most {percent(LEVEL)}, 
 
 {as_markdown_table(designs_table(judged, gathered))}
 
-Hours are those of all trials together, several of which run at a time, from the median of each case. Lost trials diverged
-or failed; no test uses them.
+Hours are those of all trials together, several of which run at a time, from the median of each case. Lost trials
+diverged or failed; no test uses them.
 
 ## Tests
 

@@ -154,7 +154,7 @@ def test_a_setting_that_fails_is_named_and_the_next_one_is_measured():
     def measure(cell):
         return _measure_cell(config, cell, contenders, groups, lambda: advanced.append(1))
 
-    with pytest.raises(CellFailed, match="^flow_matching: MemoryError: Unable to allocate"):
+    with pytest.raises(CellFailed, match=r"^flow_matching: MemoryError: Unable to allocate"):
         measure(replace(cell, batch=10**13))
     results = measure(cell)
     assert len(advanced) == 2 + 2
