@@ -29,6 +29,7 @@ from pydantic import Field
 
 from orchestration.config import FLUSH_S, Folder, Launch
 from orchestration.interruption import exit_code, listen, received
+from orchestration.storage import check_storage
 from orchestration.sweep.cases import value_text
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.tracking import schema
@@ -71,6 +72,7 @@ def main() -> int:
     failed = set[str]()
     try:
         ledger = read_ledger(CLAIMS)
+        check_storage(options.storage)
         chosen = ledger.only(options.experiments)  # to train: shares of the error rate are those of the whole ledger
         begin, gathered = time.monotonic(), _gather(ledger, options)
         while True:

@@ -21,7 +21,7 @@ from orchestration.terminal.format import format_value, table_console
 from orchestration.terminal.views import finite
 from orchestration.tracking.schema import FID_PROTOCOL
 from soflow.config import flatten, to_dict
-from soflow.config_base import ConfigError, Section
+from soflow.config_base import ConfigError, OutputPath, Section
 
 if TYPE_CHECKING:
     from soflow.runs import Run
@@ -38,7 +38,7 @@ Table = dict[str, list[Any]]
 class CompareOptions(Section):
     runs: tuple[Path, ...]
     """Folders of runs or trials."""
-    out: Path | None = None
+    out: OutputPath | None = None
     """PNG file to write: the runs' last sample grids side by side, from equal noise."""
     format: Literal["table", "json"] = "table"
     """Print tables, or one JSON object."""

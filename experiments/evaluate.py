@@ -21,7 +21,7 @@ from orchestration.config import Folder
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.views import finite
-from soflow.config_base import ConfigError, Count, Fraction, InputPath, Positive, Section
+from soflow.config_base import ConfigError, Count, Fraction, InputPath, OutputPath, Positive, Section
 from soflow.data.base import DataError
 from soflow.evaluation.config import Protocol, Sampler
 from soflow.posthoc_ema import TRAINED
@@ -91,7 +91,7 @@ class EvaluateOptions(Section):
     """Folder of runs, whose cached reference features are reused."""
     format: Literal["lines", "json"] = "lines"
     """Print a line per NFE, or one JSON object: metrics and the protocol that they follow."""
-    out: Path | None = None
+    out: OutputPath | None = None
     """JSON file to write, with the same content."""
 
     @model_validator(mode="after")

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config_base import Section
+from soflow.config_base import ConfigError, OutputPath, Section
 
 
 class ExportOptions(Section):
     checkpoint: Path
     """Checkpoint file, or folder of a run or trial (its newest checkpoint is used)."""
-    out: Path
+    out: OutputPath
     """File to write; the authors' programs read ckpts/STEP.pt in their working_dir."""
 
 
@@ -25,23 +25,24 @@ def main() -> int:
 
     from soflow.config import parse
     from soflow.interop import authors_checkpoint
-    from soflow.training import checkpoints
+    from soflow.training import checkpoints, trained
     from soflow.training.build import build_network
 
-    path = options.checkpoint
-    if path.is_dir():
-        path = checkpoints.path_of(path, checkpoints.latest_step(path))
     try:
-        state = checkpoints.load(path)
+        path = checkpoints.find(options.checkpoint)
+        state = trained.read(path)
+        if not {"network", "optimizer"} <= state.keys():
+            raise checkpoints.CheckpointError(
+                f"{path}: contains averaged weights only; export a checkpoint of the run that was trained"
+            )
         config = parse(state["config"])
         authors_checkpoint.check_network(config, path)
         authors_checkpoint.check_solution(config, path)
-    except checkpoints.CheckpointError as error:
+    except (checkpoints.CheckpointError, ConfigError) as error:
         fail(error)
     with torch.device("meta"):
         network = build_network(config, state["num_classes"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(authors_checkpoint.export_state(state, network, config), options.out)
+    checkpoints.write(authors_checkpoint.export_state(state, network, config), options.out)
     print(f"step {state['step']}: {options.out}")
     return 0
 

@@ -46,6 +46,7 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     import torch
 
     from orchestration.train import RECORDED_FILE
+    from soflow.files import atomic
     from soflow.interop import authors_checkpoint
     from soflow.training import checkpoints
     from soflow.training.build import build_network
@@ -60,11 +61,12 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     with torch.device("meta"):
         network = build_network(config, classes)
     state = authors_checkpoint.import_state(authors_state, network, config, checkpoint)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
-    checkpoints.save(state, folder, state["step"])
-    (folder / RUN_FILE).write_text(to_yaml(run))
-    (folder / RECORDED_FILE).write_text(str(state["step"]))
+    with atomic(folder) as partial:
+        partial.mkdir()
+        (partial / "config.yaml").write_text(to_yaml(config))
+        checkpoints.save(state, partial, state["step"])
+        (partial / RUN_FILE).write_text(to_yaml(run))
+        (partial / RECORDED_FILE).write_text(str(state["step"]))
     return state["step"]
 
 

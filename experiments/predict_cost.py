@@ -21,7 +21,7 @@ from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import table_console, three_digits
 from orchestration.terminal.views import finite
 from soflow.config import RunConfig, override, parse
-from soflow.config_base import ConfigError, Count, Section
+from soflow.config_base import ConfigError, Count, OutputPath, Section
 from soflow.config_files import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -39,7 +39,7 @@ class PredictOptions(Section):
     """Samples per step. Default: the configured number."""
     format: Literal["table", "json"] = "table"
     """Print a table, or a JSON list with an object per row."""
-    out: Path | None = None
+    out: OutputPath | None = None
     """CSV file to write the table to."""
 
 
@@ -58,7 +58,9 @@ def main() -> int:
     if options.out:
         import pandas as pd
 
-        pd.DataFrame(rows).to_csv(options.out, index=False)
+        from soflow.files import write_atomic
+
+        write_atomic(options.out, pd.DataFrame(rows).to_csv(index=False))
         print(f"table: {options.out}", file=sys.stderr)
     return 0
 

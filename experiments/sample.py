@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
-from soflow.config_base import ConfigError, Count, Section
+from soflow.config_base import ConfigError, Count, OutputPath, Section
 from soflow.evaluation.config import Sampler
 from soflow.posthoc_ema import TRAINED
 
@@ -43,9 +43,9 @@ class SampleOptions(Section):
     """Seed of the noise."""
     rows: Count = 8
     """Samples per class in the grid."""
-    out: Path = Path("samples.png")
+    out: OutputPath = Path("samples.png")
     """PNG file to write."""
-    npz: Path | None = None
+    npz: OutputPath | None = None
     """Write this .npz file instead of the PNG: uint8 images arr_0 [N, H, W, C] and their classes arr_1."""
     num_samples: Count = 50000
     """Samples in the .npz file; their classes follow the run's `evaluation.labels`."""
@@ -53,7 +53,7 @@ class SampleOptions(Section):
     @field_validator("out")
     @classmethod
     def _is_a_png(cls, path: Path) -> Path:
-        if path.suffix.lower() != ".png" or path.is_dir():
+        if path.suffix.lower() != ".png":
             raise ValueError("must be the name of a .png file, which keeps every pixel")
         return path
 

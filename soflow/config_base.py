@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,21 @@ Count = Annotated[int, Field(ge=1)]
 PrecisionName = Literal["fp32", "tf32", "bf16"]
 InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """Path of a file or folder to read, made absolute because workers run in another working directory."""
+
+
+def _output(path: Path) -> Path:
+    if path.is_dir():
+        raise ValueError("is a folder; give the name of a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"cannot be written: {folder}: {error.strerror}") from None
+    return path
+
+
+OutputPath = Annotated[Path, AfterValidator(_output)]
+"""File to write; checked before a long computation. Its folder is created."""
 
 
 def _checkpoint(path: Path) -> Path:

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY
 
+from experiments.compare_runs import CompareOptions
+from experiments.evaluate import EvaluateOptions
+from experiments.export_checkpoint import ExportOptions
+from experiments.predict_cost import PredictOptions
+from experiments.sample import SampleOptions
 from orchestration.config import TrainConfig
 from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import read_command_line
@@ -290,6 +295,32 @@ def test_help_imports_nothing_slow(script, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+OUTPUTS = [
+    (CompareOptions, ["a", "b"], "out"),
+    (EvaluateOptions, ["."], "out"),
+    (ExportOptions, ["run"], "out"),
+    (PredictOptions, [], "out"),
+    (SampleOptions, ["."], "out"),
+    (SampleOptions, ["."], "npz"),
+]
+
+
+@pytest.mark.parametrize(("options", "arguments", "name"), OUTPUTS)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(options, arguments, name, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    positional = next(iter(options.model_fields)) if arguments else None
+    for path, reason in (
+        (tmp_path, "is a folder; give the name of a file in it"),
+        (tmp_path / "file" / "deeper" / "a.png", f"cannot be written: {tmp_path / 'file'}: Not a directory"),
+        (Path("/proc/soflow/a.png"), "cannot be written: /proc: No such file or directory"),
+    ):
+        with pytest.raises(SystemExit):
+            read_command_line(options, "", [*arguments, f"--{name}", str(path)], positional=positional)
+        assert capsys.readouterr().err == f"error: {name} = {path}: {reason}\n"
+    given = [*arguments, f"--{name}", str(tmp_path / "new" / "a.png")]
+    assert getattr(read_command_line(options, "", given, positional=positional), name) == tmp_path / "new" / "a.png"
+
+
 SCRIPT_FAULTS = [
     ("sweep_schedule.py", "--objective.r-end 0.9", "r_end = 0.9 must not exceed r_init"),
     ("sweep_schedule.py", "--search objective.r_ned=0.1:0.2", "did you mean objective.r_end?"),
@@ -297,7 +328,7 @@ SCRIPT_FAULTS = [
     ("sample.py", "empty --nfe 0", "nfe = 0: must be greater than or equal to 1"),
     ("sample.py", "nowhere", "checkpoint = nowhere: there is no such file or folder"),
     ("sample.py", "empty --out x.jpg", "out = x.jpg: must be the name of a .png file"),
-    ("sample.py", "empty --out empty", "out = empty: must be the name of a .png file"),
+    ("sample.py", "empty --out empty", "out = empty: is a folder; give the name of a file in it"),
     ("sweep_schedule.py", "--scale huge", "scale = huge: must be 'small' or 'paper'"),
     ("predict_cost.py", "--num-workers 0", "num_workers = 0: must be greater than or equal to 1"),
     ("export_checkpoint.py", "--out x.pt", "checkpoint: must be given"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib.util
 import sys
 from collections import OrderedDict
@@ -417,9 +418,8 @@ class Noise:
         return random.integers(0, 256, (64, 3, 32, 32), np.uint8)[indices], np.arange(64)[indices] % 10
 
 
-@pytest.fixture
-def imported(tmp_path, monkeypatch):
-    """A run's folder and the authors' file that it was made from."""
+def import_run(tmp_path, monkeypatch):
+    """Make a file of the authors and import it; return the run's folder and the file."""
     config = parse(SMALL)
     network = build_network(config, 10)
     file, yaml_file = tmp_path / "77.pt", tmp_path / "own.yaml"
@@ -431,6 +431,12 @@ def imported(tmp_path, monkeypatch):
     arguments = ["--checkpoint", file, "--config", yaml_file, "--storage", tmp_path / "results", "--name", "run"]
     assert program("import_checkpoint", monkeypatch, *arguments) == 0
     return tmp_path / "results" / "run", file
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """A run's folder and the authors' file that it was made from."""
+    return import_run(tmp_path, monkeypatch)
 
 
 def test_the_programs_import_sample_and_export(imported, tmp_path, monkeypatch):
@@ -517,6 +523,42 @@ def test_importing_fails_in_one_line(arguments, message, tmp_path, monkeypatch, 
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fills_during_an_import_leaves_no_half_run(tmp_path, monkeypatch):
+    def full(state, folder, step):
+        (folder / "checkpoint-1.pt").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            import_run(tmp_path, patch)
+    assert not list((tmp_path / "results").iterdir())
+    assert import_run(tmp_path, monkeypatch)[0].is_dir()  # the name is not taken
+
+
+def test_exporting_fails_in_one_line(imported, tmp_path, monkeypatch, capsys):
+    folder, file = imported
+    state = checkpoints.load(checkpoints.path_of(folder, 77))
+    averaged = {name: state[name] for name in ("ema", "config", "num_classes", "step")}  # of a checkpoint sweep
+    checkpoints.write(averaged, tmp_path / "averaged.pt")
+    checkpoints.write(state | {"config": state["config"] | {"unknown": 1}}, tmp_path / "unknown.pt")
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        (file, "is no checkpoint of a run, it contains no 'config'"),
+        (tmp_path / "averaged.pt", "contains averaged weights only; export a checkpoint of the run that was trained"),
+        (tmp_path / "unknown.pt", "unknown"),
+        (tmp_path / "empty", "contains no checkpoint; give the folder of a run or trial"),
+        (tmp_path / "none.pt", "no such checkpoint"),
+    ):
+        with pytest.raises(SystemExit):
+            program("export_checkpoint", monkeypatch, given, "--out", tmp_path / "out" / "77.pt")
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # Sample files.
