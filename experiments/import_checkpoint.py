@@ -9,6 +9,7 @@ location and a later last step here: --dataset.root FILE --training.total-steps 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def main() -> int:
         step = import_into(folder, options.checkpoint, run)
     except (ConfigError, CheckpointError) as error:
         fail(error)
-    print(f"step {step} of {run.training.total_steps} in {folder}; samples: python experiments/sample.py {folder}")
+    again = f"python experiments/sample.py {shlex.quote(str(folder))}"
+    print(f"step {step} of {run.training.total_steps} in {folder}; samples: {again}")
     return 0
 
 

@@ -11,6 +11,7 @@ comparable only for equal weights, whose hash every run logs.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,8 @@ def main() -> int:
     write_atomic(path, safetensors.torch.save(network.state_dict(), {"made": json.dumps(facts)}))
     print(f"test accuracy {score:.4f}; weights written to {path}")
     if options.name == "images":
-        print(f"use it with: --dataset image_folder --dataset.root {options.root} --evaluation.feature-network {path}")
+        flags = ["--dataset", "image_folder", "--dataset.root", options.root, "--evaluation.feature-network", path]
+        print(f"use it with: {shlex.join(map(str, flags))}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def save_best(tracker: Tracker, folder: Path, checkpoint: Checkpoint, point: Poi
     write_atomic(best / BEST_FILE, to_yaml(config))
     write_atomic(best / POINT_FILE, to_yaml(point))
     tracker.log_artifact(folder.name, best / BEST_FILE)
-    print(f"best:        {best}; more samples: python experiments/sample.py {best}")
+    print(f"best:        {best}; more samples: python experiments/sample.py {shlex.quote(str(best))}")
     key = key_of(point)
     name, model = f"{folder.name}-{key[:6]}", folder / f"model-{key}"
     return log(tracker, folder.name, path, model, name, config, checkpoint.step, ema=point.ema)

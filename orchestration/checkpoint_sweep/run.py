@@ -262,8 +262,8 @@ class _Sweep:
             write_atomic(self.folder / points.TABLE_FILE, points.table(self.results).to_csv(index=False))
             self.tracker.log_artifact(self.folder.name, self.folder / points.TABLE_FILE)
             self._show()
-            if status == "FINISHED":
-                best = points.best_by_evaluations(searched, self.config.goals[0])
+            best = points.best_by_evaluations(searched, self.config.goals[0])
+            if status == "FINISHED" and best:
                 overall = min(best.values(), key=lambda result: badness(result.metrics, self.config.goals[0]))
                 upload_bytes = save_best(self.tracker, self.folder, self.checkpoint, overall.point)
             if report := write_report(self.folder):

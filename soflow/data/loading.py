@@ -103,8 +103,11 @@ class ClassOrder(BatchOrder):
         chosen = Counter(order[np.searchsorted(ends, points, side="right")].tolist())
         size = -(-self.batch_size // self.parts)
         drawn = [_without_repetition(self._members[label], n * size, random) for label, n in chosen.items()]
+        parts = np.concatenate(drawn).reshape(self.parts, size)
+        if parts.size > self.batch_size:  # the last ones lose an image; every class is as likely to be among them
+            parts = np.roll(parts, int(torch.randint(self.parts, (), generator=random)), axis=0)
         # Every parts-th image is of the same class, so all classes are among the first samples, on flow matching.
-        return np.concatenate(drawn).reshape(self.parts, size).T.reshape(-1)[: self.batch_size]
+        return parts.T.reshape(-1)[: self.batch_size]
 
 
 def _without_repetition(members: np.ndarray, count: int, random: torch.Generator) -> np.ndarray:

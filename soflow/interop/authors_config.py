@@ -68,7 +68,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "prefetch_factor": "loading processes always prefetch 4 batches",
     "eval_demo_steps": "every report draws a sample grid",
     "eval_demo_shape": "a sample grid has 8 rows of 10 images",
-    "logging_steps": "losses are reported with every evaluation",
+    "logging_steps": "learning curves have a point every training.log_every steps",
     "ckpt_saving_steps": "every report writes a checkpoint",
 }
 """Keys that are ignored here, with the reason."""

@@ -181,10 +181,8 @@ def test_two_workers_take_the_steps_of_one():
 
 @pytest.mark.slow
 def test_a_process_that_takes_too_long_is_stopped():
-    began = time.monotonic()
     with pytest.raises(TimeoutError, match="no result after 1 seconds"):
-        in_processes(time.sleep, [(100,)], 1)
-    assert time.monotonic() - began < 50
+        in_processes(time.sleep, [(3600,)], 1)
 
 
 # How checks are run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -69,9 +68,7 @@ def test_a_run_is_fetched_once_the_store_is_back(machine, monkeypatch, caplog):
         genuine(*arguments)
 
     monkeypatch.setattr(runs, "pull", away_twice)
-    began = time.monotonic()
     fetch_run(there)
-    assert time.monotonic() - began < 20
     assert (there / "config.yaml").exists()
     assert sum("cannot be read (away); trying again until it can" in message for message in caplog.messages) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import math
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch_fidelity
 from helpers import REPOSITORY
@@ -21,10 +23,11 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from experiments import train_feature_network
+from experiments.reference_statistics import ReferenceConfig, write_statistics
 from experiments.train_feature_network import RECIPES, accuracy, read_split, train
 from orchestration.preflight import check_inputs
 from soflow import codecs, files
-from soflow.config import parse
+from soflow.config import override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.data.base import DataError
@@ -512,6 +515,27 @@ def test_own_images_are_evaluated_with_their_own_network(own, tmp_path):
     # The classes of a part of the data may be numbered in another way.
     half = InMemorySource(images[::2].numpy(), labels[::2].numpy(), 3)
     assert "class_consistency" not in measure(Evaluator(half, config, CPU, tmp_path), images, labels)
+
+
+def test_statistics_are_refused_where_the_feature_network_has_other_weights(own, tmp_path):
+    dataset = {"name": "image_folder", "root": str(own[0])}
+    values = {"dataset": dataset, "evaluation": {"feature_network": str(own[1])}, "storage": tmp_path}
+    [path] = write_statistics(ReferenceConfig.model_validate(values | {"out": tmp_path / "own.npz"}))
+    with_file = parse(override(to_dict(own_config(*own)), {"evaluation.reference": str(path)}))
+    source = open_source(with_file.dataset)
+    images, labels = (torch.tensor(values) for values in source.batch(np.arange(len(source))))
+    evaluator = Evaluator(source, with_file, CPU, tmp_path)
+    assert measure(evaluator, images, labels)["fid"] == pytest.approx(0, abs=1e-6)
+    # A network of the same name and shape with one other weight.
+    weights = safetensors.torch.load_file(own[1])
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / own[1].name
+    changed = weights | {"head.bias": weights["head.bias"] + 1}
+    safetensors.torch.save_file(changed, other, {"made": json.dumps(metadata(own[1]))})
+    with_other = parse(override(to_dict(with_file), {"evaluation.feature_network": str(other)}))
+    expected = rf"{path}: was made with other weights of the feature network \({files.sha256(own[1])[:12]}…, not "
+    with pytest.raises(ConfigError, match=expected):
+        Evaluator(source, with_other, CPU, tmp_path)
 
 
 def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):

@@ -275,6 +275,16 @@ def test_an_image_comes_again_only_after_all_others_of_its_class():
             assert max(counts.values()) - min(counts.values()) <= 2
 
 
+def test_every_image_is_as_likely_where_parts_differ_in_size():
+    """Three parts of 34, 33 and 33 images; the smaller class always has one of them."""
+    labels = np.repeat([0, 1], [60, 120])
+    order, steps = ClassOrder(labels, images_per_class=33, batch_size=100, seed=0), 3000
+    small = np.array([(labels[order.indices(step)] == 0).sum() for step in range(steps)])
+    assert set(small.tolist()) == {33, 34}
+    # 34 images with a chance of 1/3: five standard deviations of the mean.
+    assert small.mean() == pytest.approx(100 / 3, abs=5 * math.sqrt(2 / 9 / steps))
+
+
 def batch_labels(images_per_class: int | None, conditional: bool = True) -> list[set[int]]:
     objective, dataset = {"images_per_class": images_per_class}, {"conditional": conditional}
     config = tiny_config("esc", objective=objective, dataset=dataset)
