@@ -22,7 +22,7 @@ from orchestration.sweep.notes import end_note, sweep_note, trial_note, trials_v
 from orchestration.sweep.ranking import STATES, Summary
 from orchestration.sweep.ray_search import REASON, STATUS, ticket_of
 from orchestration.sweep.search_space import SearchSpace
-from orchestration.sweep.study import LAST_RESULT
+from orchestration.sweep.study import LAST_RESULT, reason_unusable
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.progress import SweepProgress
 from orchestration.terminal.views import make_view
@@ -161,8 +161,7 @@ class MlflowCallback(tune.Callback):
         self.progress.rejected = len(rejected)
         for trial in trials:
             if trial.state.is_finished() and trial.number not in replay:
-                values = trial.values or list(trial.intermediate_values.values())[-1:]
-                fid = values[0] if values else math.nan
+                fid = trial.user_attrs.get(LAST_RESULT, {}).get("metrics", {}).get(schema.FID, math.nan)
                 steps = self._steps_of(trial.params)
                 self.progress.count_finished(trial.number, trial.params, STATES[trial.state], fid, steps)
                 if trial.state == TrialState.COMPLETE:
@@ -252,6 +251,9 @@ class MlflowCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result, key, ticket = trial.last_result, self._key(trial), ticket_of(trial)
         state = ENDS[result[STATUS]]
+        if state == "finished" and (reason := reason_unusable(self.config, result)):
+            state, result = "failed", result | {REASON: reason}
+            self.tracker.set_tags(key, {schema.FAILURE: reason})
         self.tracker.set_tags(key, {schema.STATE: state})
         if state == "finished":
             final = {f"{schema.FINAL}{name}": value for name, value in result["metrics"].items()}
@@ -262,7 +264,7 @@ class MlflowCallback(tune.Callback):
                 self.tracker.log_artifact(key, config_file)
         files = (FAILURE_FILE,) if result.get("details") else ()
         self.tracker.describe(key, trial_note(self.folder, ticket, end_note(state, result), files))
-        self._end(trial, state)
+        self._end(trial, state, result[REASON] if state == "failed" else "")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         reason = "its process was lost"

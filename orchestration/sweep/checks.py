@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
@@ -20,7 +19,12 @@ from orchestration.sweep.samplers import check_sampler
 from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.study import accepted
 from orchestration.sweep.study_storage import open_storage, study_name
+from orchestration.sweep.ticket import trial_config
+from orchestration.tracking.schema import CASE
+from soflow.config import RunConfig
 from soflow.config_base import ConfigError
+from soflow.objectives.registry import OBJECTIVES
+from soflow.plugins import label, load
 
 
 def check_study(config: SweepConfig, folder: Path, resuming: bool, space: SearchSpace) -> None:
@@ -30,7 +34,7 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool, space: Search
         ConfigError: naming the field.
     """
     check_sampler(config, space)
-    _check_metrics(config)
+    _check_metrics(config, space)
     search_space.known_points(config, space)
     check_space(config, space)
     if config.study_storage is None and not (folder / STUDY_FILE).exists():
@@ -44,19 +48,46 @@ def check_study(config: SweepConfig, folder: Path, resuming: bool, space: Search
         _check_extension(config, optuna.load_study(study_name=name, storage=storage), space)
 
 
-def _check_metrics(config: SweepConfig) -> None:
-    """Refuse names that cannot be metrics now, because trials report their metrics only later."""
-    by_case: dict[str | None, Any] = {case.name: case.changes.get("evaluation.diagnostics") for case in config.cases}
-    quality = "fid|kid|class_consistency" + ("|cmmd" if config.run.feature_network == "clip" else "")
+def _check_metrics(config: SweepConfig, space: SearchSpace) -> None:
+    """Refuse metrics that no trial reports, because trials report theirs only later."""
+    searched = {dimension.path for dimension in space.dimensions}
     for place, metric, case in _metrics_named(config):
-        diagnostics = by_case.get(case)
-        diagnostics = config.evaluation.diagnostics if diagnostics is None else diagnostics
-        groups = ("time", "throughput", "memory", "loss", "gradient", *(f"diagnostics/{name}" for name in diagnostics))
-        if not re.fullmatch(rf"({quality})(_floor|_\d+nfe)?|({'|'.join(groups)})/.+", metric):
-            raise ConfigError(
-                f"{place}: {metric} is not a metric; metrics are fid, kid, fid_2nfe, class_consistency and those of "
-                f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
-            )
+        for name in [case] if case else [one.name for one in config.cases] or [None]:
+            run = trial_config(config.run, {CASE: name} if name else {}, config.cases)
+            if reason := _reason_unreported(run, metric, searched, place.startswith("hypotheses")):
+                raise ConfigError(f"{place}: {metric} is {reason}")
+
+
+def _reason_unreported(run: RunConfig, metric: str, searched: Collection[str], stated: bool) -> str:
+    """Say why a run does not report a metric; empty if it does, or if that depends on a searched path.
+
+    Args:
+        stated: True for a hypothesis, which may name metrics that are better if they are higher.
+    """
+    evaluation = run.evaluation
+    quality = ["fid", "kid", "class_consistency", *(["cmmd"] if run.feature_network == "clip" else [])]
+    if stated and evaluation.precision_recall:
+        quality += ["precision", "recall", "density", "coverage"]
+    if stated and evaluation.inception_score:
+        quality += ["inception_score"]
+    diagnostics = (f"diagnostics/{re.escape(label(name))}" for name in evaluation.diagnostics)
+    groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
+    named = re.fullmatch(rf"({'|'.join(quality)})(_floor|_(\d+)nfe)?|({'|'.join(groups)})/.+", metric)
+    if named is None:
+        return (
+            f"not a metric; metrics are {', '.join(quality)}, fid_2nfe and those of "
+            f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
+        )
+    if named[3] and "objective.name" not in searched:
+        objective = load(OBJECTIVES[run.objective.name].implementation)  # imports torch
+        first, *others = nfe = evaluation.nfe or objective.default_nfe
+        if int(named[3]) not in others:
+            return f"not reported with evaluation.nfe = {nfe}: those of {first} NFE have no suffix, {others} have one"
+    if evaluation.reference and (named[1] == "kid" or named[2] == "_floor"):
+        return f"not reported with evaluation.reference = {evaluation.reference}, a file of statistics"
+    if named[1] == "class_consistency" and not run.dataset.conditional and "dataset.conditional" not in searched:
+        return "not reported with dataset.conditional = False: samples have no labels"
+    return ""
 
 
 def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str, str | None]]:

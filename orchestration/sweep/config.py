@@ -79,7 +79,9 @@ class SweepConfig(LaunchConfig):
     """Progress output: live = table, plain = one line per report, json = one JSON object per event on stdout; auto =
     live on a terminal, else plain."""
     resume: str | None = None
-    """Name or folder of a sweep to continue or extend, with its own configuration except num_trials and search."""
+    """Name or folder of a sweep to continue or extend, with its own configuration. Given here, num_trials, search,
+    more_seeds, confirm, confirm_seeds, resources, max_concurrent, trial_retries, address, wait_for_nodes_s,
+    tracking_uri, progress, tags and note replace its own."""
 
     @field_validator("search", mode="before")
     @classmethod

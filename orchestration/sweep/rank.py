@@ -11,8 +11,8 @@ STATES = ("finished", "stopped", "running", "interrupted", "failed")
 def rank_trials(table: pd.DataFrame, goals: list[str]) -> pd.DataFrame:
     """Sort trials from best to worst.
 
-    Trials are sorted by state, then those that satisfy all constraints before the others, then by the number of steps
-    (most first), by the goals in their order (lowest first, NaN last) and by their number.
+    Trials are sorted by state, then those that satisfy all constraints before the others, then, unless they have
+    finished, by the number of steps (most first), by the goals in their order (lowest first, NaN last) and by number.
 
     Args:
         table: columns `trial`, `state`, `feasible`, `step` and the goals.
@@ -23,7 +23,7 @@ def rank_trials(table: pd.DataFrame, goals: list[str]) -> pd.DataFrame:
         {
             "state": table["state"].map(position).fillna(len(STATES)),
             "infeasible": ~table["feasible"].astype(bool),
-            "steps": -table["step"],
+            "steps": -table["step"].where(table["state"] != "finished", 0),
             **{f"goal {index}": table[goal] for index, goal in enumerate(goals)},
             "trial": table["trial"],
         }

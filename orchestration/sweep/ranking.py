@@ -112,7 +112,9 @@ def write_summary(study: SweepStudy) -> Summary:
         if not config.cases:
             _print_best(console, best, summary.files[-1])
     else:
-        console.print("No trial reached its last step; see failure.txt in a trial's folder.", highlight=False)
+        reasons = Counter(filter(None, table["reason"].astype(str)))
+        often = f", most often because: {reasons.most_common(1)[0][0]}" if reasons else ""
+        console.print(f"No trial finished{often}.", highlight=False, soft_wrap=True)
     if rejected := Counter(str(trial.user_attrs[REJECTED]) for trial in study.rejected()):
         count = rejected.total()
         points = "1 point was" if count == 1 else f"{count} points were"

@@ -214,17 +214,15 @@ class SweepStudy:
 
     def complete(self, number: int, result: dict[str, Any]) -> None:
         """End a trial that reached its last step; it fails if a goal or constraint has no finite value."""
-        values = {name: value_of(result, name) for name in (*self.config.goals, *(c.metric for c in self.constraints))}
-        missing = [name for name, value in values.items() if not math.isfinite(value)]
-        if missing:
-            self.fail(number, f"{', '.join(missing)} was not reported or is not finite", result)
+        if reason := reason_unusable(self.config, result):
+            self.fail(number, reason, result)
             return
         self.report(number, result["step"], result)
         trial = self._handle(self.study, number)
         for text, constraint in zip(self.config.constraints, self.constraints, strict=True):
-            trial.set_constraint(text, values[constraint.metric] - constraint.limit)
+            trial.set_constraint(text, value_of(result, constraint.metric) - constraint.limit)
         self._save_result(number, result)
-        self._tell(number, [values[goal] for goal in self.config.goals])
+        self._tell(number, [value_of(result, goal) for goal in self.config.goals])
 
     def prune(self, number: int, result: dict[str, Any]) -> None:
         """End a trial that was stopped early."""
@@ -267,6 +265,13 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float]:
     if isinstance(result.get("metrics"), dict):
         return dict(result["metrics"])
     return {name.removeprefix(METRICS): value for name, value in result.items() if name.startswith(METRICS)}
+
+
+def reason_unusable(config: SweepConfig, result: dict[str, Any]) -> str:
+    """Name the goals and constraints of which the last result has no finite value; empty if it has all."""
+    names = (*config.goals, *(read_constraint(text).metric for text in config.constraints))
+    missing = [name for name in dict.fromkeys(names) if not math.isfinite(value_of(result, name))]
+    return f"{', '.join(missing)} was not reported or is not finite" if missing else ""
 
 
 def value_of(result: dict[str, Any], metric: str) -> float:

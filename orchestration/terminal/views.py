@@ -115,7 +115,7 @@ class JsonLines:
         pass
 
     def summarized(self, status: str, metrics: dict[str, float]) -> None:
-        best = self.progress.best[0].number if self.progress.best else None
+        best = metrics.get("best/trial")
         self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
 
     def _print(self, event: str, **fields: Any) -> None:

@@ -163,7 +163,7 @@ class MlflowWriter:
             mlflow_uploads.send_dataset(self._client, run_id, event)
         elif event["kind"] == "model":
             _readable(event["path"])
-            identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._tag(key)}/{event['name']}").hex
+            identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._tag(key)}/{event['name']}/{event['step']}").hex
             mlflow_uploads.send_model(self._client, self._experiment_id, run_id, identity, event)
         elif event["kind"] == "end":
             # A create request that timed out here may have succeeded on the server later, and left a duplicate.

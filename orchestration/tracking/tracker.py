@@ -108,7 +108,7 @@ class Tracker:
     ) -> None:
         """Register a folder for mlflow.pyfunc.load_model as output of a run; it must exist until it is delivered.
 
-        The model gets the run's metrics with the prefix final/. A model of this name is registered once per run.
+        The model gets the run's metrics with the prefix final/. One of this name and step is registered once per run.
 
         Args:
             note: description in Markdown; MODEL_ID is replaced by MLflow's id.

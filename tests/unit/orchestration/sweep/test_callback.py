@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from ray.tune.experiment import Trial
 
 from orchestration.sweep import search_space
 from orchestration.sweep.callback import MlflowCallback, SweepRecord
 from orchestration.sweep.config import SweepConfig
+from orchestration.sweep.ranking import write_summary
+from orchestration.sweep.ray_search import OptunaSearcher
+from orchestration.sweep.study import SweepStudy
 from orchestration.sweep.ticket import TrialTicket
 from orchestration.terminal.command_line import validate
 from tests.database import new_database
@@ -43,8 +48,6 @@ def test_a_trial_whose_process_does_not_start_is_recorded_as_failed(callback, tm
     callback.on_trial_error(1, [trial], trial)
     assert callback.progress.counts["failed"] == 1
     assert callback.record.tracker.flush(60)
-    from mlflow import MlflowClient
-
     client = MlflowClient(callback.config.tracking_uri)
     [experiment] = client.search_experiments(filter_string="name = 'soflow'")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -59,6 +62,40 @@ def test_a_trial_that_ran_is_lost_with_its_process(callback):
     callback.on_trial_start(1, [trial], trial)
     callback.on_trial_error(1, [trial], trial)
     assert [row.reason for row in callback.progress.recent] == ["its process was lost"]
+
+
+def test_a_trial_without_a_value_of_a_goal_has_failed_everywhere(callback, capsys):
+    """The last FID is NaN: the study calls the trial failed, and so do MLflow, the terminal and the summary."""
+    study = SweepStudy(callback.config, callback.folder, callback.record.space)
+    searcher, trial = OptunaSearcher(study), make_trial(0)
+    searcher.suggest("first")
+    callback.on_trial_start(1, [trial], trial)
+    last = {"status": "finished", "step": 10, "fid": math.nan, "reason": "", "metrics": {"fid": math.nan}}
+    trial.run_metadata.last_result = last
+    searcher.on_trial_complete("first", last)
+    callback.on_trial_complete(1, [trial], trial)
+    reason = "fid was not reported or is not finite"
+    assert [(row.state, row.reason) for row in callback.progress.recent] == [("failed", reason)]
+    write_summary(study)
+    assert f"No trial finished, most often because: {reason}." in capsys.readouterr().out
+    assert callback.record.tracker.flush(60)
+    [run] = MlflowClient(callback.config.tracking_uri).search_runs(["1"], "tags.optuna_number = '0'")
+    assert (run.info.status, run.data.tags["state"], run.data.tags["failure"]) == ("FAILED", "failed", reason)
+
+
+def test_after_a_resume_the_best_trial_has_its_fid_whatever_the_goals(tmp_path):
+    fields = {"goals": ("memory/peak_mib", "fid"), "num_trials": 2}
+    record = record_of(tmp_path / "sweep", **fields)
+    study = SweepStudy(record.config, record.folder, record.space)
+    try:
+        number = study.next_trial(set()).number
+        metrics = {"memory/peak_mib": 41.0, "fid": 8.0}
+        study.complete(number, {"step": 10, "fid": 8.0, "metrics": metrics})
+        callback = MlflowCallback(record, slots=2)
+        callback.count_finished(study.trials(), [], set())
+        assert [row.best_fid for row in callback.progress.best] == [8.0]
+    finally:
+        record.tracker.close(30)
 
 
 def test_progress_knows_the_steps_of_every_case(tmp_path):

@@ -17,10 +17,11 @@ def test_trials_are_sorted_by_state_constraints_steps_goals_and_number():
         (5, "stopped", True, 200, 0.9, 1.0),
         (6, "finished", True, 300, math.nan, 1.0),
         (8, "finished", True, 300, 0.5, 2.0),
+        (10, "finished", True, 900, 0.6, 1.0),
         (7, "unknown", True, 300, 0.0, 0.0),
         (9, "running", True, 0, math.nan, math.nan),
     ]
     table = pd.DataFrame(rows, columns=["trial", "state", "feasible", "step", "fid", "time"])
     ranked = rank_trials(table.sample(frac=1, random_state=0), ["fid", "time"])
-    assert ranked["trial"].tolist() == [3, 2, 8, 6, 1, 5, 4, 9, 0, 7]
+    assert ranked["trial"].tolist() == [3, 2, 8, 10, 6, 1, 5, 4, 9, 0, 7]  # of finished ones, steps do not count
     assert list(ranked) == list(table)

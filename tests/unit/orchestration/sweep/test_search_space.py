@@ -282,12 +282,55 @@ def test_cmmd_is_a_goal_with_the_network_that_measures_it(tmp_path):
     check_study(config, tmp_path, False, build(config))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"goals": ("fid", "fid_4nfe"), "evaluation": {"nfe": (1, 4)}},
+        {"goals": ("class_consistency",), "search": ("dataset.conditional=true,false", "objective.velocity_mix=0:1")},
+        {"goals": ("diagnostics/contrast/rms",), "evaluation": {"diagnostics": ("my_lab:contrast",)}},
+        {
+            "cases": ("a", "b"),
+            "case_seeds": 2,
+            "early_stopping": {"kind": "none"},
+            "evaluation": {"precision_recall": True},
+            "hypotheses": ("recall(a) < recall(b)",),
+        },
+    ],
+)
+def test_what_trials_report_is_accepted(tmp_path, monkeypatch, values):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "examples"))
+    config = SweepConfig.model_validate(values)
+    check_study(config, tmp_path, False, build(config))
+
+
 FAULTS = {
     "sampler = cmaes: supports one goal, not fid, kid; choose one of": {"sampler": "cmaes", "goals": ("fid", "kid")},
     "sampler = cmaes: does not support constraints; choose one of": {"sampler": "cmaes", "constraints": ("kid<=1",)},
     "goals = cmmd: cmmd is not a metric": {"goals": ("cmmd",)},  # needs the feature network clip
     "goals = fdi: fdi is not a metric": {"goals": ("fdi",)},
     "goals = kid_error: kid_error is not a metric": {"goals": ("kid_2nfe", "kid_error")},
+    r"goals = fid_4nfe: fid_4nfe is not reported with evaluation.nfe = \(1, 2\): those of 1 NFE have no": {
+        "goals": ("fid", "fid_4nfe")
+    },
+    r"constraints = kid_50nfe<=1: kid_50nfe is not reported with evaluation.nfe = \(50, 1\)": {
+        "constraints": ("kid_50nfe<=1",),
+        "objective": {"name": "flow_matching"},
+    },
+    r"hypotheses = fid_2nfe\(a\) < fid_2nfe\(b\): fid_2nfe is not reported with evaluation.nfe = \(4,\)": {
+        "cases": ("a", "b:evaluation.nfe=[4]"),
+        "case_seeds": 2,
+        "early_stopping": {"kind": "none"},
+        "hypotheses": ("fid_2nfe(a) < fid_2nfe(b)",),
+    },
+    "goals = class_consistency: class_consistency is not reported with dataset.conditional = False": {
+        "goals": ("class_consistency",),
+        "dataset": {"conditional": False},
+    },
+    "goals = kid: kid is not reported with evaluation.reference = .*, a file of statistics": {
+        "goals": ("kid",),
+        "evaluation": {"reference": "a.npz"},
+    },
+    "goals = recall: recall is not a metric": {"goals": ("recall",), "evaluation": {"precision_recall": True}},
     "constraints = mib<=1: mib is not a metric": {"constraints": ("mib<=1",)},
     "sampler = cmaes: requires a searched range": {
         "sampler": "cmaes",

@@ -126,7 +126,7 @@ def test_programs_get_an_object_per_event(capsys):
         view.started(progress.start(0, POINT))
         view.reported(progress.report(0, result(100, float("nan"))), {"fid": float("nan"), "kid": 1.0})
         view.ended(progress.end(0, "finished"))
-        view.summarized("FINISHED", {"best/fid": 1.0})
+        view.summarized("FINISHED", {"best/fid": 1.0, "best/trial": 1})  # by the ranking, not by the lowest report
     printed = capsys.readouterr()
     assert printed.err == "for people\n"
     events = [json.loads(line, parse_constant=pytest.fail) for line in printed.out.splitlines()]
@@ -140,6 +140,7 @@ def test_programs_get_an_object_per_event(capsys):
     assert events[1]["point"] == POINT
     assert events[2]["metrics"] == {"fid": None, "kid": 1.0}
     assert events[4]["counts"] == {"finished": 1}
+    assert events[4]["best_trial"] == 1
 
 
 @pytest.mark.parametrize("height", [15, 24, 60])

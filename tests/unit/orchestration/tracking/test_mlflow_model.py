@@ -94,6 +94,25 @@ def test_a_registered_model_samples_as_its_checkpoint_does(uri, tmp_path, run):
     )
 
 
+def test_an_extended_run_gets_a_model_of_its_new_last_step(uri, tmp_path, run):
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("model-*"))
+    record(uri, tmp_path / "spool", folder)
+    checkpoints.path_of(folder, 1).rename(checkpoints.path_of(folder, 7))
+    tracker = Tracker(uri, "models", tmp_path / "spool")
+    tracker.log_metrics("s/0", {"final/fid": 1.5}, 7)
+    register(tracker, "s/0", folder, "s-0000")
+    assert tracker.close(60) == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("models").experiment_id
+    models = client.search_logged_models([experiment], order_by=[{"field_name": "creation_time"}])
+    assert sorted(model.metrics[0].value for model in models) == [1.5, 2.5]
+    (trial,) = client.search_runs([experiment], "run_name = 's-0000'")
+    assert sorted(output.step for output in trial.outputs.model_outputs) == [1, 7]
+
+
 def test_the_model_holds_no_pickled_code_and_says_what_is_wrong(run):
     sampler = ImageSampler(checkpoints.path_of(run, 1))
     with pytest.raises(ValueError, match="label = 10: must be a class from 0 to 9"):
