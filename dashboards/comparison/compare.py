@@ -141,16 +141,18 @@ def _differences(cases: list[Case], goal: str) -> str:
     listed = "; ".join(
         f"{shorten(case.name)} {times(case.against[goal])}, p = {p_value(case.p)}" for case in significant
     )
-    sentence = f"Ratio to {first}, paired by seed, p Holm-corrected for {plural(len(cases) - 1, 'test')}: {listed}."
+    tests = sum(case.p == case.p for case in cases)
+    sentence = f"Ratio to {first}, paired by seed, p Holm-corrected for {plural(tests, 'test')}: {listed}."
     if not significant:
         sentence = f"No case differs significantly from {first}."
     n = min((case.against[goal].n for case in cases if goal in case.against), default=1)
     if n < FEWEST_SEEDS:
         sentence += f" Fewer than {FEWEST_SEEDS} seeds are not tested."
     else:
+        effect = detectable_effect(n, LEVEL / max(1, tests))  # corrected, as p is
         sentence += (
-            f" With {n} seeds, the test detects effects of {detectable_effect(n):.2g} standard deviations with "
-            f"{percent(POWER)} power; smaller effects remain possible."
+            f" With {n} seeds, the test detects effects of {effect:.2g} standard deviations with {percent(POWER)} "
+            "power; smaller effects remain possible."
         )
     return sentence
 

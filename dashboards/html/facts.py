@@ -12,7 +12,7 @@ from dashboards.reading.protocols import Protocol
 from dashboards.reading.sweep_data import SweepData
 from orchestration.storage import SWEEP_FILE
 from orchestration.terminal.format import format_time
-from orchestration.tracking.schema import CPU, DATASET, FINGERPRINT, GIT_COMMIT, OBJECTIVE
+from orchestration.tracking.schema import CPU, DATASET, FINGERPRINT, GIT_COMMIT, OBJECTIVE, STARTED_MS
 
 FACTS = {
     "hardware": ("device", CPU, "hardware.cpu_cores", "hardware.memory_gib"),
@@ -32,6 +32,10 @@ SETTINGS = {
 """Parameters of the sweep by heading."""
 
 
+NEW_START_MS = 60_000
+"""Time after a sweep's first start from which a start is a resumption, not a record that took a while."""
+
+
 def subtitle(data: SweepData) -> str:
     """Format the number of trials by state, the start and the duration."""
     states = ", ".join(f"{count} {shorten(state)}" for state, count in data.trials["state"].value_counts().items())
@@ -39,6 +43,8 @@ def subtitle(data: SweepData) -> str:
     started, ends = min((run.info.start_time for run in runs), default=None), [run.info.end_time for run in runs]
     when = f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(started / 1e3))} UTC" if started else "unknown start"
     duration = f", duration {format_time((max(ends) - started) / 1e3)}" if started and all(ends) else ""
+    if duration and data.run and int(data.run.data.tags.get(STARTED_MS, started)) - started > NEW_START_MS:
+        duration += " including interruptions"
     return f"Sweep of {plural(len(data.trials), 'trial')} ({states or 'none recorded'}) · {when}{duration}"
 
 

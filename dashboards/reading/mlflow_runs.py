@@ -168,6 +168,9 @@ def _find_by_name(client: MlflowClient, experiments: list[str], name: str) -> Ru
         if name in (run.info.run_name, run.data.tags.get(SWEEP)) or run.data.tags.get(FOLDER) == folder
     ]
     matches = [run for run in matches if run.info.lifecycle_stage == "active"] or matches
+    in_folder = [run for run in matches if run.data.tags.get(FOLDER) == folder]
+    if len(in_folder) > 1:  # the earlier ones' files were deleted, and the name was used again
+        matches = [max(in_folder, key=lambda run: run.info.start_time)]
     if len(matches) > 1:
         ids = ", ".join(run.info.run_id for run in matches)
         raise TrackingError(f"run {name}: {len(matches)} sweeps have this name; pass an id: {ids}")

@@ -108,7 +108,9 @@ def read_sweep(tracking_uri: str, name_or_id: str) -> SweepData:
         goals, paths = goals_of(parent), _searched(started, runs)
         metrics = [goals[0], *(COMPARED_OVER_STEPS if schema.CASE in paths else ())]
         histories = {metric: read_history(client, runs, metric) for metric in metrics}
-        trials = _table(runs, paths, started, histories[goals[0]])
+        rungs = {number: run for number, run in runs.items() if goals[0] not in run.data.metrics}
+        rung_history = read_history(client, rungs, f"{schema.RUNG}{goals[0]}")
+        trials = _table(runs, paths, started, pd.concat([histories[goals[0]], rung_history]))
         content = read_artifact(client, parent.info.run_id, SWEEP_FILE) if parent else None
         configuration = content.decode(errors="replace") if content else ""
         return SweepData(name, tracking_uri, parent, runs, trials, paths, goals, study, notes, histories, configuration)
@@ -142,6 +144,8 @@ def _table(runs: dict[int, Run], paths: list[str], started: list[FrozenTrial], h
     for number, run in runs.items():
         data, info = run.data, run.info
         latest = {name: value for name, value in data.metrics.items() if not name.startswith(schema.FINAL)}
+        # A trial that was stopped at a rung has reports of a shorter training only.
+        rung = {name.removeprefix(schema.RUNG): value for name, value in latest.items() if name.startswith(schema.RUNG)}
         final = {name.removeprefix(schema.FINAL): value for name, value in data.metrics.items() if name not in latest}
         # Conditional dimensions without effect in a trial stay empty, although its run logs the default value.
         used = [path for path in paths if path in params_of.get(number, {path})]
@@ -154,6 +158,7 @@ def _table(runs: dict[int, Run], paths: list[str], started: list[FrozenTrial], h
                 "reason": data.tags.get(schema.FAILURE, ""),
                 "wall_s": (info.end_time - info.start_time) / 1e3 if info.end_time else math.nan,
                 **{path: parse_param(data.params.get(path, data.tags.get(path))) for path in used},
+                **rung,
                 **latest,
                 **final,
             }

@@ -173,7 +173,7 @@ def _front(findings: Findings, rows: pd.DataFrame, cost: str, quality: str) -> g
 
 def _costs(findings: Findings, study: optuna.Study | None) -> Panel:
     """Draw time and memory."""
-    caption = "Per trial. Wall-clock time beyond training is evaluation and waiting."
+    caption = "Per trial. Wall-clock time beyond training is evaluation, waiting and interruptions."
     panel = Panel("costs", "Time and memory", caption)
     data, bars = findings.data, ((("wall_s", OTHER_TIME), (TRAIN_S, TIME)), ((PEAK_MIB, MEMORY),))
     for group, unit in zip(bars, ("seconds", "MiB"), strict=True):

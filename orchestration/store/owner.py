@@ -25,6 +25,8 @@ SIGN_S = 20.0
 """Seconds between two signs of life."""
 DEAD_S, POLL_S = 90.0, 2.0
 """Seconds without a sign after which a process counts as dead, and between two looks."""
+CLOCKS_AGREE_S = 600.0
+"""Largest difference between the clocks of two machines: a sign as old as this needs no second look."""
 READS = 5
 """Attempts to read a sign, after which it counts as damaged, and its process as dead."""
 
@@ -33,7 +35,7 @@ READS = 5
 def owned(store: Store, folder: Path) -> Iterator[None]:
     """Claim a sweep or run in a store for this process, with signs of life until the block ends.
 
-    If its last process died less than DEAD_S ago on another machine, wait until that is certain. If this process has
+    If its last process was on another machine, and did not end well, wait DEAD_S for a sign of it. If this process has
     given no signs for so long that another one took over, it is interrupted.
 
     Raises:
@@ -93,14 +95,14 @@ def _read(store: Store, folder: Path) -> dict[str, Any] | None:
 def _wait_until_free(store: Store, folder: Path) -> None:
     """Wait until the last process is surely dead; refuse if it lives, on this machine or by another sign of life."""
     first = sign = _read(store, folder)
-    while sign and time.time() - sign["time"] < DEAD_S:
+    began = time.monotonic()
+    while sign and time.monotonic() - began < DEAD_S and time.time() - sign["time"] < CLOCKS_AGREE_S:
         if sign["machine"] == _machine() and not _lives(sign["pid"]):
             return
         if sign["machine"] == _machine() or (first and sign["time"] != first["time"]):
             raise _running(folder, sign)
         if sign is first:
-            last = f"the last sign of life of process {sign['pid']} on {sign['host']}"
-            print(f"waiting until {last} is {DEAD_S:.0f} s old", flush=True)
+            print(f"waiting {DEAD_S:.0f} s for a sign of life of process {sign['pid']} on {sign['host']}", flush=True)
         time.sleep(POLL_S)
         sign = _read(store, folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestration.storage import STUDY_FILE
 from orchestration.sweep import search_space
@@ -27,25 +27,37 @@ from soflow.objectives.registry import OBJECTIVES
 from soflow.plugins import label, load
 
 
-def check_study(config: SweepConfig, folder: Path, resuming: bool, space: SearchSpace) -> None:
+def check_study(config: SweepConfig, folder: Path, resuming: bool, space: SearchSpace) -> list[FrozenTrial]:
     """Check that the study can be opened, that it is new if the sweep is, and that it fits the search space.
+
+    Returns:
+        The study's trials before this start.
 
     Raises:
         ConfigError: naming the field.
     """
     check_sampler(config, space)
     _check_metrics(config, space)
-    search_space.known_points(config, space)
     check_space(config, space)
+    trials = _earlier_trials(config, folder.absolute(), resuming)
+    search_space.known_points(config, space, len(trials))
+    _check_extension(config, trials, space)
+    return trials
+
+
+def _earlier_trials(config: SweepConfig, folder: Path, resuming: bool) -> list[FrozenTrial]:
     if config.study_storage is None and not (folder / STUDY_FILE).exists():
-        return  # new, or interrupted before its first trial
-    folder = folder.absolute()
+        return []  # new, or interrupted before its first trial
     name, storage = study_name(config, folder), open_storage(config.study_storage, folder)
     exists = name in {study.study_name for study in storage.get_all_studies()}
     if exists and not resuming:
         raise ConfigError(f"name = {name}: {config.study_storage} has a study of this name; choose another")
-    if exists:
-        _check_extension(config, optuna.load_study(study_name=name, storage=storage), space)
+    if not exists and next(folder.glob("trials/*/reports/*"), None):
+        raise ConfigError(
+            f"resume = {folder.name}: has trials, but {config.study_storage or STUDY_FILE} has no study {name}; "
+            "a sweep whose study is in a database keeps its name"
+        )
+    return accepted(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)) if exists else []
 
 
 def _check_metrics(config: SweepConfig, space: SearchSpace) -> None:
@@ -101,9 +113,8 @@ def _metrics_named(config: SweepConfig) -> Iterator[tuple[str, str, str | None]]
             yield f"hypotheses = {hypothesis}", term.metric, term.case
 
 
-def _check_extension(config: SweepConfig, study: optuna.Study, space: SearchSpace) -> None:
+def _check_extension(config: SweepConfig, trials: list[FrozenTrial], space: SearchSpace) -> None:
     """Refuse fewer trials than the study has, and dimensions that Optuna cannot combine with its earlier trials."""
-    trials = accepted(study.get_trials(deepcopy=False))
     started = sum(trial.state != TrialState.WAITING for trial in trials)
     if config.resolved_num_trials < started:
         raise ConfigError(f"num_trials = {config.num_trials}: the sweep has {started} trials already")

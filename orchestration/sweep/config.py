@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestration.config import LaunchConfig, database_url
+from orchestration.config import LONGEST_NAME, LaunchConfig, database_url
 from orchestration.sweep.cases import Case, planned_trials, read_cases, value_text
 from orchestration.sweep.hypotheses import read_hypothesis
 from soflow.config_base import Count, Section, in_one_line
@@ -107,6 +107,13 @@ class SweepConfig(LaunchConfig):
             else point
             for point in points
         )
+
+    @model_validator(mode="after")
+    def _name_leaves_room_for_the_confirmation(self) -> SweepConfig:
+        most = LONGEST_NAME - len("-confirmed-99")
+        if self.confirm and self.name and (size := len(self.name.encode())) > most:
+            raise ValueError(f"name = {self.name}: must have at most {most} bytes, not {size}, with confirm")
+        return self
 
     @field_validator("goals")
     @classmethod

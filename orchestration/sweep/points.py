@@ -6,13 +6,16 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.ticket import fault_of
 from soflow.config_base import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 SAMPLED, LEAST_VALID = 200, 0.05
 """Random points from which the valid share of a space is estimated, and the share below which a sweep is refused."""
@@ -84,12 +87,18 @@ def key_of(point: dict[str, Any]) -> str:
     return json.dumps(point, sort_keys=True, default=str)
 
 
-def as_many_as_points(config: SweepConfig, space: SearchSpace) -> SweepConfig:
-    """Lower `num_trials` to the number of valid points, if the space has fewer, and say so."""
+def as_many_as_points(config: SweepConfig, space: SearchSpace, trials: Collection[FrozenTrial] = ()) -> SweepConfig:
+    """Lower `num_trials` to the number of valid points, if the space has fewer, and say so.
+
+    Args:
+        trials: trials of a sweep that is resumed, maybe of another space; those that have started count as well.
+    """
     points = None if config.cases else valid_points(config, space)
     if points is None:
         return config
-    limit = max(len(points), len(config.known_points or ()))  # known points may repeat each other
+    started = [space.point(trial.params) for trial in trials if trial.state.name != "WAITING"]
+    left = {key_of(point) for point in points} - {key_of(point) for point in started}
+    limit = max(len(started) + len(left), len(config.known_points or ()))  # known points may repeat each other
     if config.resolved_num_trials <= limit:
         return config
     print(

@@ -84,11 +84,11 @@ def _run(config: SweepConfig, write_report: Report, until_the_end: ExitStack) ->
     from orchestration.sweep.callback import MlflowCallback, SweepRecord  # imports Ray Tune
     from orchestration.sweep.checks import check_study  # imports optuna
 
-    check_study(config, folder, resuming, space)
+    trials = check_study(config, folder, resuming, space)
     check_own_tags(config.own_tags)
     check_tracking(config.resolved_tracking_uri)
     record, callback, asked = None, None, config
-    config = as_many_as_points(config, space)
+    config = as_many_as_points(config, space, trials)
     try:
         groups = None if config.max_concurrent == "auto" else config.max_concurrent
         with connected(config, groups, meanwhile=functools.partial(predict_memory, config, space)) as resources:

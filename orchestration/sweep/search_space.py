@@ -294,22 +294,27 @@ def _is_limited(dimension: Dimension) -> bool:
     return dimension.path in AT_MOST or dimension.path in AT_MOST.values()
 
 
-def known_points(config: SweepConfig, space: SearchSpace) -> list[dict[str, Any]]:
+def known_points(config: SweepConfig, space: SearchSpace, done: int = 0) -> list[dict[str, Any]]:
     """Return the points to evaluate first: the configured ones, or the base and the paper's settings in the space.
+
+    Args:
+        done: number of the sweep's trials, of which the first had known points; these are left out. They may be of an
+            earlier search space.
 
     Raises:
         ConfigError: if a configured point lies outside the space.
     """
     if config.cases:
-        return [{CASE: name, "seed": config.seed + index} for name, index in config.planned_trials]
+        return [{CASE: name, "seed": config.seed + index} for name, index in config.planned_trials][done:]
     if config.known_points is not None:
-        return [_read_point(text, config, space) for text in config.known_points]
+        return [_read_point(text, config, space) for text in config.known_points[done:]]
     searched = {dimension.path: dimension for dimension in space.dimensions}
     paper = {f"objective.{name}": value for name, value in PAPER.get(config.objective.name, {}).items()}
     inside = {path: value for path, value in paper.items() if path in searched and value in searched[path]}
     points = [space.base_point, space.base_point | inside]
     unique = points if points[0] != points[1] else points[:1]
-    return [point for point in unique if space.keeps_limits(point) and not fault_of(config.run, space.point(point))]
+    usable = [point for point in unique if space.keeps_limits(point) and not fault_of(config.run, space.point(point))]
+    return usable[done:]
 
 
 def _read_point(text: str, config: SweepConfig, space: SearchSpace) -> dict[str, Any]:

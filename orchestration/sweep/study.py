@@ -70,8 +70,8 @@ class SweepStudy:
         self.study = self._open(name, goals=len(config.goals))
         # Optuna takes no reports in a study with several goals. They go to a second study of the first goal.
         self.reports = self._open(f"{name}-stopping", goals=1) if len(config.goals) > 1 else self.study
-        known = search_space.known_points(config, self.space)[: config.num_trials]
-        for point in known[len(self.trials()) :]:
+        done = len(self.trials())
+        for point in search_space.known_points(config, self.space, done)[: max(0, config.resolved_num_trials - done)]:
             self.study.enqueue_trial(point)
 
     def _open(self, name: str, goals: int) -> optuna.Study:

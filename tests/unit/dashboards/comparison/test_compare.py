@@ -21,7 +21,7 @@ from dashboards.comparison.terminal import show_comparison
 from dashboards.latex import escape
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import leave_report, read_attachments
-from soflow.statistics import paired_ratio
+from soflow.statistics import detectable_effect, paired_ratio
 
 CASES = ("plain", "worse:objective.guidance_strength=2", "odd_<i>_&_$x$:objective.guidance_strength=3")
 SETTINGS = {"cases": CASES, "case_seeds": 4, "early_stopping": {"kind": "none"}}
@@ -86,7 +86,9 @@ def test_the_answer_names_significant_differences_only(store, parent):
     assert worse.p < 0.05 < odd.p
     assert "worse × 1.38 [" in second
     assert "odd" not in second
-    assert "With 4 seeds, the test detects effects of 2.1 standard deviations with 80 % power" in second
+    effect = detectable_effect(4, 0.05 / 2)  # of two tests, as p is corrected
+    assert f"With 4 seeds, the test detects effects of {effect:.2g} standard deviations with 80 % power" in second
+    assert "Holm-corrected for 2 tests" in second
 
 
 def test_fractions_of_images_are_compared_with_their_resolution(store):

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.entities import Metric
 from sweep_store import PROTOCOL, SweepStore
 
+from dashboards.html.facts import subtitle
 from dashboards.palette import BEST, DEFAULT, STATE_COLORS
+from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import leave_report, main
 from orchestration.sweep.config import SweepConfig
 from soflow.config import to_dict
@@ -334,6 +337,35 @@ def test_errors_are_one_line_and_exit_code_2(store, tmp_path, capsys):
         assert words in error
         assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_used_again_has_the_report_of_its_present_sweep(store):
+    """The folder was deleted, and the database kept the earlier sweep's runs."""
+    first, second = store.sweep("again", GOOD[:1]), store.sweep("again", GOOD[:2])
+    later = store.client.create_run(store.experiment, 2_000, store.client.get_run(second).data.tags, "again")
+    folder = str(store.folder / "again")
+    for run_id in (first, later.info.run_id):
+        store.client.set_tag(run_id, "folder", folder)
+    store.client.delete_run(second)
+    assert read_sweep(store.uri, folder).run.info.run_id == later.info.run_id
+
+
+def test_a_trial_that_was_stopped_at_a_rung_has_its_values_there(store):
+    parent = store.sweep("rungs", [("finished", [5.0, 4.0]), ("finished", [6.0])])
+    tags = {"soflow.kind": "trial", "sweep": "rungs", "mlflow.parentRunId": parent, "optuna_number": "2"}
+    run = store.client.create_run(store.experiment, 9_000, tags | {"state": "stopped"}, "t").info.run_id
+    store.client.log_batch(run, metrics=[Metric("rung/fid", 7.5, 1, 50), Metric("rung/kid", 0.3, 1, 50)])
+    table = read_sweep(store.uri, parent).trials.set_index("trial")
+    assert table.loc[2, ["state", "step", "fid", "kid"]].tolist() == ["stopped", 50, 7.5, 0.3]
+    assert table.loc[0, "step"] == 200
+
+
+def test_the_duration_of_a_resumed_sweep_says_that_it_includes_interruptions(store):
+    parent = store.sweep("resumed", GOOD[:2])
+    assert "duration 1:29" in subtitle(read_sweep(store.uri, parent))
+    assert "interruptions" not in subtitle(read_sweep(store.uri, parent))
+    store.client.set_tag(parent, "soflow.started_ms", "80000")
+    assert subtitle(read_sweep(store.uri, parent)).endswith("duration 1:29 including interruptions")
 
 
 def test_a_failed_report_at_the_end_of_a_sweep_is_one_line(store, tmp_path, capsys):

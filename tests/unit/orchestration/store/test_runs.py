@@ -34,6 +34,16 @@ def test_uploads_do_not_wait_and_the_end_waits_for_them(machine, monkeypatch):
     assert (there / "checkpoint-00000010.pt").read_text() == "weights at 30"
 
 
+def test_copies_of_plug_ins_come_whole(machine):
+    here, there = machine("here"), machine("there")
+    for name in ("code/lab.py", "code/pkg/__init__.py", "code/pkg/sub/deeper/mod.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    Pusher(store_of(here), here, runs.RUN).push()
+    fetch_run(there)
+    assert (there / "code/pkg/sub/deeper/mod.py").read_text() == "code/pkg/sub/deeper/mod.py"
+
+
 def test_an_outage_is_named_once_and_survived(machine, monkeypatch, caplog):
     here, there = machine("here"), machine("there")
     (here / "config.yaml").write_text("a: 1")

@@ -56,6 +56,12 @@ def test_the_default_is_not_confirmed_against_itself(tmp_path):
     assert confirmation(tmp_path / "s") is None
 
 
+def test_a_name_must_leave_room_for_the_confirmation_s():
+    assert SweepConfig(name="n" * 187, confirm=2)
+    with pytest.raises(ValueError, match="must have at most 187 bytes, not 188, with confirm"):
+        SweepConfig(name="n" * 188, confirm=2)
+
+
 def test_cases_are_not_confirmed():
     with pytest.raises(ValueError, match="confirm = 1: must be 0 with cases, which case_seeds repeats"):
         SweepConfig.model_validate({"cases": ("a", "b"), "confirm": 1, "early_stopping": {"kind": "none"}})

@@ -123,6 +123,19 @@ def test_a_finite_space_is_tried_once(tmp_path, capsys):
     assert OptunaSearcher(study).is_complete
 
 
+def test_a_sweep_can_be_extended_into_a_finite_space(tmp_path, capsys):
+    """Its earlier trials count as well, of which the first had the base's interpolant."""
+    run_all(new_study(tmp_path, search=("objective.r_end=0.001:0.05",), num_trials=4))
+    open_storage.cache_clear()
+    config = SweepConfig.model_validate({"search": ("objective.interpolant=linear,trigonometric",), "num_trials": 20})
+    space = build(config)
+    trials = check_study(config, tmp_path, True, space)
+    extended = SweepStudy(as_many_as_points(config, space, trials), tmp_path, space)
+    assert "the search space has 5 valid points: 5 trials instead of 20" in capsys.readouterr().out
+    assert [point["objective.interpolant"] for point in run_all(extended)] == ["trigonometric"]
+    assert OptunaSearcher(extended).is_complete
+
+
 def test_trials_of_a_finite_space_differ_also_where_it_is_not_exhausted(tmp_path):
     search = ("objective.interpolant=linear,trigonometric", "objective.gap_schedule=constant,linear,cosine,exponential")
     study = new_study(tmp_path, search=search, num_trials=7)

@@ -22,6 +22,7 @@ from orchestration.sweep.search_space import build
 from orchestration.sweep.study import SweepStudy
 from orchestration.sweep.study_storage import load_study, open_storage
 from orchestration.sweep.ticket import TrialTicket
+from soflow.config import to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import to_yaml
 
@@ -120,6 +121,18 @@ def test_known_points_come_first(tmp_path):
     points = [study.next_trial(set(range(number))).point for number in range(2)]
     assert [point["objective.r_end"] for point in points] == [0.01, 0.02]
     assert points[1]["objective.gap_schedule"] == "cosine"
+
+
+def test_known_points_of_an_earlier_search_space_do_not_hinder_an_extension(tmp_path):
+    study = new_study(tmp_path, known_points=({"objective.r_end": 0.01},), num_trials=2)
+    for number in range(2):
+        study.next_trial(set(range(number)))
+        study.complete(number, result("finished", 1.0))
+    changes = {"num_trials": 3, "search": ("objective.velocity_mix=0:1",)}
+    more = SweepConfig.model_validate(to_dict(study.config) | changes)
+    check(more, tmp_path, resuming=True)
+    open_storage.cache_clear()
+    assert list(SweepStudy(more, tmp_path, build(more)).next_trial({0, 1}).point) == ["objective.velocity_mix"]
 
 
 @pytest.mark.parametrize("known", ["objective.r_end=1", "objective.r_end=x", "objective.weight_eps=1", "r"])
@@ -245,6 +258,10 @@ def test_a_study_in_a_database_has_the_sweep_s_name(tmp_path):
     check(study.config, tmp_path / "other", resuming=False)
     with pytest.raises(ConfigError, match=r"^name = mine: .* has a study of this name; choose another"):
         check(study.config, tmp_path / "mine", resuming=False)
+    (tmp_path / "renamed" / "trials" / "0000" / "reports").mkdir(parents=True)
+    (tmp_path / "renamed" / "trials" / "0000" / "reports" / "00000010.json").touch()
+    with pytest.raises(ConfigError, match=r"^resume = renamed: has trials, but .*study.db has no study renamed; a swe"):
+        check(study.config, tmp_path / "renamed", resuming=True)
     for bad in ("nothing", "sqlite:////nowhere/at/all.db"):
         with pytest.raises(ConfigError, match=f"^study_storage = {bad}: cannot be opened"):
             check(study.config.model_copy(update={"study_storage": bad}), tmp_path / "x", resuming=False)
