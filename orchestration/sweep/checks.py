@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
@@ -64,8 +65,9 @@ def _check_metrics(config: SweepConfig, space: SearchSpace) -> None:
     """Refuse metrics that no trial reports, because trials report theirs only later."""
     searched = {dimension.path for dimension in space.dimensions}
     for place, metric, case in _metrics_named(config):
-        for name in [case] if case else [one.name for one in config.cases] or [None]:
-            run = trial_config(config.run, {CASE: name} if name else {}, config.cases)
+        points: list[dict[str, Any]] = [{CASE: one.name} for one in config.cases if case in (None, one.name)]
+        for point in points or [{}]:
+            run = trial_config(config.run, point, config.cases)
             if reason := _reason_unreported(run, metric, searched, place.startswith("hypotheses")):
                 raise ConfigError(f"{place}: {metric} is {reason}")
 
