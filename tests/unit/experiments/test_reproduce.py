@@ -49,7 +49,7 @@ def inputs(tmp_path_factory):
     for name, shift in (("one", 0.0), ("two", 1.0)):
         rows = np.random.default_rng(1).normal(size=(200, 64)) + shift
         statistics = {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
-        write_npz(folder / f"{name}.npz", statistics, {"feature_network": str(features)})
+        write_npz(folder / f"{name}.npz", statistics, {"feature_network": features.name})
     return folder
 
 
