@@ -143,14 +143,18 @@ def run_program(command: list[str]) -> int:
     interrupted = False
     # In a session of its own, or it would receive Ctrl-C twice: from the terminal as well.
     with subprocess.Popen(command, start_new_session=True) as process:
-        while True:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-                process.send_signal(received())
-            else:
-                return exit_code("KILLED") if interrupted else code
+        try:
+            while True:
+                try:
+                    code = process.wait()
+                except KeyboardInterrupt:
+                    interrupted = True
+                    process.send_signal(received())
+                else:
+                    return exit_code("KILLED") if interrupted else code
+        finally:  # also after a signal while the last one is passed on
+            if process.poll() is None:
+                process.terminate()
 
 
 def flags_for_all(options: ClaimsOptions) -> list[str]:

@@ -9,6 +9,7 @@ from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.data.base import DataSource
 from soflow.evaluation.registry import feature_network_info
+from soflow.files import sha256
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -51,10 +52,15 @@ def check_evaluation(config: RunConfig) -> DataSource:
         feature_network_info(config.feature_network)
     except ValueError as error:
         raise ConfigError(f"evaluation.feature_network = {config.feature_network}: {error}") from None
-    if feature_network_info(config.feature_network).dataset is None:  # not a small classifier
+    needs_weights = feature_network_info(config.feature_network).dataset is None  # not a small classifier
+    if needs_weights or config.evaluation.reference is not None:
         from soflow.evaluation.feature_networks import weights_path
 
-        weights_path(config.feature_network, config.evaluation.feature_weights)
+        weights = weights_path(config.feature_network, config.evaluation.feature_weights)
+        if config.evaluation.reference is not None:
+            from soflow.evaluation.reference_files import check_weights
+
+            check_weights(config.evaluation.reference, sha256(weights))
     if config.dataset.latent:
         from soflow.codecs.latents import vae_folder
 

@@ -28,13 +28,15 @@ InputPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolu
 
 
 def _output(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError("is a folder; give the name of a file in it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = path
     try:
+        is_folder = path.is_dir()
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot be written: {folder}: {error.strerror}") from None
+    if is_folder:
+        raise ValueError("is a folder; give the name of a file in it")
     return path
 
 
@@ -62,7 +64,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-PASSWORD = r"://[^:/@\s]*:(?!\d+[/?#])\S*@"
+PASSWORD = r"://[^:/@\[\s]*:(?!\d{1,5}[/?#])[^\s/]\S*@"
 """User and password of a URL. A database's password may contain / and @; a number before / is a port."""
 SECRETS = r"([?&][\w.-]*(?:password|passwd|pwd|token|secret|sig|key)=)[^&\s]*"
 """Options of a URL with a secret value, e.g. of a store."""

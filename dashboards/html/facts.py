@@ -30,8 +30,6 @@ SETTINGS = {
     "search": ("num_trials", "sampler", "early_stopping.kind", "early_stopping.compare", "goals", "constraints"),
 }
 """Parameters of the sweep by heading."""
-
-
 NEW_START_MS = 60_000
 """Time after a sweep's first start from which a start is a resumption, not a record that took a while."""
 

@@ -17,8 +17,10 @@ import pandas as pd
 import yaml
 
 from orchestration.store.location import is_url, url_or_path
-from orchestration.tracking.mlflow_writer import MLFLOW_SETTINGS
+from orchestration.store.parts import SPOOL
+from orchestration.tracking.mlflow_writer import KEY_TAG, MLFLOW_SETTINGS
 from orchestration.tracking.schema import FID, FOLDER, KIND, PARENT, SWEEP, SWEEP_KIND, TRIAL_KIND
+from orchestration.tracking.tracker import ORIGIN_FILE
 from orchestration.tracking.uri import TrackingError, check_tracking, database_of, root_cause
 from soflow.config_base import without_password
 
@@ -168,13 +170,20 @@ def _find_by_name(client: MlflowClient, experiments: list[str], name: str) -> Ru
         if name in (run.info.run_name, run.data.tags.get(SWEEP)) or run.data.tags.get(FOLDER) == folder
     ]
     matches = [run for run in matches if run.info.lifecycle_stage == "active"] or matches
-    in_folder = [run for run in matches if run.data.tags.get(FOLDER) == folder]
-    if len(in_folder) > 1:  # the earlier ones' files were deleted, and the name was used again
-        matches = [max(in_folder, key=lambda run: run.info.start_time)]
+    if len(matches) > 1:  # a name that was used again; or another machine has a folder with the same path
+        matches = [run for run in matches if run.data.tags.get(KEY_TAG) == _key_of(folder)] or matches
     if len(matches) > 1:
         ids = ", ".join(run.info.run_id for run in matches)
         raise TrackingError(f"run {name}: {len(matches)} sweeps have this name; pass an id: {ids}")
     return matches[0] if matches else None
+
+
+def _key_of(folder: str) -> str | None:
+    """Return the key under which the records of a sweep's folder are sent; None if the folder is not here."""
+    try:
+        return f"{Path(folder).name}@{(Path(folder) / SPOOL / ORIGIN_FILE).read_text().strip()}"
+    except OSError:
+        return None
 
 
 def _search(client: MlflowClient, experiments: list[str], tag: str, value: str, view: int = 1) -> list[Run]:

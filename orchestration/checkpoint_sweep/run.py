@@ -263,7 +263,9 @@ class _Sweep:
             self.tracker.log_artifact(self.folder.name, self.folder / points.TABLE_FILE)
             self._show()
             best = points.best_by_evaluations(searched, self.config.goals[0])
-            if status == "FINISHED" and best:
+            if not best:
+                self._say(f"best:        none; no point has a finite {self.config.goals[0]}")
+            elif status == "FINISHED":
                 overall = min(best.values(), key=lambda result: badness(result.metrics, self.config.goals[0]))
                 upload_bytes = save_best(self.tracker, self.folder, self.checkpoint, overall.point)
             if report := write_report(self.folder):

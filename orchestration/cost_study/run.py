@@ -110,12 +110,12 @@ def _measure(
         with Progress(*columns) as progress:
             task = progress.add_task("starting", total=sum(config.rounds + len(cell) for cell in plan.values()))
             done = 0
-            for cell, contenders in plan.items():
+            for cell, of_cell in plan.items():
                 progress.update(task, completed=done, description=f"{cell.network}, batch {cell.batch}")
-                done += config.rounds + len(contenders)
+                done += config.rounds + len(of_cell)
                 found: list[VariantCost] | str
                 try:
-                    found = _measure_cell(config, cell, contenders, groups, lambda: progress.advance(task))
+                    found = _measure_cell(config, cell, of_cell, groups, lambda: progress.advance(task))
                 except CellFailed as error:
                     found = str(error)
                 yield cell, found

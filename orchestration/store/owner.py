@@ -76,7 +76,7 @@ def owned(store: Store, folder: Path) -> Iterator[None]:
             if (sign := _read(store, folder)) is None or sign["id"] == me:
                 write(alive=False)
         except OSError:
-            LOG.warning("%s: counts as running for %d s more", store.url_of(folder), DEAD_S)
+            LOG.warning("%s: its end was not noted; a resume elsewhere waits %d s", store.url_of(folder), DEAD_S)
 
 
 def _read(store: Store, folder: Path) -> dict[str, Any] | None:

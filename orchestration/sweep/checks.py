@@ -24,6 +24,7 @@ from orchestration.sweep.ticket import trial_config
 from orchestration.tracking.schema import CASE
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
+from soflow.evaluation.registry import feature_network_info
 from soflow.objectives.registry import OBJECTIVES
 from soflow.plugins import label, load
 
@@ -61,8 +62,13 @@ def _earlier_trials(config: SweepConfig, folder: Path, resuming: bool) -> list[F
     return accepted(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)) if exists else []
 
 
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency", "inception_score")
+NEEDS_FEATURES = ("kid", "precision", "recall", "density", "coverage", "cmmd")
+"""Metrics that a file of reference statistics is not enough for."""
+
+
 def _check_metrics(config: SweepConfig, space: SearchSpace) -> None:
-    """Refuse metrics that no trial reports, because trials report theirs only later."""
+    """Refuse metrics that a trial would not report, because trials report theirs only later."""
     searched = {dimension.path for dimension in space.dimensions}
     for place, metric, case in _metrics_named(config):
         points: list[dict[str, Any]] = [{CASE: one.name} for one in config.cases if case in (None, one.name)]
@@ -79,28 +85,38 @@ def _reason_unreported(run: RunConfig, metric: str, searched: Collection[str], s
         stated: True for a hypothesis, which may name metrics that are better if they are higher.
     """
     evaluation = run.evaluation
-    quality = ["fid", "kid", "class_consistency", *(["cmmd"] if run.feature_network == "clip" else [])]
+    quality = [
+        "fid",
+        "kid",
+        *(["class_consistency"] if stated else []),
+        *(["cmmd"] if run.feature_network == "clip" else []),
+    ]
     if stated and evaluation.precision_recall:
-        quality += ["precision", "recall", "density", "coverage"]
+        quality += HIGHER_IS_BETTER[:4]
     if stated and evaluation.inception_score:
         quality += ["inception_score"]
     diagnostics = (f"diagnostics/{re.escape(label(name))}" for name in evaluation.diagnostics)
     groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
-    named = re.fullmatch(rf"({'|'.join(quality)})(_floor|_(\d+)nfe)?|({'|'.join(groups)})/.+", metric)
+    named = re.fullmatch(rf"({'|'.join(quality)})(_(\d+)nfe)?|(fid|kid)_floor|({'|'.join(groups)})/.+", metric)
     if named is None:
+        if re.fullmatch(rf"({'|'.join(HIGHER_IS_BETTER)})(_\d+nfe)?", metric) and not stated:
+            return "better if it is higher; goals and constraints are metrics that are better if they are lower"
         return (
             f"not a metric; metrics are {', '.join(quality)}, fid_2nfe and those of "
             f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
         )
     if named[3] and "objective.name" not in searched:
         objective = load(OBJECTIVES[run.objective.name].implementation)  # imports torch
-        first, *others = nfe = evaluation.nfe or objective.default_nfe
-        if int(named[3]) not in others:
-            return f"not reported with evaluation.nfe = {nfe}: those of {first} NFE have no suffix, {others} have one"
-    if evaluation.reference and (named[1] == "kid" or named[2] == "_floor"):
+        nfe = evaluation.nfe or objective.default_nfe  # the first has no suffix
+        if int(named[3]) not in nfe[1:]:
+            names = ", ".join([named[1], *(f"{named[1]}_{number}nfe" for number in nfe[1:])])
+            return f"not reported with evaluation.nfe = {nfe}; reported: {names}"
+    if evaluation.reference and (named[4] or named[1] in NEEDS_FEATURES):
         return f"not reported with evaluation.reference = {evaluation.reference}, a file of statistics"
-    if named[1] == "class_consistency" and not run.dataset.conditional and "dataset.conditional" not in searched:
+    if named[1] == "class_consistency" and not run.dataset.conditional:
         return "not reported with dataset.conditional = False: samples have no labels"
+    if named[1] == "class_consistency" and not feature_network_info(run.feature_network).dataset:
+        return f"not reported with evaluation.feature_network = {run.feature_network}, which does not classify"
     return ""
 
 

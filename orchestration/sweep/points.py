@@ -88,7 +88,7 @@ def key_of(point: dict[str, Any]) -> str:
 
 
 def as_many_as_points(config: SweepConfig, space: SearchSpace, trials: Collection[FrozenTrial] = ()) -> SweepConfig:
-    """Lower `num_trials` to the number of valid points, if the space has fewer, and say so.
+    """Lower `num_trials` to the trials so far and the valid points that are left, if these are fewer, and say so.
 
     Args:
         trials: trials of a sweep that is resumed, maybe of another space; those that have started count as well.
@@ -102,7 +102,8 @@ def as_many_as_points(config: SweepConfig, space: SearchSpace, trials: Collectio
     if config.resolved_num_trials <= limit:
         return config
     print(
-        f"the search space has {limit} valid points: {limit} trials instead of {config.num_trials}; "
+        f"the search space has {len(points)} valid points{f', {len(left)} untried' if started else ''}: {limit} trials "
+        f"instead of {config.num_trials}; "
         "--seeds-per-trial 3 trains each with three seeds",
         flush=True,
     )

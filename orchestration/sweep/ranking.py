@@ -22,6 +22,7 @@ from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.study import LAST_RESULT, REASON, REJECTED, SweepStudy
 from orchestration.sweep.ticket import trial_config
 from orchestration.terminal.format import format_value, short_name, table_console
+from orchestration.tracking.schema import TRACEBACK
 from soflow.config_files import to_yaml
 from soflow.files import write_atomic
 from soflow.statistics import pareto_front
@@ -114,7 +115,9 @@ def write_summary(study: SweepStudy) -> Summary:
     else:
         reasons = Counter(filter(None, table["reason"].astype(str)))
         often = f", most often because: {reasons.most_common(1)[0][0]}" if reasons else ""
-        console.print(f"No trial finished{often}.", highlight=False, soft_wrap=True)
+        crash = next(folder.glob(f"trials/*/{TRACEBACK}"), None)
+        where = f" Traceback: {crash}" if crash else ""
+        console.print(f"No trial finished{often}.{where}", highlight=False, soft_wrap=True)
     if rejected := Counter(str(trial.user_attrs[REJECTED]) for trial in study.rejected()):
         count = rejected.total()
         points = "1 point was" if count == 1 else f"{count} points were"

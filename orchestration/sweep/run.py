@@ -57,7 +57,7 @@ def run_sweep(config: SweepConfig, write_report: Report) -> str:
         write_report: called at the end, unless the sweep was interrupted.
 
     Returns:
-        "FINISHED", "FAILED" (no trial reached its last step and keeps the constraints) or "KILLED" (interrupted; the
+        "FINISHED", "FAILED" (no trial that keeps the constraints reached its last step) or "KILLED" (interrupted; the
         command to resume was printed).
 
     Raises:

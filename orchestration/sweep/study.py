@@ -271,7 +271,7 @@ def reason_unusable(config: SweepConfig, result: dict[str, Any]) -> str:
     """Name the goals and constraints of which the last result has no finite value; empty if it has all."""
     names = (*config.goals, *(read_constraint(text).metric for text in config.constraints))
     missing = [name for name in dict.fromkeys(names) if not math.isfinite(value_of(result, name))]
-    return f"{', '.join(missing)} was not reported or is not finite" if missing else ""
+    return f"not reported or not finite: {', '.join(missing)}" if missing else ""
 
 
 def value_of(result: dict[str, Any], metric: str) -> float:

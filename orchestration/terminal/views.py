@@ -116,6 +116,8 @@ class JsonLines:
 
     def summarized(self, status: str, metrics: dict[str, float]) -> None:
         best = metrics.get("best/trial")
+        if status == "KILLED" and self.progress.best:  # not ranked yet
+            best = self.progress.best[0].number
         self._print("summary", status=status, counts=dict(self.progress.counts), best_trial=best, metrics=metrics)
 
     def _print(self, event: str, **fields: Any) -> None:

@@ -27,6 +27,8 @@ from soflow.files import write_atomic
 
 LOG = logging.getLogger(__name__)
 
+ORIGIN_FILE = "origin"
+"""File in a spool with the random suffix of all its keys."""
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 10.0
 EVENTS_PER_BATCH = 5000
@@ -221,7 +223,7 @@ class Tracker:
 
 def _origin(spool_dir: Path) -> str:
     """Return the random suffix of all keys of a spool, generated once and stored with the events."""
-    path, origin = spool_dir / "origin", uuid.uuid4().hex[:12]
+    path, origin = spool_dir / ORIGIN_FILE, uuid.uuid4().hex[:12]
     with suppress(OSError):  # on a disk without write access, the suffix lasts as long as this process
         if path.exists():
             return path.read_text().strip()

@@ -17,6 +17,7 @@ URLS = [
     "postgresql://ann:a/secret@host/db",
     "postgresql://ann:a@secret@host/db",
     "postgresql://ann:secret?x#y@host/db",
+    "postgresql://ann:2024123456/secret@host/db",
     "postgresql://host/db?user=ann&password=secret",
     "https://host/?token=secret",
 ]
@@ -54,6 +55,8 @@ def test_other_urls_are_left_alone():
         "postgresql://ann@host/db",
         "file:///a@b:c",
         "http://host:5000/a@b",
+        "http://[::1]:5000/a@b",
+        "file://C:/a@b",
         "s3://a/b:c@d",
     ):
         assert not has_password(url)

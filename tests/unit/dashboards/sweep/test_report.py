@@ -19,6 +19,7 @@ from dashboards.palette import BEST, DEFAULT, STATE_COLORS
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import leave_report, main
 from orchestration.sweep.config import SweepConfig
+from orchestration.tracking.uri import TrackingError
 from soflow.config import to_dict
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -340,14 +341,18 @@ def test_errors_are_one_line_and_exit_code_2(store, tmp_path, capsys):
 
 
 def test_a_name_that_is_used_again_has_the_report_of_its_present_sweep(store):
-    """The folder was deleted, and the database kept the earlier sweep's runs."""
-    first, second = store.sweep("again", GOOD[:1]), store.sweep("again", GOOD[:2])
-    later = store.client.create_run(store.experiment, 2_000, store.client.get_run(second).data.tags, "again")
-    folder = str(store.folder / "again")
-    for run_id in (first, later.info.run_id):
-        store.client.set_tag(run_id, "folder", folder)
-    store.client.delete_run(second)
-    assert read_sweep(store.uri, folder).run.info.run_id == later.info.run_id
+    """The folder was deleted, and the database kept the earlier sweep's run."""
+    folder = store.folder / "again"
+    (folder / "spool").mkdir(parents=True)
+    (folder / "spool" / "origin").write_text("second")
+    for origin in ("first", "second"):
+        run_id = store.sweep("again", GOOD[:1])
+        store.client.set_tag(run_id, "folder", str(folder))
+        store.client.set_tag(run_id, "soflow.key", f"again@{origin}")
+    assert read_sweep(store.uri, str(folder)).run.info.run_id == run_id
+    (folder / "spool" / "origin").unlink()
+    with pytest.raises(TrackingError, match="2 sweeps have this name; pass an id"):
+        read_sweep(store.uri, str(folder))
 
 
 def test_a_trial_that_was_stopped_at_a_rung_has_its_values_there(store):

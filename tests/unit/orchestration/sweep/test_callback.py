@@ -74,7 +74,7 @@ def test_a_trial_without_a_value_of_a_goal_has_failed_everywhere(callback, capsy
     trial.run_metadata.last_result = last
     searcher.on_trial_complete("first", last)
     callback.on_trial_complete(1, [trial], trial)
-    reason = "fid was not reported or is not finite"
+    reason = "not reported or not finite: fid"
     assert [(row.state, row.reason) for row in callback.progress.recent] == [("failed", reason)]
     write_summary(study)
     assert f"No trial finished, most often because: {reason}." in capsys.readouterr().out

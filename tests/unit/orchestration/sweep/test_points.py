@@ -131,7 +131,7 @@ def test_a_sweep_can_be_extended_into_a_finite_space(tmp_path, capsys):
     space = build(config)
     trials = check_study(config, tmp_path, True, space)
     extended = SweepStudy(as_many_as_points(config, space, trials), tmp_path, space)
-    assert "the search space has 5 valid points: 5 trials instead of 20" in capsys.readouterr().out
+    assert "the search space has 2 valid points, 1 untried: 5 trials instead of 20" in capsys.readouterr().out
     assert [point["objective.interpolant"] for point in run_all(extended)] == ["trigonometric"]
     assert OptunaSearcher(extended).is_complete
 

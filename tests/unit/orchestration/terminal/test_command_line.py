@@ -312,6 +312,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(options, ar
     for path, reason in (
         (tmp_path, "is a folder; give the name of a file in it"),
         (tmp_path / "file" / "deeper" / "a.png", f"cannot be written: {tmp_path / 'file'}: Not a directory"),
+        (long := tmp_path / f"{'x' * 300}.png", f"cannot be written: {long}: File name too long"),
         (Path("/proc/soflow/a.png"), "cannot be written: /proc: No such file or directory"),
     ):
         with pytest.raises(SystemExit):

@@ -536,6 +536,9 @@ def test_statistics_are_refused_where_the_feature_network_has_other_weights(own,
     expected = rf"{path}: was made with other weights of the feature network \({files.sha256(own[1])[:12]}…, not "
     with pytest.raises(ConfigError, match=expected):
         Evaluator(source, with_other, CPU, tmp_path)
+    with pytest.raises(ConfigError, match=expected):  # before any worker starts
+        check_inputs(with_other)
+    check_inputs(with_file)
 
 
 def test_a_feature_network_s_file_is_checked_at_the_start(own, tmp_path):
