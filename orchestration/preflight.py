@@ -60,7 +60,7 @@ def check_evaluation(config: RunConfig) -> DataSource:
         if config.evaluation.reference is not None:
             from soflow.evaluation.reference_files import check_weights
 
-            check_weights(config.evaluation.reference, sha256(weights))
+            check_weights(config.evaluation.reference, lambda: sha256(weights))
     if config.dataset.latent:
         from soflow.codecs.latents import vae_folder
 

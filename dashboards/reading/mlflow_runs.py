@@ -170,8 +170,8 @@ def _find_by_name(client: MlflowClient, experiments: list[str], name: str) -> Ru
         if name in (run.info.run_name, run.data.tags.get(SWEEP)) or run.data.tags.get(FOLDER) == folder
     ]
     matches = [run for run in matches if run.info.lifecycle_stage == "active"] or matches
-    if len(matches) > 1:  # a name that was used again; or another machine has a folder with the same path
-        matches = [run for run in matches if run.data.tags.get(KEY_TAG) == _key_of(folder)] or matches
+    if len(matches) > 1 and (key := _key_of(folder)):  # the name was used again, or another machine has such a path
+        matches = [run for run in matches if run.data.tags.get(KEY_TAG) == key] or matches
     if len(matches) > 1:
         ids = ", ".join(run.info.run_id for run in matches)
         raise TrackingError(f"run {name}: {len(matches)} sweeps have this name; pass an id: {ids}")

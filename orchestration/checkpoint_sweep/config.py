@@ -11,12 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestration.config import STORAGE, Folder, Launch
 from orchestration.store.runs import StoredCheckpoint
+from orchestration.tracking.schema import HIGHER_IS_BETTER
 from soflow.config_base import Count, Fraction, InputPath, Positive, Section
 from soflow.evaluation.config import Sampler
 from soflow.posthoc_ema import TRAINED, average_of
 
 Goal = Literal["fid", "kid", "precision", "recall", "density", "coverage", "class_consistency", "cmmd", "evaluations"]
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency")
 
 
 def direction(goal: str) -> Literal["maximize", "minimize"]:

@@ -34,7 +34,7 @@ FIGURES = ("time", "memory", "flops")
 def run_cost_study(config: CostStudyConfig) -> str:
     """Measure all variants, write tables and charts, and log them to MLflow.
 
-    The tables are written after every setting, so that nothing is lost if the program ends.
+    The tables are written after every setting, so that its measurements are kept however the program ends.
 
     Returns:
         "FINISHED", "FAILED" if settings could not be measured, e.g. for lack of memory, or "KILLED" if interrupted.
@@ -67,13 +67,13 @@ def run_cost_study(config: CostStudyConfig) -> str:
                     print(f"not measured, {number} of {len(plan)} settings: {setting}: {results}", flush=True)
                     continue
                 measured += results
-                _write_tables(folder, table(measured), measured)
+                costs = table(measured)
+                _write_tables(folder, costs, measured)
                 print(f"measured {number} of {len(plan)} settings: {setting}", flush=True)
         except KeyboardInterrupt:
             status = "KILLED"
             print(f"interrupted; {len(measured)} complete measurements are kept")
     if measured:
-        costs = table(measured)
         _show(folder, costs)
         _log(config, folder, costs, status)
     return status

@@ -21,12 +21,16 @@ from orchestration.sweep.search_space import SearchSpace
 from orchestration.sweep.study import accepted
 from orchestration.sweep.study_storage import open_storage, study_name
 from orchestration.sweep.ticket import trial_config
-from orchestration.tracking.schema import CASE
+from orchestration.tracking.schema import CASE, HIGHER_IS_BETTER
 from soflow.config import RunConfig
 from soflow.config_base import ConfigError
 from soflow.evaluation.registry import feature_network_info
 from soflow.objectives.registry import OBJECTIVES
 from soflow.plugins import label, load
+
+WITH_NEIGHBORS = ("precision", "recall", "density", "coverage")
+NEEDS_FEATURES = ("kid", "cmmd", *WITH_NEIGHBORS)
+"""Metrics that a file of reference statistics is not enough for."""
 
 
 def check_study(config: SweepConfig, folder: Path, resuming: bool, space: SearchSpace) -> list[FrozenTrial]:
@@ -62,11 +66,6 @@ def _earlier_trials(config: SweepConfig, folder: Path, resuming: bool) -> list[F
     return accepted(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)) if exists else []
 
 
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency", "inception_score")
-NEEDS_FEATURES = ("kid", "precision", "recall", "density", "coverage", "cmmd")
-"""Metrics that a file of reference statistics is not enough for."""
-
-
 def _check_metrics(config: SweepConfig, space: SearchSpace) -> None:
     """Refuse metrics that a trial would not report, because trials report theirs only later."""
     searched = {dimension.path for dimension in space.dimensions}
@@ -85,16 +84,13 @@ def _reason_unreported(run: RunConfig, metric: str, searched: Collection[str], s
         stated: True for a hypothesis, which may name metrics that are better if they are higher.
     """
     evaluation = run.evaluation
-    quality = [
-        "fid",
-        "kid",
-        *(["class_consistency"] if stated else []),
-        *(["cmmd"] if run.feature_network == "clip" else []),
-    ]
-    if stated and evaluation.precision_recall:
-        quality += HIGHER_IS_BETTER[:4]
-    if stated and evaluation.inception_score:
-        quality += ["inception_score"]
+    configured = {
+        "cmmd": run.feature_network == "clip",
+        "class_consistency": stated,
+        **dict.fromkeys(WITH_NEIGHBORS, stated and evaluation.precision_recall),
+        "inception_score": stated and evaluation.inception_score,
+    }
+    quality = ["fid", "kid", *(name for name, is_reported in configured.items() if is_reported)]
     diagnostics = (f"diagnostics/{re.escape(label(name))}" for name in evaluation.diagnostics)
     groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
     named = re.fullmatch(rf"({'|'.join(quality)})(_(\d+)nfe)?|(fid|kid)_floor|({'|'.join(groups)})/.+", metric)
@@ -106,8 +102,9 @@ def _reason_unreported(run: RunConfig, metric: str, searched: Collection[str], s
             f"{', '.join(f'{group}/' for group in groups)} such as memory/peak_mib"
         )
     if named[3] and "objective.name" not in searched:
-        objective = load(OBJECTIVES[run.objective.name].implementation)  # imports torch
-        nfe = evaluation.nfe or objective.default_nfe  # the first has no suffix
+        from soflow.evaluation.generated import evaluation_nfe  # imports torch
+
+        nfe = evaluation_nfe(run, load(OBJECTIVES[run.objective.name].implementation))
         if int(named[3]) not in nfe[1:]:
             names = ", ".join([named[1], *(f"{named[1]}_{number}nfe" for number in nfe[1:])])
             return f"not reported with evaluation.nfe = {nfe}; reported: {names}"

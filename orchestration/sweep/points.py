@@ -101,9 +101,9 @@ def as_many_as_points(config: SweepConfig, space: SearchSpace, trials: Collectio
     limit = max(len(started) + len(left), len(config.known_points or ()))  # known points may repeat each other
     if config.resolved_num_trials <= limit:
         return config
+    left_text = f", {len(left)} untried" if started else ""
     print(
-        f"the search space has {len(points)} valid points{f', {len(left)} untried' if started else ''}: {limit} trials "
-        f"instead of {config.num_trials}; "
+        f"the search space has {len(points)} valid points{left_text}: {limit} trials instead of {config.num_trials}; "
         "--seeds-per-trial 3 trains each with three seeds",
         flush=True,
     )

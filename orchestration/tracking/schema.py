@@ -74,6 +74,7 @@ IMAGES = "images"
 # Metrics that reports and figures use by name.
 FID, FID_FLOOR = "fid", "fid_floor"
 TRAIN_S, STEP_MS, PEAK_MIB = "time/train_s", "time/step_ms", "memory/peak_mib"
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "class_consistency", "inception_score")
 PEAK_SHARE = "throughput/peak_share"
 """Achieved FLOP/s of the optimizer steps over the device's peak. A CPU's peak is measured while other trials run."""
 CONSISTENCY_LOSS = "loss/consistency"

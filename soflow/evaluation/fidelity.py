@@ -76,7 +76,7 @@ class Evaluator:
         weights = feature_networks.weights_path(self.network, self.config.feature_weights)
         self.weights_sha256 = sha256(weights)
         if self.config.reference:
-            reference_files.check_weights(self.config.reference, self.weights_sha256)
+            reference_files.check_weights(self.config.reference, lambda: self.weights_sha256)
         layers = [self.info.layer]
         if self.classifies or self.config.inception_score:
             layers.append(self.logits)

@@ -17,7 +17,7 @@ from soflow.randomness import generator
 from soflow.sampling import SamplingOptions, sample
 
 
-def evaluation_nfe(config: RunConfig, objective: Objective) -> tuple[int, ...]:
+def evaluation_nfe(config: RunConfig, objective: Objective | type[Objective]) -> tuple[int, ...]:
     """Return the NFE values to evaluate; the metrics of the first have no suffix."""
     return config.evaluation.nfe or objective.default_nfe
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,11 @@ def read_configured(config: RunConfig) -> dict[str, np.ndarray]:
     return statistics
 
 
-def check_weights(path: Path, weights_sha256: str) -> None:
+def check_weights(path: Path, weights_sha256: Callable[[], str]) -> None:
     """Check that a file of statistics, if it says with which weights of the feature network it was made, says these.
+
+    Args:
+        weights_sha256: computes the hash of the weights, which may be gigabytes; called only if the file has one.
 
     Raises:
         ConfigError: if it was made with others.
@@ -59,11 +63,11 @@ def check_weights(path: Path, weights_sha256: str) -> None:
     if path.suffix != ".npz":
         return
     with np.load(path, allow_pickle=False) as file:
-        made_with = _made(file).get("feature_weights_sha256", "")
-    if not weights_sha256.startswith(made_with):
+        made_with = _made(file).get("feature_weights_sha256")
+    if made_with and not (found := weights_sha256()).startswith(made_with):
         raise ConfigError(
             f"evaluation.reference = {path}: was made with other weights of the feature network ({made_with}…, not "
-            f"{weights_sha256[:12]}…), so FIDs would compare two feature spaces; make the file again with "
+            f"{found[:12]}…), so FIDs would compare two feature spaces; make the file again with "
             "experiments/reference_statistics.py, or set evaluation.feature_weights to the weights it was made with"
         )
 
