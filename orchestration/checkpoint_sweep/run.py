@@ -47,7 +47,8 @@ def run_checkpoint_sweep(config: CheckpointSweepConfig, write_report: Callable[[
         write_report: writes the report of a sweep's folder and returns its path.
 
     Returns:
-        "FINISHED", "FAILED" if a point could not be measured, or "KILLED"; the same command resumes.
+        "FINISHED", "FAILED" if a point could not be measured or no point has a finite first goal, or "KILLED"; the
+        same command resumes.
 
     Raises:
         ConfigError, DataError, TrackingError: before anything starts, in one line.
@@ -93,7 +94,7 @@ class _Sweep:
             if confirming := self._to_confirm():
                 self._say(f"comparing the best points with the defaults on {self.config.confirm_seeds} other seeds")
                 self._measure_all(workers, iter(confirming), len(confirming), 0)
-            status = "FAILED" if self.failures else "FINISHED"
+            status = self.status
         except BaseException as error:
             # After SIGTERM, which batch systems also send to Ray's processes, anything may fail.
             if not is_interruption(error) and received() == signal.SIGINT:
@@ -112,6 +113,12 @@ class _Sweep:
                 if undelivered := self.tracker.close(FLUSH_S + upload_bytes / SLOWEST_UPLOAD):
                     self._say(f"{undelivered} records wait in {self.folder / SPOOL}; the same command sends them")
         return status
+
+    @property
+    def status(self) -> str:
+        """What a sweep that was not interrupted ended with."""
+        best = points.best_by_evaluations(self._searched(), self.config.goals[0])
+        return "FINISHED" if best and not self.failures else "FAILED"
 
     def _end_interrupted(self) -> None:
         set_last_words(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from dashboards.checkpoint.page import checkpoint_page
 from orchestration.checkpoint_sweep.best import save_best
 from orchestration.checkpoint_sweep.config import CheckpointSweepConfig, Point
 from orchestration.checkpoint_sweep.results import Result, at_seed, grid_file, save_result
+from orchestration.checkpoint_sweep.run import _Sweep
 from orchestration.checkpoint_sweep.subject import note_config, open_checkpoint
 from orchestration.checkpoint_sweep.worker import CheckpointWorker, Measure, Subject
 from orchestration.terminal.command_line import validate
@@ -107,6 +109,13 @@ def test_a_report_shows_what_was_gained_and_where_metrics_disagree(run, worker, 
     other = config_of(run, num_samples=64)
     with pytest.raises(ConfigError, match=r"evaluation.num_samples = 64: the points of sweep were measured with 32"):
         note_config(folder, other, open_checkpoint(other))
+
+
+@pytest.mark.parametrize(("fid", "status"), [(math.nan, "FAILED"), (math.inf, "FAILED"), (1.5, "FINISHED")])
+def test_a_sweep_without_any_finite_goal_has_failed(run, tmp_path, fid, status):
+    config = config_of(run)
+    save_result(Result(0, Point(), {"fid": fid, "evaluations": 1.0}, {}), tmp_path)
+    assert _Sweep(config, open_checkpoint(config), tmp_path).status == status
 
 
 def test_a_foreign_folder_is_not_written_to(run, tmp_path):
