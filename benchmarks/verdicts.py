@@ -2,8 +2,8 @@
 
 Simulates ledgers with the designs of experiments/claims.yaml: as in experiments/claims.py, every study starts with its
 first look and gets its next look while it has undecided claims. A verdict that was wrong at any time counts, also if it
-was corrected later. Log ratios of a study are correlated by 0.5, as if its claims shared a case, and scatter by 3 to
-35 % over seeds.
+was corrected later. Log ratios scatter over seeds, and are correlated within a study, as in the last real ledger,
+docs/claims.json.
 
 Then the seeds that one claim needs: with two ways of spending the error rate, with confidence sequences that hold at
 every number of seeds, and with a number of seeds fixed in advance.
@@ -16,21 +16,23 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from dashboards.claims.ledger import Ledger, read_ledger
+from dashboards.claims.ledger import Claim, Study, read_ledger
 from dashboards.claims.looks import Question, p_values
 from dashboards.comparison.exponents import MARGIN
 from soflow.statistics import LEVEL
 
-CLAIMS = Path(__file__).parents[1] / "experiments" / "claims.yaml"
-CORRELATION = 0.5
-LEAST, MOST = 0.03, 0.35
-"""Range of the scatter of log ratios over seeds, from which each claim's is drawn log-uniformly."""
+ROOT = Path(__file__).parents[1]
+CLAIMS = ROOT / "experiments" / "claims.yaml"
+MEASURED = ROOT / "docs" / "claims.json"
 REPETITIONS = 20_000
 """Simulated claims per row of the tables of power."""
 
@@ -55,46 +57,83 @@ def calls(question: Question, ns: tuple[int, ...], values: np.ndarray) -> tuple[
     return np.stack(ps, axis=1), np.stack(found, axis=1)
 
 
-def simulate(ledger: Ledger, effect: float, number: int, generator: np.random.Generator) -> tuple[int, float, float]:
-    """Simulate ledgers whose claims all have the same true effect, in units of the smallest effect.
+@dataclass(frozen=True)
+class Noise:
+    """How the values of a study's claims scatter over seeds.
 
-    Returns:
-        Number of ledgers with a wrong verdict at any time, share of claims decided, mean seeds of a claim's study.
+    Attributes:
+        scatter: [claims], standard deviations over all seeds of a claim.
+        mixing: [claims, common seeds], rows of length 1 whose products are the correlations between claims, measured
+            on the seeds that all claims have.
     """
-    studies = []
-    for study in ledger.studies:
-        shared = generator.standard_normal((number, 1, study.looks[-1]))
-        own = generator.standard_normal((number, len(study.claims), study.looks[-1]))
-        scatter = np.exp(generator.uniform(math.log(LEAST), math.log(MOST), (number, len(study.claims), 1)))
-        noise = scatter * (math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own)
-        ps, found, truths = [], [], []
-        for index, claim in enumerate(study.claims):
-            is_exponent = claim.exponent is not None
-            margin = MARGIN if is_exponent else math.log(study.smallest_of(claim))
-            question = Question(margin, study.looks[-1], null=margin if is_exponent else 0.0, spending=study.spending)
-            p, call = calls(question, study.looks, noise[:, index] + effect * margin)
-            ps.append(p)
-            found.append(call)
-            # Calls that are right: inside the margin, its ends included for an exponent, and the sign.
-            right = {0} if effect == 0 or (is_exponent and effect <= 1) else {1} | ({0} if effect < 1 else set())
-            truths.append(right)
-        studies.append((study, np.stack(ps, axis=1), np.stack(found, axis=1), truths))
-    wrong, decided, seeds = np.zeros(number, dtype=bool), np.zeros(number), np.zeros(number)
-    for study, ps, found, truths in studies:
-        level = study.level
-        lowest, call = np.full(ps.shape[:2], np.inf), np.zeros(ps.shape[:2])
-        stopped = np.zeros(number, dtype=bool)
-        for look, n in enumerate(study.looks):
-            lower = (ps[:, :, look] < lowest) & ~stopped[:, None]
-            lowest, call = np.where(lower, ps[:, :, look], lowest), np.where(lower, found[:, :, look], call)
-            right = np.stack([np.isin(call[:, index], list(truth)) for index, truth in enumerate(truths)], axis=1)
-            wrong |= ((lowest <= level) & ~right).any(axis=1)
-            before = stopped
-            stopped = stopped | (lowest <= level).all(axis=1) | (look + 1 == len(study.looks))
-            seeds += n * len(study.claims) * (stopped & ~before)
-        decided += (lowest <= level).sum(axis=1)
-    claims = sum(len(study.claims) for study in ledger.studies)
-    return int(wrong.sum()), float(decided.mean()) / claims, float(seeds.mean()) / claims
+
+    scatter: np.ndarray
+    mixing: np.ndarray
+
+    def draw(self, number: int, seeds: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw values with mean 0, normal and independent between seeds: [number, claims, seeds]."""
+        normal = generator.standard_normal((number, self.mixing.shape[1], seeds))
+        return self.scatter[:, None] * np.einsum("cm,nms->ncs", self.mixing, normal)
+
+
+def measured_noise(study: Study, measured: Mapping[str, dict]) -> Noise:
+    """Estimate a study's noise from what all studies have measured, read from the ledger's JSON."""
+    evidence = measured[study.experiment]["evidence"]
+    by_claim = []
+    for claim in study.claims:
+        values = evidence[claim.test]["values"]
+        by_claim.append(
+            {seed: value[0] if claim.exponent else math.log(value[0] / value[1]) for seed, value in values.items()}
+        )
+    common = sorted(set.intersection(*(set(values) for values in by_claim)))
+    rows = np.array([[values[seed] for seed in common] for values in by_claim])
+    rows -= rows.mean(axis=1, keepdims=True)
+    scatter = np.array([np.std(list(values.values()), ddof=1) for values in by_claim])
+    return Noise(scatter, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def margin_of(study: Study, claim: Claim) -> float:
+    return MARGIN if claim.exponent else math.log(study.smallest_of(claim))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What became of the same study in all simulated ledgers.
+
+    Attributes:
+        wrong: [ledgers], True where any claim had a wrong verdict at any time.
+        decided: [claims], share of ledgers in which a claim is decided.
+        seeds: mean number of seeds.
+    """
+
+    wrong: np.ndarray
+    decided: np.ndarray
+    seeds: float
+
+
+def simulate(study: Study, noise: Noise, effect: float, number: int, generator: np.random.Generator) -> Simulated:
+    """Simulate a study whose claims all have the same true effect, in units of the smallest effect."""
+    values = noise.draw(number, study.looks[-1], generator)
+    ps, found, right = [], [], []
+    for index, claim in enumerate(study.claims):
+        margin, is_exponent = margin_of(study, claim), claim.exponent is not None
+        question = Question(margin, study.looks[-1], null=margin if is_exponent else 0.0, spending=study.spending)
+        p, call = calls(question, study.looks, values[:, index] + effect * margin)
+        # Calls that are right: inside the margin, its ends included for an exponent, and the sign.
+        truths = {0} if effect == 0 or (is_exponent and effect <= 1) else {1} | ({0} if effect < 1 else set())
+        ps.append(p)
+        found.append(call)
+        right.append(np.isin(call, list(truths)))
+    p, call, is_right = (np.stack(each, axis=1) for each in (ps, found, right))  # [ledgers, claims, looks]
+    lowest, holds = np.full(p.shape[:2], np.inf), np.ones(p.shape[:2], dtype=bool)
+    wrong, stopped, seeds = (np.zeros(number, dtype=kind) for kind in (bool, bool, float))
+    for look, n in enumerate(study.looks):
+        lower = (p[:, :, look] < lowest) & ~stopped[:, None]
+        lowest, holds = np.where(lower, p[:, :, look], lowest), np.where(lower, is_right[:, :, look], holds)
+        wrong |= ((lowest <= study.level) & ~holds).any(axis=1)
+        seeds[~stopped] = n
+        stopped |= (lowest <= study.level).all(axis=1)
+    return Simulated(wrong, (lowest <= study.level).mean(axis=0), float(seeds.mean()))
 
 
 @functools.cache
@@ -170,18 +209,33 @@ def main() -> None:
     parser.add_argument("--ledgers", type=int, default=10_000, help="simulated ledgers for each true effect")
     number = parser.parse_args().ledgers
     ledger = read_ledger(CLAIMS)
+    measured = json.loads(MEASURED.read_text())["studies"]
+    noises = {study.experiment: measured_noise(study, measured) for study in ledger.studies}
     generator = np.random.default_rng(0)
     print(f"{number:,} ledgers of {sum(len(study.claims) for study in ledger.studies)} claims each\n")
-    print(
-        "| true effect, in smallest effects | ledgers with a wrong verdict [95 %] | claims decided "
-        "| seeds of their study |"
-    )
+    print("| true effect, in smallest effects | ledgers with a wrong verdict [95 %] | claims decided | seeds |")
     print("|---|---|---|---|")
+    by_effect = {}
     for effect in (0.0, 0.5, 1.0, 1.5):
-        wrong, decided, seeds = simulate(ledger, effect, number, generator)
+        studies = [simulate(study, noises[study.experiment], effect, number, generator) for study in ledger.studies]
+        by_effect[effect] = studies
+        wrong = int(np.any([study.wrong for study in studies], axis=0).sum())
         interval = stats.binomtest(wrong, number).proportion_ci(method="exact")
         share = f"{100 * wrong / number:.2f} % [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-        print(f"| {effect:g} | {share} | {100 * decided:.0f} % | {seeds:.1f} |", flush=True)
+        decided = np.concatenate([study.decided for study in studies])
+        seeds = np.repeat([study.seeds for study in studies], [len(study.decided) for study in studies])
+        print(f"| {effect:g} | {share} | {100 * decided.mean():.0f} % | {seeds.mean():.1f} |", flush=True)
+    print("\n| study | claims of ratios | scatter | correlation | found with the smallest effect | equal, called so |")
+    print("|---|---|---|---|---|---|")
+    for index, study in enumerate(ledger.studies):
+        ratios = [not claim.exponent for claim in study.claims]
+        if any(ratios):
+            noise = noises[study.experiment]
+            between = np.abs((noise.mixing @ noise.mixing.T)[np.triu_indices(len(study.claims), 1)])
+            correlation = f"{np.median(between):.2f}" if len(between) else "–"
+            shares = [100 * by_effect[effect][index].decided[ratios].mean() for effect in (1.0, 0.0)]
+            row = (sum(ratios), f"{np.median(noise.scatter[ratios]):.2g}", correlation)
+            print(f"| {' | '.join(map(str, (study.experiment, *row, *(f'{share:.0f} %' for share in shares))))} |")
     looks, level = (5, 10, 16, 24), LEVEL / 10 / 5
     print(f"\nOne claim, smallest effect × 1.25, looks at {looks}, level {level:g} (its share in a study of five)\n")
     print("| true ratio | scatter | spending | decided | direction | seeds |")
@@ -191,11 +245,6 @@ def main() -> None:
             decided, directed, seeds = seeds_and_power(spending, scatter, math.log(ratio), level, looks)
             cells = (f"{ratio:g}", f"{scatter:g}", spending, f"{100 * decided:.0f} %", f"{100 * directed:.0f} %")
             print(f"| {' | '.join(cells)} | {seeds:.1f} |", flush=True)
-    for study in (study for study in ledger.studies if study.experiment in ("ablations", "scale_test")):
-        share = study.level
-        decided = [seeds_and_power("pocock", 0.2, math.log(ratio), share, study.looks)[0] for ratio in (1.25, 1)]
-        shares = " and ".join(f"{100 * share:.0f} %" for share in decided)
-        print(f"\n{study.experiment}, scatter 0.2: {shares} decided with true ratios 1.25 and 1")
     levels = (0.001, 1 / 3000)
     print("\n| log ratios | level 0.001 | level 1/3000 |\n|---|---|---|")
     for name, multiples in other_distributions(looks, levels).items():
