@@ -11,6 +11,7 @@ comparable only for equal weights, whose hash every run logs.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
 from dataclasses import dataclass
@@ -97,9 +98,12 @@ def read_split(name: str, root: Path | None = None, image_size: int | None = Non
         if source.num_classes < 2 or np.bincount(source.labels).min() < 2:
             raise DataError(f"root = {root}: needs two classes or more, in a sub-folder each, of two images or more")
         images, labels = source.batch(np.arange(len(source)))
-        arrays = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+        tested = max(math.ceil(0.2 * len(source)), source.num_classes)  # stratification needs one of each class
+        arrays = train_test_split(images, labels, test_size=tested, stratify=labels, random_state=0)
         arrays = (arrays[0], arrays[2], arrays[1], arrays[3])
-        facts = {"split": "stratified 80/20 by train_test_split, seed 0", "data_sha256": source.fingerprint}
+        share = round(100 * tested / len(source))
+        split = f"stratified {100 - share}/{share} by train_test_split, seed 0"
+        facts = {"split": split, "data_sha256": source.fingerprint}
     return Split(*(torch.tensor(array) for array in arrays), facts)
 
 

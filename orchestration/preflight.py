@@ -10,6 +10,8 @@ from soflow.data import open_source
 from soflow.data.base import DataSource
 from soflow.evaluation.registry import feature_network_info
 from soflow.files import sha256
+from soflow.objectives.registry import OBJECTIVES
+from soflow.plugins import load
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -25,6 +27,10 @@ def check_inputs(config: RunConfig) -> None:
         from soflow.training.teacher import load_teacher  # imports torch
 
         load_teacher(config, source.num_classes)
+    if config.evaluation.times:
+        from soflow.evaluation.generated import evaluation_nfe
+
+        evaluation_nfe(config, load(OBJECTIVES[config.objective.name].implementation))
     if config.training.snapshot_every:
         _check_snapshots(config, source.num_classes)
     if (precision := config.training.quotient_precision) != "fp32":

@@ -116,6 +116,11 @@ class RunConfig(Section):
             required_shape = feature_network_info(self.feature_network).image_shape
         except ValueError as error:
             raise ValueError(f"evaluation.feature_network = {self.feature_network}: {error}") from None
+        if required_shape is None and self.dataset.image_shape[0] not in (1, 3):
+            raise ValueError(
+                f"evaluation.feature_network = {self.feature_network}: takes images of 1 or 3 channels, not of "
+                f"{self.dataset.image_shape[0]} as in dataset.name = {self.dataset.name}"
+            )
         if required_shape not in (None, self.dataset.image_shape):
             raise ValueError(
                 f"evaluation.feature_network = {self.feature_network}: takes images of shape {required_shape}, "
@@ -131,18 +136,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _guidance_has_a_null_label(self) -> RunConfig:
-        if self.evaluation.guidance == 1:
+        if self.evaluation.guidance != 1:
+            given = f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1"
+        elif "inference_guidance" in self.evaluation.diagnostics:
+            given = "evaluation.diagnostics = inference_guidance: must be left out"
+        else:
             return self
         if not self.dataset.conditional:
-            raise ValueError(
-                f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1 with dataset.conditional = False, "
-                "guidance compares a label with none"
-            )
+            raise ValueError(f"{given} with dataset.conditional = False, guidance compares a label with none")
         if not getattr(self.objective, "label_drop", 1):
-            raise ValueError(
-                f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1 with objective.label_drop = 0, the "
-                "network has learned no null label"
-            )
+            raise ValueError(f"{given} with objective.label_drop = 0, the network has learned no null label")
         return self
 
     @model_validator(mode="after")

@@ -72,8 +72,8 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
     while True:
         try:
             result = write()
-        except (OSError, RuntimeError) as error:  # torch.save wraps errors of the disk in RuntimeError
-            outage = error if isinstance(error, OSError) else error_of_disk(place)
+        except (OSError, RuntimeError) as error:  # torch.save hides errors of the disk behind a RuntimeError
+            outage = _cause(error) or error_of_disk(place)
             if outage is None or outage.errno not in OUTAGES:
                 raise
             if not waiting:
@@ -84,6 +84,13 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
             if waiting:
                 say(f"{place}: can be written again")
             return result
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """Find the error of the disk that an exception is, or came from; None if there is none."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def error_of_disk(place: Path) -> OSError | None:

@@ -47,25 +47,31 @@ SUPPORT = 3  # radius of the filter in pixels: half of its twelve half-pixel tap
 
 
 def augment(
-    images: Tensor, probability: float, generator: torch.Generator, multipliers: Mapping[str, float] = EDM
+    images: Tensor,
+    probability: float,
+    generator: torch.Generator,
+    multipliers: Mapping[str, float] = EDM,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Randomly flip, scale, rotate, stretch and shift images.
 
     Args:
-        images: [B, C, H, W], floating point.
+        images: [B, C, H, W], floating point; worker `rank`'s share of the batch, whose images the workers take in turn.
         probability: probability of each transform, before its multiplier.
-        generator: source of all random numbers.
+        generator: source of the whole batch's random numbers, so that the number of workers changes no image.
 
     Returns:
         Images [B, C, H, W], and augmentation parameters [B, 9] float32, zero for transforms that were not applied.
     """
-    batch, device = len(images), generator.device
+    batch, device = len(images) * world_size, generator.device
+    share = slice(rank, None, world_size)
 
     def uniform() -> Tensor:
-        return torch.rand(batch, generator=generator, device=device)
+        return torch.rand(batch, generator=generator, device=device)[share]
 
     def normal() -> Tensor:
-        return torch.randn(batch, generator=generator, device=device)
+        return torch.randn(batch, generator=generator, device=device)[share]
 
     def sometimes(name: str, values: Tensor) -> Tensor:
         return torch.where(uniform() < probability * multipliers[name], values, 0.0)
@@ -76,7 +82,7 @@ def augment(
     angle = sometimes("rotate", math.pi * (2 * uniform() - 1))
     aniso = sometimes("aniso", normal())
     axis = torch.where(uniform() < ANISO_ROTATE_PROBABILITY, math.pi * (2 * uniform() - 1), 0.0)
-    chosen = sometimes("translate", torch.ones(batch, device=device))
+    chosen = sometimes("translate", torch.ones(len(images), device=device))
     shift_x, shift_y = chosen * normal(), chosen * normal()
 
     columns = [flip_x, flip_y, scale, angle.cos() - 1, angle.sin(), aniso * axis.cos(), aniso * axis.sin()]

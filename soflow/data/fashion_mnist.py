@@ -41,7 +41,10 @@ def _download(root: Path | None) -> None:
 
     if root is None:
         raise DataError("dataset.download = True: needs dataset.root, the folder to download to")
-    FashionMNIST(root, download=True)
+    try:
+        FashionMNIST(root, download=True)
+    except (OSError, RuntimeError) as error:  # torchvision raises a RuntimeError if no mirror answers
+        raise DataError(f"dataset.root = {root}: cannot be downloaded to ({error})") from None
 
 
 def _find(root: Path | None, name: str) -> Path:

@@ -97,7 +97,11 @@ def _images_by_folder(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
     """Return the images by class folder, "" for those outside, and the number of other files by suffix."""
     found: dict[str, list[Path]] = {}
     others: Counter[str] = Counter()
-    for path in _visible_files(root):
+    try:
+        paths = list(_visible_files(root))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    for path in paths:
         folder, *inside = path.relative_to(root).parts
         if path.suffix.lower() in EXTENSIONS:
             found.setdefault(folder if inside else "", []).append(path)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from soflow.codecs.base import Codec, to_uint8
 from soflow.config import RunConfig
+from soflow.config_base import ConfigError
 from soflow.evaluation.fidelity import Batch
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective, normal
@@ -18,8 +19,18 @@ from soflow.sampling import SamplingOptions, sample
 
 
 def evaluation_nfe(config: RunConfig, objective: Objective | type[Objective]) -> tuple[int, ...]:
-    """Return the NFE values to evaluate; the metrics of the first have no suffix."""
-    return config.evaluation.nfe or objective.default_nfe
+    """Return the NFE values to evaluate; the metrics of the first have no suffix.
+
+    Raises:
+        ConfigError: if evaluation.times are for other steps than these.
+    """
+    all_nfe, times = config.evaluation.nfe or objective.default_nfe, config.evaluation.times
+    if times and len(times) + 1 not in all_nfe:
+        raise ConfigError(
+            f"evaluation.times = {list(times)}: are for {len(times) + 1} NFE, and {', '.join(map(str, all_nfe))} NFE "
+            "are evaluated; list it in evaluation.nfe"
+        )
+    return all_nfe
 
 
 def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:

@@ -186,7 +186,8 @@ class DistillationConfig(SoFlowFields):
 
     name: Literal["distillation"] = "distillation"
     teacher: InputPath | None = None
-    """Trained run to distill: its folder (the newest checkpoint is used) or one of its checkpoint-*.pt files."""
+    """Trained run to distill: its folder or one of its checkpoint-*.pt files. Every start uses the folder's newest
+    checkpoint: give a file if the teacher may train on."""
     guidance_strength: Annotated[float, Field(ge=1)] = 1.0
     """w, scale of classifier-free guidance by the teacher, in addition to its training-time guidance; 1 adds none."""
     velocity_mix: Fraction = 1.0

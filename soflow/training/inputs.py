@@ -79,10 +79,9 @@ class StepInputs:
         data = self.codec.encode(stored)
         if not dataset.augmentation:
             return data, labels
-        random = generator(self.device, config.seed, "augmentation", step, self.rank)
-        data, parameters = augment(
-            data, dataset.augmentation, random, EDM if dataset.augmentations == "edm" else UPRIGHT
-        )
+        random = generator(self.device, config.seed, "augmentation", step)
+        kinds = EDM if dataset.augmentations == "edm" else UPRIGHT
+        data, parameters = augment(data, dataset.augmentation, random, kinds, self.rank, self.world_size)
         return data, join(labels, parameters)
 
     def restart(self) -> None:

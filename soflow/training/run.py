@@ -51,7 +51,7 @@ class TrainingRun:
         on_interim: called on rank 0 after a checkpoint between reports.
 
     Raises:
-        CheckpointError: if the checkpoint to start from is of another configuration.
+        CheckpointError: if the checkpoint to start from is of another configuration or of other data.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class TrainingRun:
         """Add to a trainer's state what sampling from a checkpoint needs."""
         source = self.trainer.source
         facts = {"config": to_dict(self.config), "num_classes": source.num_classes}
-        return state | facts | {"class_counts": class_counts(source)}
+        return state | facts | {"class_counts": class_counts(source), "dataset_fingerprint": source.fingerprint}
 
     def _save(self, network: nn.Module, metrics: dict[str, float]) -> Report:
         """Write sample grids, a checkpoint and the report, in this order: a report has all its files."""
@@ -152,7 +152,9 @@ class TrainingRun:
     def diagnose(self, network: nn.Module) -> dict[str, float]:
         """Compute the configured diagnostics, e.g. "diagnostics/ode_violation/mean"; equal on all workers."""
         source = self.trainer.source
-        stored, classes = source.batch(np.arange(min(NUM_DIAGNOSED, len(source))))
+        # Drawn, because folders of images are sorted by class; the same for all runs.
+        drawn = np.random.default_rng(0).permutation(len(source))[:NUM_DIAGNOSED]
+        stored, classes = source.batch(drawn)
         labels = torch.from_numpy(classes).to(self.device)
         subject = Subject(
             objective=self.trainer.objective,
@@ -237,6 +239,12 @@ class TrainingRun:
         if not extends(self.config, parse(state["config"])):
             path = checkpoints.path_of(self.directory, step)
             raise checkpoints.CheckpointError(f"{path}: belongs to another configuration than the run resuming from it")
+        now = self.trainer.source.fingerprint
+        if (then := state.get("dataset_fingerprint", now)) != now:  # older checkpoints have none
+            raise checkpoints.CheckpointError(
+                f"{self.directory}: its training data have changed (fingerprint {then[:12]}, now {now[:12]}); restore "
+                "them to resume, or start a run under another name"
+            )
         self.trainer.load_state_dict(state)
         if not self.trainer.rank:
             patiently(lambda: reports.save_config(self.config, self.directory), self.directory)

@@ -29,6 +29,7 @@ GIB = 2**30
 
 def save(averages: Mapping[float, MovingAverage], directory: Path, step: int, training: TrainingConfig) -> None:
     """Write the snapshot of a step atomically."""
+    _delete_unfinished(directory)
     dtype = getattr(torch, training.snapshot_dtype)
     content = {
         length: {name: value.to("cpu", dtype) for name, value in average.module.named_parameters()}
@@ -39,8 +40,15 @@ def save(averages: Mapping[float, MovingAverage], directory: Path, step: int, tr
 
 def delete_all(directory: Path) -> None:
     """Delete the snapshots of an earlier run in the folder."""
+    _delete_unfinished(directory)
     for step in _steps(directory):
         _path(directory, step).unlink()
+
+
+def _delete_unfinished(directory: Path) -> None:
+    """Delete what a process that was killed while writing has left."""
+    for partial in (directory / FOLDER).glob(".step-*"):
+        partial.unlink()
 
 
 def check_size(config: RunConfig, network: nn.Module) -> None:

@@ -64,6 +64,7 @@ def _checkpoint(path: Path | None) -> Path:
 
 def _mismatch(ours: RunConfig, num_classes: int, theirs: RunConfig, objective: Objective) -> str | None:
     """Return the reason why a run cannot teach this one, or None if it can."""
+    assert isinstance(ours.objective, DistillationConfig)
     for name, actual, required in (
         ("interpolant", *(getattr(run.objective, "interpolant", "linear") for run in (theirs, ours))),
         ("shape of samples", theirs.dataset.sample_shape, ours.dataset.sample_shape),
@@ -73,6 +74,12 @@ def _mismatch(ours: RunConfig, num_classes: int, theirs: RunConfig, objective: O
             return f"its {name} is {actual} and must be this run's, {required}"
     if ours.dataset.conditional and not theirs.dataset.conditional:
         return "was trained without labels and can only teach a run with dataset.conditional = false"
+    null_label = ours.objective.label_drop or not ours.dataset.conditional
+    if null_label and theirs.dataset.conditional and not getattr(theirs.objective, "label_drop", 1):
+        return (
+            "was trained with objective.label_drop = 0, so its null label is untrained; it can only teach a run with "
+            "dataset.conditional = true and objective.label_drop = 0"
+        )
     if ours.dataset.augmentation and not theirs.dataset.augmentation:
         return "was trained on plain images and can only teach a run with dataset.augmentation = 0"
     return None

@@ -159,10 +159,11 @@ class Trainer:
                 persistent_bytes = bytes_of(self.persistent_tensors())
             with memory if measured else nullcontext():
                 loss, terms = self.take_step()
-            interval.gradients.append(get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None]))
+            norm = get_total_norm([w.grad for w in self.network.parameters() if w.grad is not None])
+            interval.gradients.append(norm)
             # No host synchronization in the loop: sums and the first bad step (counted from 1) stay on the device.
-            first_bad = interval.first_bad
-            interval.first_bad = torch.where(loss.isfinite(), first_bad, first_bad.clamp(max=self.step))
+            first_bad, finite = interval.first_bad, loss.isfinite() & norm.isfinite()
+            interval.first_bad = torch.where(finite, first_bad, first_bad.clamp(max=self.step))
             interval.totals.add(terms)
             if self.step % self.config.training.log_every == 0:
                 interval.totals.mark(self.step)
@@ -297,7 +298,7 @@ class Trainer:
         step = int(self.reduce(first_bad, "MIN"))
         if step < NEVER:
             raise NonFiniteLoss(
-                f"the loss became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
+                f"the loss or its gradient became infinite or NaN at step {step}; try a lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or a longer optimizer.warmup_steps"
             )
 

@@ -101,6 +101,13 @@ def test_ray_s_launcher_accepts_its_file():
     assert config["available_node_types"]["spot_gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
+def test_ray_s_nodes_on_slurm_get_all_their_cores():
+    """Slurm gives the steps of a job one core each, whatever the job has, unless they ask (since 22.05)."""
+    steps = re.findall(r"^ *srun .*", (DEPLOY / "slurm" / "sweep.sbatch").read_text(), re.MULTILINE)
+    assert len(steps) == 2
+    assert all('--cpus-per-task="$SLURM_CPUS_PER_TASK"' in step for step in steps)
+
+
 def test_scripts_are_valid_bash(tmp_path):
     [sky] = documents(DEPLOY / "skypilot.yaml")
     scripts = {"sweep.sbatch": (DEPLOY / "slurm" / "sweep.sbatch").read_text()}

@@ -104,6 +104,24 @@ FAULTS = [
         {"evaluation": {"guidance": 2}, "objective": {"label_drop": 0, "guidance_strength": 1}},
         "evaluation.guidance = 2: must be 1 with objective.label_drop",
     ),
+    *(
+        (
+            {"evaluation": {"diagnostics": ["inference_guidance"]}, **without_null_label},
+            f"evaluation.diagnostics = inference_guidance: must be left out with {cause}",
+        )
+        for without_null_label, cause in (
+            ({"dataset": {"conditional": False}}, "dataset.conditional = False"),
+            ({"objective": {"label_drop": 0, "guidance_strength": 1}}, "objective.label_drop = 0"),
+        )
+    ),
+    (
+        {"training": {"ema_every": 16, "total_steps": 10}},
+        "training: ema_every = 16 must be at most 10, the step of the first report",
+    ),
+    (
+        {"training": {"ema_every": 16, "report_every": 15}},
+        "training: ema_every = 16 must be at most 15, the step of the first report",
+    ),
     (
         {"evaluation": {"guidance": 2, "diagnostics": ["inference_guidance"]}},
         "evaluation: guidance = 2 must be 1 with diagnostics",

@@ -194,6 +194,13 @@ def test_a_wrong_plug_in_is_one_line(values, message):
     assert "\n" not in str(error.value)
 
 
+def test_images_of_two_channels_need_a_feature_network_that_takes_them(tmp_path, monkeypatch):
+    (tmp_path / "complex_lab.py").write_text("class Fields:\n    channels, num_classes, image_size = 2, 3, 8\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"images of 1 or 3 channels, not of 2 as in dataset.name = complex_lab"):
+        parse({"dataset": {"name": "complex_lab:Fields"}})
+
+
 def test_a_colon_in_a_key_is_no_reference():
     for values in ({"objective:name": "meanflow"}, {"training:total_steps": 5}):
         with pytest.raises(ConfigError, match=f"{next(iter(values))}: unknown key"):

@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +180,9 @@ def test_missing_idx_files_are_named_with_the_ways_out(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"dataset.download = True: needs dataset.root"):
         open_source(DatasetConfig(name="fashion_mnist", download=True))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"dataset.root = .*/file: cannot be downloaded to \("):
+        open_source(DatasetConfig(name="fashion_mnist", root=tmp_path / "file", download=True))
 
 
 # Folders of images.
@@ -356,6 +360,22 @@ def test_no_folder_is_refused_by_name(root, tmp_path):
     root = root and tmp_path / root
     with pytest.raises(DataError, match=re.escape(f"dataset.root = {root}: must be a folder")):
         open_source(folder_config(root))
+
+
+def test_a_folder_that_may_not_be_read_is_refused_by_name():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        root, closed = Path(name), Path(name) / "cats"
+        root.chmod(0o755)
+        write_image(root / "dogs" / "a.png", (0, 0, 0))
+        closed.mkdir(mode=0)
+        user = os.geteuid()
+        try:
+            if user == 0:  # may read everything
+                os.seteuid(65534)
+            with pytest.raises(DataError, match=rf"^{closed}: cannot be read \(Permission denied\)"):
+                open_source(DatasetConfig(name="image_folder", root=root, image_size=8))
+        finally:
+            os.seteuid(user)
 
 
 def test_a_folder_without_images_is_refused_by_name(tmp_path):

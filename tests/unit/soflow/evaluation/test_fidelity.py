@@ -568,6 +568,16 @@ def test_a_classifier_needs_two_classes_of_two_images(own, tmp_path):
         read_split("images", tmp_path)
 
 
+def test_many_small_classes_are_tested_with_an_image_each(tmp_path):
+    for label in range(12):
+        (tmp_path / f"{label:02d}").mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 8), (20 * label, 0, 0)).save(tmp_path / f"{label:02d}" / f"{i}.png")
+    split = read_split("images", tmp_path)
+    assert (len(split.train_labels), len(split.test_labels)) == (24, 12)
+    assert set(split.test_labels.tolist()) == set(range(12))
+
+
 def test_training_script_explains_itself_at_once():
     script = REPOSITORY / "experiments" / "train_feature_network.py"
     shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=10, check=True)

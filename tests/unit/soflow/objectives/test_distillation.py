@@ -271,6 +271,7 @@ def test_the_teacher_is_no_part_of_the_student(digits, tmp_path):
     assert images.isfinite().all()
 
 
+NO_NULL_LABEL = {"label_drop": 0, "guidance_strength": 1}
 UNFIT = [
     # the teacher's run, the student's data, the message
     ({"objective": {"interpolant": "trigonometric"}}, {}, "its interpolant is trigonometric .* linear"),
@@ -280,6 +281,10 @@ UNFIT = [
         r"its shape of samples is \(1, 8, 8\) and must be this run's, \(1, 28, 28\)",
     ),
     ({"dataset": {"conditional": False}}, {}, "was trained without labels .*conditional = false"),
+    *(
+        ({"objective": NO_NULL_LABEL}, ours, "its null label is untrained; .*objective.label_drop = 0")
+        for ours in ({}, {"dataset": {"conditional": False}})
+    ),
     (
         {},
         {"dataset": {"augmentation": 0.1}, "network": {"name": "U-Net-XS"}},
@@ -295,6 +300,12 @@ def test_a_run_of_another_kind_cannot_teach(theirs, ours, message, digits, tmp_p
         load_teacher(student(folder, **ours), NUM_CLASSES)
     assert str(caught.value).startswith(f"objective.teacher = {checkpoints.path_of(folder, 1)}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_student_that_drops_no_label_can_learn_from_a_teacher_without_null_label(digits, tmp_path):
+    folder = trained(digits, tmp_path, steps=1, objective=NO_NULL_LABEL)
+    config = tiny_config("distillation", objective={"teacher": folder} | NO_NULL_LABEL)
+    assert Trainer(config, digits, CPU).advance(2)["loss/consistency"] > 0
 
 
 def test_a_teacher_of_other_classes_is_refused_before_the_first_step(digits, tmp_path):

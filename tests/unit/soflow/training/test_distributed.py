@@ -20,7 +20,7 @@ from soflow.training.trainer import NonFiniteLoss, Trainer
 pytestmark = pytest.mark.slow  # starts processes
 
 WORKERS = 2
-MICRO_BATCHES, UNET = "micro-batches", "U-Net-XS"
+MICRO_BATCHES, UNET, AUGMENTED = "micro-batches", "U-Net-XS", "augmented"
 
 
 def cases() -> dict[str, tuple[str, dict, int]]:
@@ -35,6 +35,7 @@ def cases() -> dict[str, tuple[str, dict, int]]:
     trigonometric = {"interpolant": "trigonometric", "parameterization": "trigonometric"}
     found["soflow, trigonometric, no guidance"] = ("soflow", trigonometric | {"guidance_strength": 1}, 10)
     found[f"{UNET}, weights for augmentation unused"] = ("soflow", {}, 4)
+    found[f"{UNET}, {AUGMENTED}"] = ("soflow", {}, 4)
     for name in ("soflow", "meanflow", "esc"):
         found[f"{name}, two {MICRO_BATCHES} per worker"] = (name, {}, 10)  # 3 + 2 on each
     return found
@@ -62,9 +63,11 @@ def steps(
     world_size: int,
     micro_batches: int,
     network: str,
+    augmentation: float,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the first step, weights after three, and the losses reported."""
-    config = tiny_config(name, objective=settings, training={"batch_size": batch}, network={"name": network})
+    sections = {"training": {"batch_size": batch}, "network": {"name": network}}
+    config = tiny_config(name, objective=settings, dataset={"augmentation": augmentation}, **sections)
     trainer = Trainer(config, source(), CPU, rank, world_size, micro_batches)
     disturb(trainer.network)
     metrics = trainer.advance(1)
@@ -92,6 +95,7 @@ def all_cases(rank: int, world_size: int) -> dict[str, dict[str, torch.Tensor]]:
                 world_size,
                 2 if MICRO_BATCHES in case and world_size > 1 else 1,
                 _network(case),
+                0.5 if AUGMENTED in case else 0.0,
             )
             for case, inputs in cases().items()
         }
@@ -172,8 +176,9 @@ def test_two_workers_take_the_steps_of_one(case, results):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             # float64 sums in another order; Adam divides by gradients, so weights inherit their relative error.
+            # Augmentation resamples in float32, from a border as wide as a worker's images need: it rounds differently.
             difference = ((found[name] - value).abs().max() / value.abs().max()).item()
-            assert difference < 1e-10, (name, difference)
+            assert difference < (1e-4 if AUGMENTED in case else 1e-10), (name, difference)
 
 
 def test_workers_hold_the_same_bits(results):

@@ -119,13 +119,17 @@ def test_the_last_step_has_a_snapshot(evaluator, tmp_path):
 
 def test_a_new_run_in_a_folder_deletes_old_snapshots(evaluator, tmp_path):
     start(tmp_path, evaluator, total_steps=8, report_every=8, snapshot_every=4).advance()
+    (tmp_path / snapshots.FOLDER / ".step-00000004.pt-0123").touch()  # left by a process that was killed
     start(tmp_path, evaluator, total_steps=9, report_every=9, snapshot_every=9).advance()
     assert [path.name for path in (tmp_path / snapshots.FOLDER).iterdir()] == ["step-00000009.pt"]
 
 
 def test_averages_of_ema_every_steps_count_updates(evaluator, tmp_path):
     run = start(tmp_path, evaluator, total_steps=12, report_every=12, snapshot_every=4, ema_every=2)
+    (tmp_path / snapshots.FOLDER).mkdir(exist_ok=True)
+    (tmp_path / snapshots.FOLDER / ".step-00000004.pt-0123").touch()  # the process was killed and resumed
     run.advance()
+    assert len(list((tmp_path / snapshots.FOLDER).iterdir())) == 3
     assert all(int(average.n_averaged) == 6 for average in run.trainer.power_averages.values())
     found = Snapshots(tmp_path, run.config, 12).weights(Average(0.1))
     for name, value in run.trainer.power_averages[0.1].module.named_parameters():

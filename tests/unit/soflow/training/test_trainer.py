@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import math
 import os
@@ -12,13 +13,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, tiny_config
+from helpers import CPU, REPOSITORY, tiny_config
 from PIL import Image
 
 from soflow import files
 from soflow.config import parse, to_dict
 from soflow.config_files import read_yaml
 from soflow.data import open_source
+from soflow.data.in_memory import InMemorySource
 from soflow.data.loading import EpochOrder
 from soflow.evaluation.fidelity import Evaluator
 from soflow.objectives.registry import OBJECTIVES
@@ -27,7 +29,7 @@ from soflow.training import checkpoints
 from soflow.training.checkpoints import CheckpointError
 from soflow.training.grids import GRID_COLUMNS, draw_grid, write_grid
 from soflow.training.reports import load_report
-from soflow.training.run import TrainingRun
+from soflow.training.run import NUM_DIAGNOSED, TrainingRun
 from soflow.training.trained import load_sampler
 from soflow.training.trainer import NonFiniteLoss, Trainer
 
@@ -271,6 +273,15 @@ def test_a_diverging_run_names_the_first_step_without_finite_loss(at_once, digit
     assert first == 2
     assert re.search(rf"at step {first}\b", str(caught.value))
     assert "optimizer.learning_rate (now 1e+30)" in str(caught.value)
+
+
+def test_an_infinite_gradient_of_the_last_step_is_found(digits):
+    """Its loss is finite, and no further loss tells that the weights are NaN."""
+    trainer = Trainer(tiny_config(), digits, CPU)
+    weights = next(trainer.network.parameters())
+    weights.register_hook(lambda gradient: gradient / (0.0 if trainer.step == 2 else 1.0))
+    with pytest.raises(NonFiniteLoss, match="the loss or its gradient became infinite or NaN at step 3;"):
+        trainer.advance(3)
 
 
 def test_metrics_are_means_over_samples_and_name_their_units(digits):
@@ -624,6 +635,62 @@ def test_a_report_waits_for_space_on_the_disk(finished_run, digits, evaluator, t
     assert run.advance().metrics["fid"] == reports[0].metrics["fid"]
     said = [message.removeprefix(f"{tmp_path}: ") for message in caplog.messages]
     assert said == ["cannot be written (No space left on device); waiting until it can", "can be written again"]
+
+
+class Full(io.FileIO):
+    """A file on a disk with 64 KiB left."""
+
+    def write(self, content) -> int:
+        if self.tell() + memoryview(content).nbytes > 2**16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(content)
+
+
+def test_the_disk_s_error_is_found_behind_torch_s_own(tmp_path, monkeypatch, caplog):
+    """torch.save ends a file that it could not write with another error, when a megabyte may fit again."""
+    kinds = [io.FileIO, Full, Full]
+
+    def save():
+        with kinds.pop()(tmp_path / "state.pt", "w") as file:
+            torch.save({"weights": torch.zeros(2**20)}, file)
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        save()
+    monkeypatch.setattr(files, "RETRY_S", 0.01)
+    files.patiently(save, tmp_path)
+    assert len(checkpoints.load(tmp_path / "state.pt")["weights"]) == 2**20
+    assert caplog.messages[0] == f"{tmp_path}: cannot be written (No space left on device); waiting until it can"
+
+
+def test_a_run_does_not_resume_on_other_data(finished_run, digits, evaluator):
+    config, directory, _, _ = finished_run
+    images, labels = digits.batch(np.arange(len(digits)))
+    changed = InMemorySource(255 - images, labels, num_classes=10)
+    with pytest.raises(CheckpointError, match=r"its training data have changed \(fingerprint \w{12}, now \w{12}\)"):
+        TrainingRun(config, changed, directory, CPU, evaluator, start=7)
+
+
+def test_diagnostics_use_samples_of_all_classes(digits, evaluator, tmp_path, monkeypatch):
+    """Folders of images are sorted by class: of 1,797 digits in that order, the first 512 are of three classes."""
+    images, labels = digits.batch(np.argsort(digits.labels, kind="stable"))
+    seen = []
+    monkeypatch.setattr("soflow.training.run.diagnose", lambda names, subject: seen.append(subject) or {})
+    run = TrainingRun(tiny_config(), InMemorySource(images, labels, 10), tmp_path, CPU, evaluator)
+    run.diagnose(run.trainer.averaged_network())
+    assert len(seen[0].data) == NUM_DIAGNOSED
+    # 51 of each class are expected. By Hoeffding's bound, which holds for draws without replacement, one has fewer than
+    # 20 with a probability of at most 10 exp(-2 · 512 · (31 / 512)²) = 0.23, and the draw is fixed.
+    assert seen[0].labels.bincount(minlength=10).min() >= 20
+
+
+def test_every_metric_is_on_its_page(finished_run):
+    _, _, reports, _ = finished_run
+    page = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text()
+    patterns = [re.escape(name).replace("…", ".+") for name in re.findall(r"`([^`]+)`", page)]
+    metrics = {re.sub(r"_\d+nfe$", "", name) for report in reports for name in report.metrics}
+    metrics |= {name for report in reports for _, values in report.curve for name in values}
+    assert {"fid", "memory/peak_mib", "train/gradient/norm"} <= metrics
+    assert not {name for name in metrics if not re.fullmatch("|".join(patterns), name)}
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "soflow"])
