@@ -49,10 +49,9 @@ def thousands(number: str) -> str:
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
-    """Format an estimate with its interval, which is left out if NaN."""
-    if math.isnan(low):
-        return f"{value:.{digits}g}"
-    return f"{value:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
+    """Format an estimate with its interval, which is left out if NaN; large numbers without an exponent."""
+    value, low, high = (f"{float(f'{number:.{digits}g}'):.12g}" for number in (value, low, high))
+    return value if low == "nan" else f"{value} [{low}, {high}]"
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,10 +1,10 @@
 """How much more does MeanFlow's loss with a Jacobian-vector product cost than SoFlow's without one, on this machine?
 
-Measures time by phase, peak memory and operations of the optimizer steps of both, MeanFlow in each of its three forms
-(a to c, see --help), and of flow matching. Every variant
-runs in a separate process; the variants are measured in turn, round after round, so that drift of the machine affects
-all equally. Ratios are medians over rounds of the ratio within a round; their intervals are order statistics, with the
-coverage that the table states: from the least to the largest of seven rounds, 98 %.
+Measures time by phase, peak memory and operations of the optimizer steps of both, MeanFlow in each of its forms (see
+--variants), and of flow matching. Every variant runs in a separate process; the variants are measured in turn, round
+after round, so that drift of the machine affects all equally. Ratios are medians over rounds of the ratio within a
+round; their intervals are order statistics, with the coverage that the table states: from the least to the largest of
+seven rounds, 98 %.
 
 $ python experiments/compare_cost.py
 $ python experiments/compare_cost.py --networks DiT-B/4 --dataset latents --dataset.image-size 256 --batches 32 256

@@ -4,7 +4,8 @@ $ python experiments/compare_runs.py results/NAME/trials/0003 results/NAME/trial
 $ python experiments/compare_runs.py results/first results/second --out both.png
 $ python experiments/compare_runs.py results/first results/second --format json
 
-Where FIDs follow different protocols, the differences are named: such FIDs say nothing about which run is better.
+Where FIDs follow different protocols, the differences are named: such FIDs say nothing about which run is better. So
+are other devices, numbers of workers and the like, under which times and memory differ.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pydantic import field_validator
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import format_value, table_console
 from orchestration.terminal.views import finite
-from orchestration.tracking.schema import FID_PROTOCOL
+from orchestration.tracking.schema import CONDITIONS, FID_PROTOCOL
 from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError, OutputPath, Section
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from soflow.runs import Run
 
 MAIN = ("fid", "kid", "class_consistency", "time/train_s", "time/step_ms", "memory/peak_mib", "throughput/images_per_s")
@@ -70,20 +73,21 @@ def main() -> int:
             without = next(run.folder for run in runs if not run.reports)
             raise ConfigError(f"runs = {without}: has no report yet")
         compared = compare(runs, options.all_metrics)
-    except ConfigError as error:
+        grids = [run.grid() for run in runs] if options.out is not None else []
+    except (ConfigError, OSError) as error:
         fail(error)
     if options.format == "json":
         print(json.dumps(finite({"runs": [str(run.folder) for run in runs], **compared}), indent=2))
     else:
         show(runs, compared)
     if options.out is not None:
-        write_grids(runs, options.out)
+        write_grids(grids, options.out)
         print(f"samples: {options.out}", file=sys.stderr)
     return 0
 
 
 def compare(runs: list[Run], all_metrics: bool = False) -> dict[str, Table]:
-    """Return the differing settings, the metrics of the last reports, and the differences in the protocol of FID.
+    """Return the metrics of the last reports, and the differences in settings, conditions and protocol of FID.
 
     The first of the metrics is `step`, that of the last report.
     """
@@ -92,6 +96,7 @@ def compare(runs: list[Run], all_metrics: bool = False) -> dict[str, Table]:
     metrics = _table([run.metrics for run in runs])
     return {
         "settings": _differing(settings),
+        "conditions": _differing({name: values for name, values in facts.items() if name in CONDITIONS}),
         "protocol": _differing({name: values for name, values in facts.items() if name in FID_PROTOCOL}),
         "metrics": {"step": [run.reports[-1].step for run in runs]}
         | (metrics if all_metrics else {name: metrics[name] for name in MAIN if name in metrics}),
@@ -113,6 +118,8 @@ def show(runs: list[Run], compared: dict[str, Table]) -> None:
 
     console = table_console()
     names = [_name(run) for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
     for title, table in compared.items():
         if not table:
             if title == "settings":
@@ -125,6 +132,8 @@ def show(runs: list[Run], compared: dict[str, Table]) -> None:
             shown = [_shown(value, values[0] if title == "metrics" and i else None) for i, value in enumerate(values)]
             printed.add_row(name, *shown)
         console.print(printed)
+    if compared["conditions"]:
+        console.print("Times and memory were measured under different conditions.", highlight=False)
     if compared["protocol"]:
         console.print("The FIDs follow different protocols and cannot be compared.", highlight=False)
     if len(set(compared["metrics"]["step"])) > 1:
@@ -134,7 +143,8 @@ def show(runs: list[Run], compared: dict[str, Table]) -> None:
 def _name(run: Run) -> str:
     """Return a run's name, of a trial with its sweep's."""
     folder = run.folder.absolute()
-    return f"{folder.parents[1].name}, trial {int(folder.name)}" if folder.parent.name == "trials" else folder.name
+    is_trial = folder.parent.name == "trials" and folder.name.isdecimal()
+    return f"{folder.parents[1].name}, trial {int(folder.name)}" if is_trial else folder.name
 
 
 def _shown(value: Any, first: Any) -> str:
@@ -144,13 +154,12 @@ def _shown(value: Any, first: Any) -> str:
     return f"{format_value(value)}{ratio}"
 
 
-def write_grids(runs: list[Run], path: Path) -> None:
-    """Write the runs' last sample grids as one picture, in the order of the runs."""
+def write_grids(grids: list[Picture], path: Path) -> None:
+    """Write sample grids as one picture, from left to right."""
     from PIL import Image
 
     from soflow.training.grids import save_png
 
-    grids = [run.grid() for run in runs]
     width = sum(grid.width for grid in grids) + GAP * (len(grids) - 1)
     picture = Image.new("RGB", (width, max(grid.height for grid in grids)), "white")
     left = 0

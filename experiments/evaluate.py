@@ -56,7 +56,8 @@ class EvaluateOptions(Section):
     feature_weights: InputPath | None = None
     """File with the weights of dinov2 or clip, or of torch-fidelity's Inception where it cannot be downloaded."""
     reference: InputPath | None = None
-    """File of reference statistics, used instead of the data."""
+    """File of reference statistics, used instead of the data's features. The data must be there all the same, for their
+    classes; reproduce.py needs none."""
     reference_sha256: str | None = None
     """Beginning of that file's SHA-256; another file is refused."""
     protocol: Protocol | None = None

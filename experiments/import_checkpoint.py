@@ -52,6 +52,7 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     from soflow.interop import authors_checkpoint
     from soflow.training import checkpoints
     from soflow.training.build import build_network
+    from soflow.training.checkpoints import CheckpointError
 
     config = run.run
     authors_checkpoint.check_network(config, checkpoint)
@@ -63,6 +64,8 @@ def import_into(folder: Path, checkpoint: Path, run: TrainConfig) -> int:
     with torch.device("meta"):
         network = build_network(config, classes)
     state = authors_checkpoint.import_state(authors_state, network, config, checkpoint)
+    if not state["step"]:
+        raise CheckpointError(f"{checkpoint}: has no finished_steps, the number of optimizer steps of a run")
     with atomic(folder) as partial:
         partial.mkdir()
         (partial / "config.yaml").write_text(to_yaml(config))

@@ -44,7 +44,7 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
         print(f"counting the operations of a step of {name}", file=sys.stderr)
         costs[name] = cost_per_worker(run, configured)
     largest = max(costs, key=lambda name: costs[name].peak_bytes)
-    workers = workers_that_fit(runs[largest][0], configured, costs[largest], accelerator)
+    workers, fits = workers_that_fit(runs[largest][0], configured, costs[largest], accelerator)
     if workers > configured:
         costs = {name: cost_per_worker(run, workers) for name, (run, _) in runs.items()}
     unit, seconds = ("hours", 3600) if scale == "paper" else ("minutes", 60)
@@ -72,8 +72,11 @@ def show_plan(config: SweepConfig, scale: str, arguments: list[str]) -> None:
     console = table_console()
     console.print(table)
     num_workers = f"{workers} workers" if workers > 1 else "1 worker"
-    if workers > configured:
-        memory = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
+    memory = f"{accelerator.memory_bytes / 2**30:.0f} GiB of one {device}"
+    if not fits:
+        parts = "it is taken in smaller parts, with the same gradient"
+        console.print(f"A step of {largest} exceeds the {memory} with {num_workers}: {parts}.", highlight=False)
+    elif workers > configured:
         console.print(f"A step of {largest} fits into the {memory} with {num_workers} or more.", highlight=False)
     for line in (
         f"{sum(seeds for _, seeds in runs.values())} training runs, {_range((least, most))} {device} {unit} of "
@@ -111,16 +114,19 @@ def cost_per_worker(run: RunConfig, workers: int) -> Prediction:
     return predict(parse(override(to_dict(run), {"training.batch_size": share})))
 
 
-def workers_that_fit(run: RunConfig, workers: int, cost: Prediction, accelerator: Accelerator) -> int:
+def workers_that_fit(run: RunConfig, workers: int, cost: Prediction, accelerator: Accelerator) -> tuple[int, bool]:
     """Double the number of workers until a step fits into the memory of each, with at least two samples per worker.
 
     Args:
         cost: predicted cost of a step with `workers` workers.
+
+    Returns:
+        Number of workers, and whether a step fits.
     """
     while cost.peak_bytes > accelerator.memory_bytes and run.training.batch_size % (4 * workers) == 0:
         workers *= 2
         cost = cost_per_worker(run, workers)
-    return workers
+    return workers, cost.peak_bytes <= accelerator.memory_bytes
 
 
 def cluster_command(config: SweepConfig, arguments: list[str], workers: int) -> str:

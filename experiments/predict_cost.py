@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from orchestration.config import TrainConfig
+from orchestration.sweep.config import SweepConfig
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import table_console, three_digits
 from orchestration.terminal.views import finite
@@ -78,7 +80,8 @@ def _read(name: str, options: PredictOptions) -> RunConfig:
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else PRESETS / f"{name}.yaml"
     if not path.exists():
         raise ConfigError(f"runs = {name}: must be a file or a preset, one of {', '.join(_presets())}")
-    values = {key: value for key, value in read_yaml(path).items() if key in RunConfig.model_fields}
+    of_programs = {*TrainConfig.model_fields, *SweepConfig.model_fields} - set(RunConfig.model_fields)
+    values = {key: value for key, value in read_yaml(path).items() if key not in of_programs}
     batch = options.batch_size or parse(values).training.batch_size
     if batch % options.num_workers:
         raise ConfigError(f"num_workers = {options.num_workers}: must divide the batch size, {batch}")

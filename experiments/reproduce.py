@@ -213,8 +213,10 @@ def _note_settings(options: ReproduceOptions, model: Model, config: RunConfig) -
     from soflow.evaluation.reference import decoder_hashes
     from soflow.files import sha256, write_atomic
 
-    files = {"storage", "name", "nfe", "checkpoint", "feature_weights", "batch_size", "vae"}
-    settings = options.model_dump(mode="json", exclude=files) | {
+    # Moments are kept by NFE and protocol, and compared with the references in the end.
+    other = {"storage", "name", "nfe", "protocols", "references", "reference_sha256", "batch_size"}
+    files = {"checkpoint", "feature_weights", "vae"}
+    settings = options.model_dump(mode="json", exclude=other | files) | {
         "checkpoint_sha256": sha256(model.path),
         "features_sha256": sha256(weights_path(config.feature_network, config.evaluation.feature_weights)),
         "vae_sha256": list(decoder_hashes(config.dataset)),

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestration.store.runs import StoredCheckpoint
 from orchestration.terminal.command_line import fail, read_command_line
@@ -34,9 +34,9 @@ class SampleOptions(Section):
     ema: str = TRAINED
     """Average of the weights: trained, or made from the run's snapshots with a relative length such as 0.1."""
     labels: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Classes of the grid's columns. Default: the first ten."""
+    """Classes of the grid's columns. Default: the first ten. Not for a .npz file."""
     nfe: Count | None = None
-    """Number of function evaluations per sample. Default: the first of the checkpoint's evaluation.nfe, or 1."""
+    """Number of function evaluations per sample. Default: the first that the run evaluated, as for its FID."""
     sampler: Sampler | None = None
     """Sampler for nfe > 1. Default: the objective's."""
     seed: int = 0
@@ -57,6 +57,12 @@ class SampleOptions(Section):
             raise ValueError("must be the name of a .png file, which keeps every pixel")
         return path
 
+    @model_validator(mode="after")
+    def _classes_of_a_file_are_the_evaluation_s(self) -> SampleOptions:
+        if self.npz is not None and self.labels:
+            raise ValueError(f"labels = {list(self.labels)}: must be left out with npz, whose classes are those of FID")
+        return self
+
 
 def main() -> int:
     options = read_command_line(SampleOptions, __doc__, positional="checkpoint")
@@ -74,15 +80,14 @@ def write(options: SampleOptions) -> str:
 
     Raises:
         CheckpointError: if the checkpoint is missing or damaged.
-        ConfigError: if the autoencoder of a latent network cannot be loaded.
+        ConfigError: if the autoencoder of a latent network cannot be loaded, or the sampler cannot take so many steps.
     """
+    from soflow.evaluation.generated import evaluation_nfe
     from soflow.models import load_model
     from soflow.training.grids import GRID_COLUMNS, save_png
 
     model = load_model(options.checkpoint, options.best, ema=options.ema)
-    nfe = options.nfe or (model.config.evaluation.nfe or (1,))[0]
-    if options.sampler == "heun" and nfe % 2:
-        raise ConfigError(f"nfe = {nfe}: must be even for the heun sampler")
+    nfe = options.nfe or evaluation_nfe(model.config, model.objective)[0]
     if options.npz is None:
         image = model.grid(nfe, options.labels, options.rows, options.sampler, options.seed)
         save_png(image, options.out)

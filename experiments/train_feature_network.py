@@ -205,6 +205,7 @@ def main() -> int:
     print(f"test accuracy {score:.4f}; weights written to {path}")
     if options.name == "images":
         flags = ["--dataset", "image_folder", "--dataset.root", options.root, "--evaluation.feature-network", path]
+        flags += ["--dataset.image-size", options.image_size] if options.image_size else []
         print(f"use it with: {shlex.join(map(str, flags))}")
     return 0
 

@@ -142,7 +142,8 @@ class Model:
             seed: seed of the noise.
 
         Raises:
-            ConfigError: if a label is unknown, or the autoencoder of a latent network cannot be loaded.
+            ConfigError: if a label is unknown, the sampler cannot take so many evaluations, or the autoencoder of a
+                latent network cannot be loaded.
         """
         if len(labels):
             repeated = [labels[number % len(labels)] for number in range(num_samples)]
@@ -158,7 +159,7 @@ class Model:
     def _batches(
         self, config: RunConfig, nfe: int, sampler: str | None, counts: Sequence[int], also: Sequence[str] = ()
     ) -> Iterator[Batch]:
-        sampler, workers = sampler or sampler_for(config, self.objective, nfe), Workers(self.device)
+        sampler, workers = self._checked_sampler(config, nfe, sampler), Workers(self.device)
         return generate(self.objective, self.network, self.codec, config, nfe, sampler, workers, counts, also)
 
     def grid(
@@ -191,10 +192,18 @@ class Model:
         return checked
 
     def _grid(self, nfe: int, labels: Sequence[int], rows: int, sampler: str | None, seed: int) -> Tensor:
-        if nfe < 1:
-            raise ConfigError(f"nfe = {nfe}: must be 1 or more")
+        sampler = self._checked_sampler(self.config, nfe, sampler)
         arguments = (self.objective, self.network, self.config, self.device, nfe, sampler, seed, rows)
         return draw_grid(*arguments, self.codec, labels)
+
+    def _checked_sampler(self, config: RunConfig, nfe: int, sampler: str | None) -> str:
+        """Return the sampler, by default the configured one, if it can take so many evaluations."""
+        if nfe < 1:
+            raise ConfigError(f"nfe = {nfe}: must be 1 or more")
+        sampler = sampler or sampler_for(config, self.objective, nfe)
+        if sampler == "heun" and nfe % 2:
+            raise ConfigError(f"nfe = {nfe}: must be even with sampler = heun, whose steps take two evaluations")
+        return sampler
 
     def evaluate(
         self,

@@ -13,12 +13,14 @@ from dashboards.html.drawing import Panel, scale_axis, without
 from dashboards.labels import title
 from dashboards.palette import BEST, BLUE, DEFAULT, GOAL_SCALE, GRAY
 from orchestration.checkpoint_sweep import results as points
-from orchestration.checkpoint_sweep.config import badness
+from orchestration.checkpoint_sweep.config import badness, direction
 from orchestration.checkpoint_sweep.results import Result, describe
 from orchestration.checkpoint_sweep.saved import Saved
 from soflow.posthoc_ema import TRAINED, average_of
 
 FEWEST_LENGTHS = 2
+PLAIN = "with temperature 1, equal steps and guidance at all times"
+"""Settings of the points that figures over EMA length show."""
 LOG_FACTOR = 3
 """Ratio of the largest to the smallest value above which colors are logarithmic."""
 
@@ -29,7 +31,7 @@ def panels(results: Sequence[Result], saved: Saved) -> list[Panel]:
 
 
 def _plain(results: Sequence[Result]) -> list[Result]:
-    """Leave out points that differ in more than average, guidance, sampler and steps."""
+    """Leave out points that differ in more than average, guidance, sampler and steps: others than PLAIN."""
     return [
         result
         for result in results
@@ -70,7 +72,8 @@ def _contours(results: Sequence[Result], saved: Saved) -> Panel:
             continue
         z = [[values.get((length, strength)) for length in lengths] for strength in strengths]
         figure = go.Figure()
-        style = {"colorscale": GOAL_SCALE, "connectgaps": True, "contours_coloring": "heatmap"}
+        style = {"colorscale": GOAL_SCALE, "reversescale": direction(saved.goal) == "maximize"}
+        style |= {"connectgaps": True, "contours_coloring": "heatmap"}
         figure.add_contour(x=lengths, y=strengths, text=z, **_colors(z), **style)
         figure.data[0].update(hovertemplate=f"length %{{x}}, guidance %{{y}}: {name} %{{text:.4g}}<extra></extra>")
         keys = list(values)
@@ -84,7 +87,8 @@ def _contours(results: Sequence[Result], saved: Saved) -> Panel:
         steps = f"{nfe} step{'s' if nfe > 1 else ''}{f', {sampler}' if nfe > 1 else ''}"
         figure.update_layout(xaxis_title=f"relative EMA length σ_rel ({steps})", yaxis_title="guidance")
         panel.figures.append(figure)
-    return panel if panel.figures else without(panel, "two lengths of the average and two strengths of guidance")
+    needed = f"two lengths of the average and two strengths of guidance, {PLAIN}"
+    return panel if panel.figures else without(panel, needed)
 
 
 def _colors(z: list[list[float | None]]) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _over_lengths(results: Sequence[Result], saved: Saved) -> Panel:
                     **dashed, line=color | {"dash": "dash"}, showlegend=False, legendgroup=label, hoverinfo="y"
                 )
     if not drawn:
-        return without(panel, "two lengths of the average")
+        return without(panel, f"two lengths of the average, without guidance and {PLAIN}")
     figure.update_layout(xaxis_title="relative EMA length σ_rel", yaxis_title=name)
     panel.figures = [figure]
     return panel

@@ -31,7 +31,8 @@ class Comparison:
 
     Attributes:
         protocols: how FIDs were measured; a single one if all are comparable.
-        quality: reported metrics of quality, the first goal first; empty if they must not be compared between cases.
+        quality: the first goal, which is tested, and the reported FIDs; empty if they must not be compared between
+            cases, or no trial reported the goal.
         verdicts: results of the hypotheses that were stated before the run.
         exponents: fits of errors to what may predict them; p corrected together with that of the verdicts.
         answer: the findings in a few sentences, or why cases are not compared.
@@ -68,8 +69,9 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
     comparable = len(protocols) <= 1
     trials = data.trials.assign(case=data.trials[CASE].map(str))  # a name may look like a number
     trials["seed"] = pd.to_numeric(trials["seed"], errors="coerce")
-    quality = [name for name in trials if re.fullmatch(rf"{FID}(_\d+nfe)?", name)] if comparable else []
-    quality.sort(key=lambda name: (name != goal, name))
+    quality = []
+    if comparable and goal in trials:
+        quality = [goal, *sorted(name for name in trials if re.fullmatch(rf"{FID}(_\d+nfe)?", name) and name != goal)]
     if hypotheses is None:
         hypotheses = logged_hypotheses(data.param("hypotheses"))
     stated = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}

@@ -131,4 +131,4 @@ def _cost_cell(value: str | float | None) -> str:
         return "–"
     if isinstance(value, str):
         return shorten(value)
-    return thousands(f"{value:.0f}") if value >= 1e4 else f"{value:.3g}"
+    return thousands(f"{value:.0f}") if value >= 1e3 else f"{value:.3g}"

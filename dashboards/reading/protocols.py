@@ -59,7 +59,7 @@ class Protocol:
 def is_quality(metric: str) -> bool:
     """Check whether a metric depends on the protocol."""
     depends = "fid|kid|cmmd|class_consistency|precision|recall|density|coverage|inception_score"
-    return re.match(f"({depends})", metric) is not None
+    return re.match(f"({depends}|diagnostics/(fid_by_nfe|inference_guidance)/)", metric) is not None
 
 
 def find_protocols(data: SweepData) -> list[Protocol]:

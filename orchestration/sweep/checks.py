@@ -92,10 +92,10 @@ def _reason_unreported(run: RunConfig, metric: str, searched: Collection[str], s
     }
     quality = ["fid", "kid", *(name for name, is_reported in configured.items() if is_reported)]
     diagnostics = (f"diagnostics/{re.escape(label(name))}" for name in evaluation.diagnostics)
-    groups = ("time", "throughput", "memory", "loss", "gradient", *diagnostics)
+    groups = ("time", *(("throughput",) if stated else ()), "memory", "loss", "gradient", *diagnostics)
     named = re.fullmatch(rf"({'|'.join(quality)})(_(\d+)nfe)?|(fid|kid)_floor|({'|'.join(groups)})/.+", metric)
     if named is None:
-        if re.fullmatch(rf"({'|'.join(HIGHER_IS_BETTER)})(_\d+nfe)?", metric) and not stated:
+        if re.fullmatch(rf"({'|'.join(HIGHER_IS_BETTER)})(_\d+nfe)?|throughput/.+", metric) and not stated:
             return "better if it is higher; goals and constraints are metrics that are better if they are lower"
         return (
             f"not a metric; metrics are {', '.join(quality)}, fid_2nfe and those of "

@@ -26,9 +26,11 @@ from soflow import codecs
 from soflow.config import RunConfig, flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml
-from soflow.evaluation.generated import sampler_for, sampling_options
+from soflow.evaluation.generated import evaluation_nfe, sampler_for, sampling_options
 from soflow.files import atomic
 from soflow.objectives.base import normals
+from soflow.objectives.registry import OBJECTIVES
+from soflow.plugins import load
 from soflow.randomness import generator
 from soflow.sampling import sample
 from soflow.training import checkpoints
@@ -66,13 +68,15 @@ class ImageSampler:
 
         Args:
             labels: table with a column `label` of classes; unconditional networks ignore it.
-            params: `seed` (0) of the noise, and `nfe` (1), the number of network evaluations per image.
+            params: `seed` (0) of the noise, and `nfe`, the number of network evaluations per image; its default is the
+                first that the run evaluated.
 
         Raises:
             ValueError: naming the invalid label or number of evaluations.
         """
-        params = {"seed": 0, "nfe": 1} | (params or {})
-        seed, nfe = int(params["seed"]), int(params["nfe"])
+        params = params or {}
+        seed = int(params.get("seed", 0))
+        nfe = int(params["nfe"]) if "nfe" in params else evaluation_nfe(self.config, self.objective)[0]
         if nfe < 1:
             raise ValueError(f"nfe = {nfe}: must be at least 1")
         shape = (len(labels), *self.config.dataset.sample_shape)
@@ -110,6 +114,8 @@ def write_model(checkpoint: Path, folder: Path) -> None:
     if folder.exists():
         return
     state = checkpoints.load(checkpoint)
+    config = parse(state["config"])
+    nfe = evaluation_nfe(config, load(OBJECTIVES[config.objective.name].implementation))[0]
     with (
         atomic(folder) as partial,
         tempfile.TemporaryDirectory() as weights,
@@ -122,7 +128,7 @@ def write_model(checkpoint: Path, folder: Path) -> None:
             partial,
             loader_module=__name__,
             data_path=Path(weights) / WEIGHTS_FILE,
-            signature=_signature(),
+            signature=_signature(nfe),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES],
         )
 
@@ -143,11 +149,11 @@ def _requirements_unchecked() -> Iterator[None]:
         environment.warn_dependency_requirement_mismatches = check
 
 
-def _signature():
+def _signature(nfe: int):
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-    params = ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("nfe", "long", 1)])
+    params = ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("nfe", "long", nfe)])
     return ModelSignature(inputs=Schema([ColSpec("long", "label")]), params=params)
 
 

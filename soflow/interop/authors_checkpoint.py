@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from soflow.config import RunConfig, to_dict
 from soflow.interop.authors_layout import Layout, layout_of
+from soflow.networks.registry import NETWORKS
 from soflow.training import checkpoints
 from soflow.training.build import build_optimizer
 from soflow.training.checkpoints import CheckpointError
@@ -107,8 +108,10 @@ def export_state(state: Mapping[str, Any], network: nn.Module, config: RunConfig
 
 def check_network(config: RunConfig, path: Path) -> None:
     """Raise CheckpointError unless checkpoints of the configured network can be converted."""
-    dataset = config.dataset
-    if config.network.name.startswith("DiT-"):
+    dataset, network = config.dataset, config.network.name
+    if network not in NETWORKS.included or not network.startswith(("DiT-", "U-Net")):
+        raise CheckpointError(f"{path}: network.name = {network}: the authors have DiT and U-Net only")
+    if network.startswith("DiT-"):
         return
     if dataset.conditional:
         raise CheckpointError(f"{path}: dataset.conditional = True: must be False, the authors' U-Net takes no labels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -43,6 +44,22 @@ def test_different_protocols_are_named(folders, monkeypatch, capsys):
     text = output(monkeypatch, capsys, folders["first"], folders["third"])
     assert "fid_num_samples" in text
     assert text.endswith("The FIDs follow different protocols and cannot be compared.\n")
+
+
+def test_conditions_that_differ_are_named(folders, monkeypatch, capsys, tmp_path):
+    other = tmp_path / "first"
+    shutil.copytree(folders["first"], other)
+    for path in (other / "reports").glob("*.json"):
+        path.write_text(path.read_text().replace('"device": "', '"device": "other '))
+    text = output(monkeypatch, capsys, folders["first"], str(other))
+    assert "other" in text.partition("conditions")[2]
+    assert "Times and memory were measured under different conditions." in text
+    assert str(other.parent.name) in "".join(text.split())  # two runs of the same name are told apart
+
+
+def test_a_run_in_a_folder_called_trials_is_no_trial(folders, monkeypatch, capsys, tmp_path):
+    shutil.copytree(folders["first"], tmp_path / "trials" / "mine")
+    assert "mine" in output(monkeypatch, capsys, folders["second"], str(tmp_path / "trials" / "mine"))
 
 
 def test_json_has_the_same(folders, monkeypatch, capsys):

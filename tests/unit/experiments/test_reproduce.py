@@ -148,6 +148,14 @@ def test_another_folder_is_asked_for_if_settings_differ(inputs, run):
     assert "seed = 3: is 0 in" in error
 
 
+def test_other_references_use_the_same_images(inputs, run, monkeypatch):
+    (first,) = rows_of(run("--references", inputs / "one.npz", "--nfe", "1")[1])
+    monkeypatch.setattr(reproduce, "_features", lambda *arguments: pytest.fail("images are generated again"))
+    (second,) = rows_of(run("--references", inputs / "two.npz", "--nfe", "1")[1])
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
+
+
 def test_a_checkpoint_of_another_network_is_refused_with_the_first_key(inputs, run, tmp_path):
     stored = torch.load(inputs / "authors.pt", weights_only=True)
     stored["ema_model"]["network.extra.weight"] = torch.zeros(2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers import REPOSITORY
+from PIL import Image
 
 import soflow
 from experiments import evaluate, sample
@@ -173,6 +174,21 @@ def test_programs_give_the_same(run, tmp_path, capsys):
     sample.write(sample.SampleOptions(checkpoint=run.folder, npz=file, num_samples=20))
     written = np.load(file)["arr_0"]
     assert np.array_equal(written, run.model().sample(20).permute(0, 2, 3, 1).expand(-1, -1, -1, written.shape[-1]))
+
+
+def test_samples_have_the_evaluations_of_the_run_s_fid(tmp_path):
+    """Flow matching is evaluated with 50 evaluations first: one of its steps makes a blurred image."""
+    config = soflow.load_config(*LAYERS, {"objective.name": "flow_matching"})
+    run = soflow.train(config, tmp_path / "run", progress=False)
+    told = sample.write(sample.SampleOptions(checkpoint=run.folder, out=tmp_path / "grid.png"))
+    assert "with 50 evaluation(s) each" in told
+    assert Image.open(tmp_path / "grid.png").tobytes() == run.grid().tobytes()
+
+
+def test_a_sampler_of_two_evaluations_per_step_takes_an_even_number(run):
+    for call in (run.model().sample, run.model().grid):
+        with pytest.raises(soflow.ConfigError, match="nfe = 3: must be even with sampler = heun"):
+            call(3, 3, sampler="heun") if call.__name__ == "sample" else call(3, sampler="heun")
 
 
 def test_grids_are_pictures(run):

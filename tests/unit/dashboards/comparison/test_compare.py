@@ -18,6 +18,7 @@ from dashboards.comparison.page import comparison_page, write_tables
 from dashboards.comparison.results import CONFIRMED, UNDECIDED
 from dashboards.comparison.tables import _escape_markdown, measured_table, stacked
 from dashboards.comparison.terminal import show_comparison
+from dashboards.labels import title
 from dashboards.latex import escape
 from dashboards.reading.sweep_data import read_sweep
 from dashboards.report import leave_report, read_attachments
@@ -137,6 +138,23 @@ def test_fids_of_different_protocols_are_not_compared(store):
     page = page_of(store, parent)
     assert "must not be compared" in page
     assert "time per step" in page or "peak memory" in page  # costs are compared
+
+
+@pytest.mark.parametrize("goal", ["kid", "memory/peak_mib", "time/train_s", "fid_2nfe"])
+def test_the_first_goal_is_drawn_and_tested_whatever_it_is(store, goal):
+    parent = write_sweep(store, goals=(goal, "fid"))
+    comparison = compare(read_sweep(store.uri, parent))
+    assert comparison.quality[0] == goal
+    assert "fid" in comparison.quality
+    worse, runs = comparison.cases[1], store.children(parent)
+    pairs = [[runs[3 * seed + case].data.metrics[goal] for seed in range(4)] for case in (1, 0)]
+    assert worse.against[goal] == paired_ratio(*pairs)
+    headings = measured_table(comparison)[0]
+    assert headings[headings.index("p") - 2] == title(goal)  # then its ratio
+    page = page_of(store, parent)
+    assert f"{title(goal)} against training time" in page
+    assert "Not drawn" not in page
+    assert ('id="memory"' in page) == (goal != "memory/peak_mib")
 
 
 def test_hypotheses_within_one_protocol_are_tested_and_others_are_not(store):

@@ -34,7 +34,7 @@ def test_cmmd_is_a_goal_with_the_network_that_measures_it(tmp_path):
             "case_seeds": 2,
             "early_stopping": {"kind": "none"},
             "evaluation": {"precision_recall": True},
-            "hypotheses": ("recall(a) < recall(b)",),
+            "hypotheses": ("recall(a) < recall(b)", "throughput/images_per_s(a) < throughput/images_per_s(b)"),
         },
     ],
 )
@@ -76,6 +76,9 @@ FAULTS = {
         "evaluation": {"reference": "a.npz"},
     },
     "goals = recall: recall is better if it is higher": {"goals": ("recall",)},
+    "goals = throughput/images_per_s: throughput/images_per_s is better if it is higher": {
+        "goals": ("throughput/images_per_s",)
+    },
     "goals = class_consistency_floor: class_consistency_floor is not a metric": {"goals": ("class_consistency_floor",)},
     "hypotheses = recall.*: recall is not reported with evaluation.reference = .*a.npz, a file of statistics": {
         "cases": ("a", "b"),

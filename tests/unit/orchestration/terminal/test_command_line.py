@@ -329,6 +329,11 @@ SCRIPT_FAULTS = [
     ("sample.py", "empty --nfe 0", "nfe = 0: must be greater than or equal to 1"),
     ("sample.py", "nowhere", "checkpoint = nowhere: there is no such file or folder"),
     ("sample.py", "empty --out x.jpg", "out = x.jpg: must be the name of a .png file"),
+    (
+        "sample.py",
+        "empty --npz x.npz --labels 3",
+        "must be left out with npz, whose classes are those of FID",
+    ),
     ("sample.py", "empty --out empty", "out = empty: is a folder; give the name of a file in it"),
     ("sweep_schedule.py", "--scale huge", "scale = huge: must be 'small' or 'paper'"),
     ("predict_cost.py", "--num-workers 0", "num_workers = 0: must be greater than or equal to 1"),

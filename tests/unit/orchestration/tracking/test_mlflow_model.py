@@ -84,6 +84,8 @@ def test_a_registered_model_samples_as_its_checkpoint_does(uri, tmp_path, run):
         wanted = draw_grid(objective, network, config, CPU, nfe, seed=seed).numpy()
         np.testing.assert_array_equal(loaded.predict(GRID, params={"seed": seed, "nfe": nfe}), wanted)
     assert np.std(wanted) > 0
+    grid = draw_grid(objective, network, config, CPU, objective.default_nfe[0]).numpy()
+    np.testing.assert_array_equal(loaded.predict(GRID), grid)
 
     (data,) = runs["s-0000"].inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("digits", "0123456789ab")

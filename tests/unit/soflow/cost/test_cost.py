@@ -339,6 +339,13 @@ def test_what_cannot_be_predicted_is_one_line(predict_cost, arguments, message):
     assert errors.count("\n") == 1
 
 
+def test_an_unknown_section_is_no_default(predict_cost, tmp_path):
+    (tmp_path / "run.yaml").write_text("networks: {name: DiT-XL/2}\nnum_trials: 4\n")
+    code, _, errors = predict_cost(str(tmp_path / "run.yaml"))
+    assert code == 2
+    assert "networks: unknown key; did you mean network?" in errors
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_products_run_at_the_peak_of_their_precision_and_a_finite_differences_in_fp32(precision):
     accelerator = Accelerator(1e9, bytes_per_s=float("inf"), flops_per_s={"fp32": 1e9, precision: 4e9})

@@ -373,6 +373,13 @@ def test_what_does_not_fit_is_named(change, message, part):
         authors_checkpoint.import_state(stored, golden_dit(), golden_config(), FILE)
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_network_that_the_authors_do_not_have_is_refused(conditional):
+    config = tiny_config(dataset={"conditional": conditional})
+    with pytest.raises(CheckpointError, match=r"network.name = tests.networks:one_block: the authors have DiT and U-N"):
+        authors_checkpoint.check_network(config, FILE)
+
+
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "ours.pt"
     torch.save({"network": {}, "ema": {}}, path)
@@ -536,6 +543,16 @@ def test_a_disk_that_fills_during_an_import_leaves_no_half_run(tmp_path, monkeyp
             import_run(tmp_path, patch)
     assert not list((tmp_path / "results").iterdir())
     assert import_run(tmp_path, monkeypatch)[0].is_dir()  # the name is not taken
+
+
+def test_a_file_without_steps_is_not_imported(imported, tmp_path, monkeypatch, capsys):
+    """Checkpoints are found by their step, and step 0 is that of a run without any."""
+    torch.save({name: authors_checkpoint.read(imported[1])[name] for name in ("model", "ema_model")}, tmp_path / "0.pt")
+    arguments = ["--checkpoint", tmp_path / "0.pt", "--config", tmp_path / "own.yaml", "--storage", tmp_path]
+    with pytest.raises(SystemExit):
+        program("import_checkpoint", monkeypatch, *arguments, "--name", "other")
+    assert "0.pt: has no finished_steps" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_exporting_fails_in_one_line(imported, tmp_path, monkeypatch, capsys):
