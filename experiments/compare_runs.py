@@ -4,8 +4,8 @@ $ python experiments/compare_runs.py results/NAME/trials/0003 results/NAME/trial
 $ python experiments/compare_runs.py results/first results/second --out both.png
 $ python experiments/compare_runs.py results/first results/second --format json
 
-Where FIDs follow different protocols, the differences are named: such FIDs say nothing about which run is better. So
-are other devices, numbers of workers and the like, under which times and memory differ.
+Where FIDs follow different protocols, the differences are named: such FIDs say nothing about which run is better.
+Differences in device, number of workers and so on, which change times and memory, are named too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import field_validator
 from orchestration.terminal.command_line import fail, read_command_line
 from orchestration.terminal.format import format_value, table_console
 from orchestration.terminal.views import finite
-from orchestration.tracking.schema import CONDITIONS, FID_PROTOCOL
+from orchestration.tracking.schema import FID_PROTOCOL
 from soflow.config import flatten, to_dict
 from soflow.config_base import ConfigError, OutputPath, Section
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAIN = ("fid", "kid", "class_consistency", "time/train_s", "time/step_ms", "memory/peak_mib", "throughput/images_per_s")
 """Metrics that are shown unless all are."""
+CONDITIONS = ("device", "threads", "workers", "micro_batch", "memory_measure")
+"""Facts besides the settings on which times and memory depend."""
 GAP = 16
 """Pixels between two grids."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from soflow.config import RunConfig
+from soflow.config import RunConfig, check_training
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.data.base import DataSource
@@ -22,15 +22,16 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         DataError, ConfigError: naming the path and its expected content.
     """
+    check_training(config)
     source = check_evaluation(config)
     if hasattr(config.objective, "teacher"):
         from soflow.training.teacher import load_teacher  # imports torch
 
         load_teacher(config, source.num_classes)
     if config.evaluation.times:
-        from soflow.evaluation.generated import evaluation_nfe
+        from soflow.evaluation.generated import check_times
 
-        evaluation_nfe(config, load(OBJECTIVES[config.objective.name].implementation))
+        check_times(config, load(OBJECTIVES[config.objective.name].implementation))
     if config.training.snapshot_every:
         _check_snapshots(config, source.num_classes)
     if (precision := config.training.quotient_precision) != "fp32":

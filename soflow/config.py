@@ -136,17 +136,18 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _guidance_has_a_null_label(self) -> RunConfig:
-        if self.evaluation.guidance != 1:
-            given = f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1"
-        elif "inference_guidance" in self.evaluation.diagnostics:
-            given = "evaluation.diagnostics = inference_guidance: must be left out"
-        else:
-            return self
-        if not self.dataset.conditional:
-            raise ValueError(f"{given} with dataset.conditional = False, guidance compares a label with none")
-        if not getattr(self.objective, "label_drop", 1):
-            raise ValueError(f"{given} with objective.label_drop = 0, the network has learned no null label")
+        if self.evaluation.guidance != 1 and (reason := self.lacks_null_label):
+            raise ValueError(f"evaluation.guidance = {self.evaluation.guidance:g}: must be 1 with {reason}")
         return self
+
+    @property
+    def lacks_null_label(self) -> str:
+        """Why the network cannot be guided at sampling; empty if it can."""
+        if not self.dataset.conditional:
+            return "dataset.conditional = False, guidance compares a label with none"
+        if not getattr(self.objective, "label_drop", 1):
+            return "objective.label_drop = 0, the network has learned no null label"
+        return ""
 
     @model_validator(mode="after")
     def _the_true_solution_is_known(self) -> RunConfig:
@@ -170,6 +171,22 @@ class RunConfig(Section):
     def feature_network(self) -> str:
         """Name of the feature network used for FID."""
         return self.evaluation.feature_network or SOURCES[self.dataset.name].feature_network
+
+
+def check_training(config: RunConfig) -> None:
+    """Check what only a training needs: runs that earlier versions trained differently can be sampled all the same.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    training = config.training
+    if training.ema_every > (first := min(training.report_every, training.total_steps)):
+        raise ConfigError(
+            f"training.ema_every = {training.ema_every}: must be at most {first}, the step of the first report, which "
+            "would evaluate the initial weights"
+        )
+    if "inference_guidance" in config.evaluation.diagnostics and (reason := config.lacks_null_label):
+        raise ConfigError(f"evaluation.diagnostics = inference_guidance: must be left out with {reason}")
 
 
 def parse(values: dict[str, Any]) -> RunConfig:

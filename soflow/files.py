@@ -73,7 +73,7 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
         try:
             result = write()
         except (OSError, RuntimeError) as error:  # torch.save hides errors of the disk behind a RuntimeError
-            outage = _cause(error) or error_of_disk(place)
+            outage = _outage(error) or (None if isinstance(error, OSError) else error_of_disk(place))
             if outage is None or outage.errno not in OUTAGES:
                 raise
             if not waiting:
@@ -86,11 +86,13 @@ def patiently(write: Callable[[], Result], place: Path, say: Callable[[str], obj
             return result
 
 
-def _cause(error: BaseException | None) -> OSError | None:
-    """Find the error of the disk that an exception is, or came from; None if there is none."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+def _outage(error: BaseException | None) -> OSError | None:
+    """Find the outage that an exception is, or came from; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OUTAGES:
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 def error_of_disk(place: Path) -> OSError | None:

@@ -18,7 +18,7 @@ from soflow.config import RunConfig, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.data import open_source
 from soflow.evaluation.fidelity import Batch, Evaluator, Measurement
-from soflow.evaluation.generated import by_nfe, evaluation_nfe, generate, sampler_for
+from soflow.evaluation.generated import by_nfe, check_times, evaluation_nfe, generate, sampler_for
 from soflow.evaluation.moments import Workers
 from soflow.objectives.base import Objective
 from soflow.posthoc_ema import TRAINED, average_of
@@ -250,6 +250,7 @@ class Model:
             progress: wraps the batches of each NFE.
             also: evaluators of the same images by other FID protocols; their metrics have names such as "fid@adm".
         """
+        check_times(config, self.objective)
         counts = evaluator.class_counts
         first, *_ = all_nfe = evaluation_nfe(config, self.objective)
         protocols = [other.config.protocol for other in also]

@@ -9,7 +9,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soflow.config import RunConfig, extends, flatten, parse, to_dict
+from soflow.config import RunConfig, check_training, extends, flatten, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_layers, read_yaml
 from soflow.files import LOCK_FILE
@@ -67,6 +67,7 @@ def train(
     from soflow.training.run import TrainingRun
 
     folder = Path(folder).absolute()
+    check_training(config)
     done = _steps_done(config, folder)
     if done == config.training.total_steps:
         return Run(folder)

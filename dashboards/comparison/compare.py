@@ -70,8 +70,9 @@ def compare(data: SweepData, hypotheses: list[Hypothesis] | None = None) -> Comp
     trials = data.trials.assign(case=data.trials[CASE].map(str))  # a name may look like a number
     trials["seed"] = pd.to_numeric(trials["seed"], errors="coerce")
     quality = []
-    if comparable and goal in trials:
-        quality = [goal, *sorted(name for name in trials if re.fullmatch(rf"{FID}(_\d+nfe)?", name) and name != goal)]
+    if goal in trials and (comparable or not is_quality(goal)):
+        fids = sorted(name for name in trials if re.fullmatch(rf"{FID}(_\d+nfe)?", name) and name != goal)
+        quality = [goal, *(fids if comparable else ())]
     if hypotheses is None:
         hypotheses = logged_hypotheses(data.param("hypotheses"))
     stated = {term.metric for hypothesis in hypotheses for term in hypothesis.terms}

@@ -28,7 +28,8 @@ def panels(comparison: Comparison) -> list[Panel]:
     """Draw all figures; figures of quality only if it is comparable."""
     drawn = [_exponents(comparison)] if comparison.exponents else []
     if comparison.quality:
-        drawn += [_over_steps(comparison), _over_time(comparison)]
+        drawn.append(_over_steps(comparison))
+        drawn += [_over_time(comparison)] if comparison.quality[0] != TRAIN_S else []
         drawn += [_memory(comparison)] if comparison.quality[0] != PEAK_MIB else []
     return [*drawn, _costs(comparison)]
 

@@ -19,18 +19,22 @@ from soflow.sampling import SamplingOptions, sample
 
 
 def evaluation_nfe(config: RunConfig, objective: Objective | type[Objective]) -> tuple[int, ...]:
-    """Return the NFE values to evaluate; the metrics of the first have no suffix.
+    """Return the NFE values to evaluate; the metrics of the first have no suffix."""
+    return config.evaluation.nfe or objective.default_nfe
+
+
+def check_times(config: RunConfig, objective: Objective | type[Objective]) -> None:
+    """Check that evaluation.times are for one of the NFE values to evaluate.
 
     Raises:
-        ConfigError: if evaluation.times are for other steps than these.
+        ConfigError: naming these values.
     """
-    all_nfe, times = config.evaluation.nfe or objective.default_nfe, config.evaluation.times
+    all_nfe, times = evaluation_nfe(config, objective), config.evaluation.times
     if times and len(times) + 1 not in all_nfe:
         raise ConfigError(
             f"evaluation.times = {list(times)}: are for {len(times) + 1} NFE, and {', '.join(map(str, all_nfe))} NFE "
             "are evaluated; list it in evaluation.nfe"
         )
-    return all_nfe
 
 
 def sampler_for(config: RunConfig, objective: Objective, nfe: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from soflow.config_base import Count, Positive, PrecisionName, Section, in_one_line
 from soflow.posthoc_ema import LONGEST
@@ -68,13 +68,3 @@ class TrainingConfig(Section):
         if len(set(lengths)) < len(lengths) or not lengths:
             raise ValueError("must list different lengths, at least one")
         return lengths
-
-    @model_validator(mode="after")
-    def _averages_before_a_report(self) -> TrainingConfig:
-        """Check that the average has been updated when the first report evaluates it."""
-        if self.ema_every > (first := min(self.report_every, self.total_steps)):
-            raise ValueError(
-                f"ema_every = {self.ema_every} must be at most {first}, the step of the first report, which would "
-                "evaluate the initial weights"
-            )
-        return self

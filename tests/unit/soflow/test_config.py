@@ -11,11 +11,12 @@ from helpers import tiny_config
 from pydantic import ValidationError
 
 from orchestration.config import LaunchConfig, TrainConfig
+from orchestration.preflight import check_inputs
 from orchestration.sweep import search_space
 from orchestration.sweep.config import SweepConfig
 from orchestration.sweep.search_space import Dimension, build, known_points
 from orchestration.sweep.ticket import trial_config
-from soflow.config import config_hash, flatten, override, parse, to_dict
+from soflow.config import check_training, config_hash, flatten, override, parse, to_dict
 from soflow.config_base import ConfigError
 from soflow.config_files import read_yaml, to_yaml
 from soflow.objectives.registry import OBJECTIVES
@@ -103,24 +104,6 @@ FAULTS = [
     (
         {"evaluation": {"guidance": 2}, "objective": {"label_drop": 0, "guidance_strength": 1}},
         "evaluation.guidance = 2: must be 1 with objective.label_drop",
-    ),
-    *(
-        (
-            {"evaluation": {"diagnostics": ["inference_guidance"]}, **without_null_label},
-            f"evaluation.diagnostics = inference_guidance: must be left out with {cause}",
-        )
-        for without_null_label, cause in (
-            ({"dataset": {"conditional": False}}, "dataset.conditional = False"),
-            ({"objective": {"label_drop": 0, "guidance_strength": 1}}, "objective.label_drop = 0"),
-        )
-    ),
-    (
-        {"training": {"ema_every": 16, "total_steps": 10}},
-        "training: ema_every = 16 must be at most 10, the step of the first report",
-    ),
-    (
-        {"training": {"ema_every": 16, "report_every": 15}},
-        "training: ema_every = 16 must be at most 15, the step of the first report",
     ),
     (
         {"evaluation": {"guidance": 2, "diagnostics": ["inference_guidance"]}},
@@ -215,6 +198,39 @@ def test_a_fault_is_one_line_with_field_value_and_what_is_allowed(values, messag
         parse(values)
     assert re.match(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"evaluation": {"diagnostics": ["inference_guidance"]}, "dataset": {"conditional": False}},
+            "evaluation.diagnostics = inference_guidance: must be left out with dataset.conditional = False",
+        ),
+        (
+            {
+                "evaluation": {"diagnostics": ["inference_guidance"]},
+                "objective": {"label_drop": 0, "guidance_strength": 1},
+            },
+            "evaluation.diagnostics = inference_guidance: must be left out with objective.label_drop = 0",
+        ),
+        (
+            {"training": {"ema_every": 16, "total_steps": 10}},
+            "training.ema_every = 16: must be at most 10, ",
+        ),
+        (
+            {"training": {"ema_every": 16, "report_every": 15}},
+            "training.ema_every = 16: must be at most 15, ",
+        ),
+    ],
+)
+def test_what_earlier_versions_trained_is_read_but_not_trained(values, message):
+    config = parse(values)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        check_training(config)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        check_inputs(config)
+    check_training(parse({}))
 
 
 def test_several_faults_are_a_line_each():

@@ -152,9 +152,18 @@ def test_the_first_goal_is_drawn_and_tested_whatever_it_is(store, goal):
     headings = measured_table(comparison)[0]
     assert headings[headings.index("p") - 2] == title(goal)  # then its ratio
     page = page_of(store, parent)
-    assert f"{title(goal)} against training time" in page
+    assert (f"{title(goal)} against training time" in page) == (goal != "time/train_s")
     assert "Not drawn" not in page
     assert ('id="memory"' in page) == (goal != "memory/peak_mib")
+
+
+def test_a_goal_that_no_protocol_concerns_is_compared_all_the_same(store):
+    parent = write_sweep(store, goals=("memory/peak_mib", "fid"))
+    store.client.set_tag(store.children(parent)[5].info.run_id, "nfe", "50")
+    comparison = compare(read_sweep(store.uri, parent))
+    assert comparison.quality == ["memory/peak_mib"]
+    assert "memory/peak_mib" in comparison.cases[1].against
+    assert "must not be compared" in page_of(store, parent)
 
 
 def test_hypotheses_within_one_protocol_are_tested_and_others_are_not(store):

@@ -371,7 +371,10 @@ def test_a_folder_that_may_not_be_read_is_refused_by_name():
         user = os.geteuid()
         try:
             if user == 0:  # may read everything
-                os.seteuid(65534)
+                try:
+                    os.seteuid(65534)
+                except OSError:
+                    pytest.skip("there is no other user")
             with pytest.raises(DataError, match=rf"^{closed}: cannot be read \(Permission denied\)"):
                 open_source(DatasetConfig(name="image_folder", root=root, image_size=8))
         finally:

@@ -9,7 +9,7 @@ from helpers import CPU, tiny_config
 
 from soflow import codecs
 from soflow.config_base import ConfigError
-from soflow.evaluation.generated import evaluation_labels, evaluation_nfe, generate
+from soflow.evaluation.generated import check_times, evaluation_labels, generate
 from soflow.evaluation.moments import Workers
 from soflow.training.build import build_network, build_objective
 
@@ -43,9 +43,9 @@ def test_images_do_not_depend_on_the_batch_size(sampler):
 def test_times_of_steps_that_are_not_evaluated_are_refused():
     """The default of 1 and 2 NFE depends on the objective, so the configuration alone cannot tell."""
     objective = build_objective(tiny_config(), 10)
-    assert evaluation_nfe(tiny_config(evaluation={"times": [0.3]}), objective) == (1, 2)
+    check_times(tiny_config(evaluation={"times": [0.3]}), objective)
     with pytest.raises(ConfigError, match=r"times = \[0.8, 0.5\]: are for 3 NFE, and 1, 2 NFE are evaluated; list"):
-        evaluation_nfe(tiny_config(evaluation={"times": [0.8, 0.5]}), objective)
+        check_times(tiny_config(evaluation={"times": [0.8, 0.5]}), objective)
 
 
 def test_labels_are_balanced_or_as_in_the_data():
