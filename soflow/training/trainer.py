@@ -40,7 +40,7 @@ LOG = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(RuntimeError):
-    """Diverged training: the loss became infinite or NaN."""
+    """Diverged training: the loss or its gradient became infinite or NaN."""
 
 
 class Trainer:

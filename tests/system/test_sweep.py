@@ -69,7 +69,7 @@ def test_a_sweep_is_recorded_whole(finished):
         assert len(images) == REPORTS[step] + (GRIDS_AT_THE_END if states[number] == "COMPLETE" else 0)
         assert (step < 12) == (states[number] == "PRUNED")
         warm.append("time/handover_s" in run.data.metrics)
-    assert "failed: the loss became infinite or NaN at step" in output
+    assert "failed: the loss or its gradient became infinite or NaN at step" in output
     # One program started workers once, one twice, for two trials at a time; other trials found warm workers.
     assert warm.count(False) <= 3, warm
 
