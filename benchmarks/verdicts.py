@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dashboards.claims.ledger import Claim, Study, read_ledger
+from dashboards.claims.ledger import Study, read_ledger
 from dashboards.claims.looks import Question, p_values
 from dashboards.comparison.exponents import MARGIN
 from soflow.statistics import LEVEL
@@ -93,16 +93,12 @@ def measured_noise(study: Study, measured: Mapping[str, dict]) -> Noise:
     return Noise(scatter, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def margin_of(study: Study, claim: Claim) -> float:
-    return MARGIN if claim.exponent else math.log(study.smallest_of(claim))
-
-
 @dataclass(frozen=True)
 class Simulated:
     """What became of the same study in all simulated ledgers.
 
     Attributes:
-        wrong: [ledgers], True where any claim had a wrong verdict at any time.
+        wrong: [ledgers], True where any claim has a wrong verdict.
         decided: [claims], share of ledgers in which a claim is decided.
         right: [claims], share in which it is decided rightly.
         seeds: mean number of seeds of a claim.
@@ -117,17 +113,17 @@ class Simulated:
 def simulate(study: Study, noise: Noise, effect: float, number: int, generator: np.random.Generator) -> Simulated:
     """Simulate a study whose claims all have the same true effect, in units of the smallest effect."""
     values = noise.draw(number, study.looks[-1], generator)
-    ps, found, right = [], [], []
+    ps, right = [], []
     for index, claim in enumerate(study.claims):
-        margin, is_exponent = margin_of(study, claim), claim.exponent is not None
+        is_exponent = claim.exponent is not None
+        margin = MARGIN if is_exponent else math.log(study.smallest_of(claim))
         question = Question(margin, study.looks[-1], null=margin if is_exponent else 0.0, spending=study.spending)
         p, call = calls(question, study.looks, values[:, index] + effect * margin)
         # Calls that are right: inside the margin, its ends included for an exponent, and the sign.
         truths = {0} if effect == 0 or (is_exponent and effect <= 1) else {1} | ({0} if effect < 1 else set())
         ps.append(p)
-        found.append(call)
         right.append(np.isin(call, list(truths)))
-    p, call, is_right = (np.stack(each, axis=1) for each in (ps, found, right))  # [ledgers, claims, looks]
+    p, is_right = (np.stack(each, axis=1) for each in (ps, right))  # [ledgers, claims, looks]
     lowest, holds = np.full(p.shape[:2], np.inf), np.ones(p.shape[:2], dtype=bool)
     seeds = np.zeros(p.shape[:2])
     for look, n in enumerate(study.looks):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAIN = ("fid", "kid", "class_consistency", "time/train_s", "time/step_ms", "memory/peak_mib", "throughput/images_per_s")
 """Metrics that are shown unless all are."""
-CONDITIONS = ("device", "threads", "workers", "micro_batch", "memory_measure")
+MEASURED_UNDER = ("device", "threads", "workers", "micro_batch", "memory_measure")
 """Facts besides the settings on which times and memory depend."""
 GAP = 16
 """Pixels between two grids."""
@@ -98,7 +98,7 @@ def compare(runs: list[Run], all_metrics: bool = False) -> dict[str, Table]:
     metrics = _table([run.metrics for run in runs])
     return {
         "settings": _differing(settings),
-        "conditions": _differing({name: values for name, values in facts.items() if name in CONDITIONS}),
+        "conditions": _differing({name: values for name, values in facts.items() if name in MEASURED_UNDER}),
         "protocol": _differing({name: values for name, values in facts.items() if name in FID_PROTOCOL}),
         "metrics": {"step": [run.reports[-1].step for run in runs]}
         | (metrics if all_metrics else {name: metrics[name] for name in MAIN if name in metrics}),

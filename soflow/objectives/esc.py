@@ -13,8 +13,7 @@ The paper's r is s here. ESC has MeanFlow's target v_g − (t − s) du/dt and c
 - Gradual times. A sample with s < t gets s = 0 with a probability that falls from 1 to 0 until k/K = `anneal_end`.
 
 The paper also divides each sample's loss by exp(λ_t) and adds λ_t, with λ_t learned from t. With the adaptive weight of
-p = 1 the loss is close to 1 for every sample, for which the best λ_t is log 1 = 0, and the factor 1. So this weight is
-left out.
+p = 1 the loss is close to 1 for every sample. The best λ_t is then log 1 = 0 and changes nothing, and is left out.
 
 Images with other augmentation parameters do not count, because the network learns the velocity given these parameters.
 Where they are continuous, a sample has only its own image and learns v_t.

@@ -54,7 +54,7 @@ def test_conditions_that_differ_are_named(folders, monkeypatch, capsys, tmp_path
     text = output(monkeypatch, capsys, folders["first"], str(other))
     assert "other" in text.partition("conditions")[2]
     assert "Times and memory were measured under different conditions." in text
-    assert str(other.parent.name) in "".join(text.split())  # two runs of the same name are told apart
+    assert other.parent.name in "".join(text.split())  # runs of the same name are shown with their folders
 
 
 def test_a_run_in_a_folder_called_trials_is_no_trial(folders, monkeypatch, capsys, tmp_path):
